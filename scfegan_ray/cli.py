@@ -1,0 +1,129 @@
+"""What all jobs share: arguments, log, a Ray session, and how a job ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+import tyro
+
+from scfegan_ray.config import Config
+from scfegan_ray.errors import ConfigError, ScFeganError
+from scfegan_ray.presets import PRESETS, preset
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PRESET = "quickstart"
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    preset: Annotated[str, tyro.conf.Positional] = DEFAULT_PRESET
+    """Starting point that the other arguments override."""
+    dry_run: bool = False
+    """Print the resolved config and stop."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+def run_job(description: str, job: Callable[[Config, str], dict[str, Any]], argv: Sequence[str] | None) -> int:
+    """Parse arguments, do the job in a Ray session, and print its result as one line of JSON.
+
+    The result is the last line of stdout; everything else goes to stderr.
+
+    Args:
+        description: first lines of `--help`.
+        job: takes the config and the preset's name; returns what to print.
+        argv: arguments; default the process's.
+
+    Returns:
+        Exit code: 0 done, 1 a deliberate error printed as one line, 2 usage.
+    """
+    try:
+        name, dry_run, config = parse(description, sys.argv[1:] if argv is None else argv)
+        if dry_run:
+            print(json.dumps(config.to_dict(), indent=2))
+            return 0
+        with contextlib.redirect_stdout(sys.stderr):
+            _set_up_log()
+            with ray_session():
+                result = job(config, name)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    except ScFeganError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    print(json.dumps(result), flush=True)
+    return 0
+
+
+def parse(description: str, argv: Sequence[str]) -> tuple[str, bool, Config]:
+    """Return (preset's name, whether this is a dry run, config) of a command line.
+
+    Raises:
+        ConfigError: the preset is unknown or a value is refused.
+        SystemExit: usage error (2) or `--help` (0).
+    """
+    description = f"{description}\n\nPresets: {', '.join(PRESETS)}."
+
+    name = _find_preset(argv)
+    arguments = tyro.cli(_Arguments, default=_Arguments(config=preset(name)), args=list(argv), description=description)
+    if arguments.preset != name:
+        raise ConfigError(f"cannot tell which argument is the preset; put {arguments.preset} first")
+    return name, arguments.dry_run, arguments.config
+
+
+def _find_preset(argv: Sequence[str]) -> str:
+    """Return the positional argument, which may stand anywhere among the flags and decides the flags' defaults."""
+    is_value = False
+    for token in argv:
+        if is_value:
+            is_value = False
+        elif token.startswith("-"):
+            is_value = "=" not in token and token not in ("-h", "--help", "--dry-run", "--no-dry-run")
+        elif not token.isdigit():  # digits are further values of a flag that takes several
+            return token
+    return DEFAULT_PRESET
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """Join the cluster that `RAY_ADDRESS` names (a submitted job has it set), else start one on this machine.
+
+    A cluster of our own gets a token of its own through the environment: Ray would otherwise write one to the home
+    folder, after which `ray start` and `ray job submit` disagree about it.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    joins = bool(os.environ.get("RAY_ADDRESS"))
+    if not joins and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    import ray
+
+    logger.info("joining the Ray cluster" if joins else "starting Ray on this machine")
+    ray.init(address=None if joins else "local", log_to_driver=True, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def named(config: Config, run_name: str) -> Config:
+    """Give a config a run name where it has none."""
+    return config if config.run_name else replace(config, run_name=run_name)
+
+
+def _set_up_log() -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("scfegan_ray").setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")

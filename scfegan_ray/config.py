@@ -1,0 +1,448 @@
+"""What can be set, with the reason for each default.
+
+Every section is a frozen dataclass; the docstring under a field is its `--help`. Values marked
+*published* are the paper's; the others were never published and are ours to choose.
+`__post_init__` only checks. Standard library only, so that `--help` costs no heavy import.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from scfegan_ray.errors import ConfigError
+
+
+def _check(condition: object, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _check_fraction(name: str, value: float) -> None:
+    _check(0.0 <= value <= 1.0, f"{name} is {value}; it is a fraction: give a value from 0 to 1")
+
+
+def _check_positive(name: str, value: float) -> None:
+    _check(value > 0, f"{name} is {value}; give a value above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SketchConfig:
+    """How a photograph becomes a line drawing."""
+
+    detector: Literal["auto", "hed", "opencv"] = "auto"
+    """hed: the HED network; opencv: a Canny detector; auto: hed, or opencv with a warning when its weights
+    cannot be had."""
+    working_size_px: int = 0
+    """Side at which edges are detected, before the lines are brought to the data's size; 0 takes 128 more than the
+    data's size, at most 384 (HED finds no eyes in very small faces, and above 384 it draws pores)."""
+    clahe_clip: float = 2.0
+    """Contrast limit of the histogram equalization on luminance; 0 turns it off."""
+    clahe_tiles: int = 8
+    """Tiles per side of the histogram equalization."""
+    threshold: float = 0.4
+    """Edge probability from which a ridge is a line; it is followed on down to a little more than half of this."""
+    smoothing_sigma: float = 1.0
+    """Gaussian sigma along each curve, in pixels at a size of 256; 0 leaves the curves as thinned."""
+    min_component_px: float = 12.0
+    """Shortest line kept, in pixels at a size of 256."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_fraction("data.sketch.threshold", self.threshold)
+        _check_positive("data.sketch.clahe_tiles", self.clahe_tiles)
+        _check(
+            self.working_size_px == 0 or (self.working_size_px >= 32 and self.working_size_px % 16 == 0),
+            f"data.sketch.working_size_px is {self.working_size_px}; give 0, or a multiple of 16 of at least 32",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColorConfig:
+    """How a photograph becomes a color map."""
+
+    median_px: int = 3
+    """Side of the median filter (published)."""
+    bilateral_passes: int = 2
+    """Number of bilateral filters after the median filter."""
+    bilateral_sigma_color: float = 30.0
+    """Bilateral filter: how far apart two colors may be and still blend, in 8-bit levels."""
+    bilateral_sigma_space: float = 6.0
+    """Bilateral filter: reach in pixels at a size of 256."""
+    num_superpixels: int = 120
+    """Superpixels per image, for images without labels and for `split_parts`."""
+    split_parts: tuple[str, ...] = ("background", "cloth")
+    """Labeled parts that have no single color and are cut by superpixels; the others take one color per piece."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.median_px % 2 == 1, f"data.color.median_px is {self.median_px}; give an odd number")
+        _check_positive("data.color.num_superpixels", self.num_superpixels)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Where raw faces come from and how they are prepared."""
+
+    source: str = "embedded"
+    """Raw faces: `embedded` (portraits drawn by this package), a folder of images, or a folder in the official
+    CelebAMask-HQ layout; local path or s3:// URI."""
+    num_embedded: int = 256
+    """How many faces to draw when the source is `embedded`."""
+    prepared: str | None = None
+    """Prepared dataset. Default: under the storage path, made from the source when it is not there yet."""
+    size_px: int = 512
+    """Side of the prepared square images (published: 512)."""
+    test_fraction: float = 1 / 30
+    """Share of images held back from training; which ones is a pure function of the key (published: 1,000 of
+    30,000)."""
+    license: str | None = None
+    """License tag of the photographs, carried to the registered model. Default: what the source says of itself."""
+    shard_images: int = 64
+    """Images per Parquet file."""
+    sketch: SketchConfig = field(default_factory=SketchConfig)
+    color: ColorConfig = field(default_factory=ColorConfig)
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_fraction("data.test_fraction", self.test_fraction)
+        _check_positive("data.num_embedded", self.num_embedded)
+        _check_positive("data.shard_images", self.shard_images)
+        _check(self.size_px >= 16, f"data.size_px is {self.size_px}; give at least 16")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskConfig:
+    """Algorithm 1 of the paper (free-form holes) and the color brush; lengths are fractions of the image side.
+
+    The maxima were never published. These give, over 2,000 holes without hair, the same area at every size from 64
+    to 512: mean 0.22 of the image; percentiles 5, 25, 50, 75, 95: 0.07, 0.14, 0.22, 0.30, 0.39. The color brush
+    paints 0.60 of the hole on average: nothing of one hole in ten, all of another one in ten, and anything between.
+    """
+
+    max_lines: int = 6
+    """maxDraw: most polylines per hole."""
+    max_vertices: int = 12
+    """maxLine: most vertices per polyline."""
+    max_angle_degrees: float = 60.0
+    """maxAngle: largest turn at a vertex."""
+    max_length: float = 0.35
+    """maxLength: longest segment."""
+    min_brush: float = 0.03
+    """Thinnest brush."""
+    max_brush: float = 0.13
+    """Thickest brush."""
+    min_hole_area: float = 0.05
+    """Smallest share of the image that a hole covers; a hole outside the range is drawn anew."""
+    max_hole_area: float = 0.5
+    """Largest share of the image that a hole covers."""
+    hair_probability: float = 0.1
+    """Probability that the hair region is added to the hole, where the dataset has one."""
+    color_coverage: float = 0.6
+    """Mean share of the hole that the color brush paints (the published figure shows about 0.6)."""
+    color_absent_probability: float = 0.1
+    """Probability that nothing of the hole is painted, as when a user only sketches."""
+    noise_probability: float = 0.159
+    """Probability of a 1 in the noise map (the published demo's integer-cast Gaussian)."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in (
+            "hair_probability",
+            "color_coverage",
+            "color_absent_probability",
+            "noise_probability",
+            "min_hole_area",
+            "max_hole_area",
+        ):
+            _check_fraction(f"masks.{name}", getattr(self, name))
+        for name in ("max_lines", "max_vertices", "max_length", "min_brush"):
+            _check_positive(f"masks.{name}", getattr(self, name))
+        _check(
+            self.min_brush <= self.max_brush,
+            f"masks.min_brush {self.min_brush} exceeds masks.max_brush {self.max_brush}; swap them",
+        )
+        _check(
+            self.min_hole_area < self.max_hole_area,
+            f"masks.min_hole_area {self.min_hole_area} is not below masks.max_hole_area {self.max_hole_area}; "
+            "widen the range",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Shapes of the generator and the discriminator; the defaults are the published ones."""
+
+    base_channels: int = 64
+    """Width of the generator's first layer; later layers grow to 8 times that."""
+    num_downsamples: int = 7
+    """Halvings of the generator's encoder; the image side must be divisible by 2 to this power."""
+    dilations: tuple[int, ...] = (2, 4, 8, 16)
+    """Dilations of the bottleneck's convolutions."""
+    discriminator_base_channels: int = 64
+    """Width of the discriminator's first layer; later layers grow to 4 times that."""
+    discriminator_num_layers: int = 6
+    """Convolutions of the discriminator, each of stride 2."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("base_channels", "num_downsamples", "discriminator_base_channels", "discriminator_num_layers"):
+            _check_positive(f"model.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """Weights of the loss terms and the choices the paper leaves open."""
+
+    hole: float = 6.0
+    """alpha: weight of the hole within per_pixel, where the known region has 1 (unpublished)."""
+    perceptual: float = 0.05
+    """sigma (published)."""
+    style: float = 120.0
+    """gamma: weight of style_generated + style_composite (published)."""
+    total_variation: float = 0.1
+    """upsilon (published)."""
+    adversarial: float = 0.001
+    """beta (published)."""
+    real_score_penalty: float = 0.001
+    """epsilon: weight of E[D(ground truth)^2] (published)."""
+    gradient_penalty: float = 10.0
+    """theta (published)."""
+    real_score_penalty_in: Literal["discriminator", "generator"] = "discriminator"
+    """Which loss holds the epsilon term. The paper prints it in the generator's, where its gradient is zero."""
+    gradient_penalty_reduction: Literal["mean", "sum"] = "mean"
+    """How the score grid becomes one number per image before the penalty's gradient is taken."""
+    features: str = "auto"
+    """VGG-16 for perceptual and style: a path or URI of torchvision's state dict; `hed`: the trunk of the HED
+    weights; `random`: seeded random filters; `auto`: hed, or random with a warning when it cannot be had."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, float):
+                _check(value >= 0, f"losses.{f.name} is {value}; a weight is 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizationConfig:
+    """Adam for both networks, and the moving average of the generator."""
+
+    generator_learning_rate: float = 1e-4
+    """Peak rate of the generator."""
+    discriminator_learning_rate: float = 4e-4
+    """Peak rate of the discriminator."""
+    beta1: float = 0.5
+    """Adam's first moment decay."""
+    beta2: float = 0.9
+    """Adam's second moment decay."""
+    warmup_images: int = 0
+    """Images over which both rates rise from 0 to their peak."""
+    final_rate_fraction: float = 1.0
+    """Both rates fall along a half cosine to this share of their peak at `train.images`; 1 keeps them."""
+    ema_half_life_images: float = 10_000.0
+    """Images after which a past generator counts half in the moving average; 0 turns averaging off. Early in
+    training the half-life is capped at a twentieth of the images seen."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_positive("optimization.generator_learning_rate", self.generator_learning_rate)
+        _check_positive("optimization.discriminator_learning_rate", self.discriminator_learning_rate)
+        _check_fraction("optimization.final_rate_fraction", self.final_rate_fraction)
+        _check(
+            self.warmup_images >= 0,
+            f"optimization.warmup_images is {self.warmup_images}; give 0 or more",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How long to train, on what, and how often to report."""
+
+    num_workers: int = 2
+    """Ray Train workers (DDP ranks); one GPU each when `use_gpu`."""
+    use_gpu: bool = False
+    """Give each worker a GPU and use NCCL; otherwise gloo on CPUs."""
+    cpus_per_worker: float = 0.5
+    """CPUs that Ray reserves per worker. Half a CPU lets two workers fit beside other tasks on a 2-core machine."""
+    wait_for_nodes: bool = False
+    """Let the workers wait for nodes that an autoscaling cluster will add, instead of refusing to start."""
+    threads_per_worker: int = 0
+    """torch threads per worker; 0 shares the machine's cores among its workers."""
+    loader_threads: int = 2
+    """Threads per worker that decode images and draw masks ahead of the step."""
+    batch_size: int = 16
+    """Global batch: images per update over all workers; it does not change with their number."""
+    images: int = 1_000_000
+    """When to stop, in images seen."""
+    log_every_images: int = 320
+    """How often loss parts, rates and throughput go to the tracker, and a progress line to the log."""
+    checkpoint_every_images: int = 50_000
+    """How often to evaluate, write a grid of fixed examples, and checkpoint."""
+    checkpoints_to_keep: int = 2
+    """Newest checkpoints kept."""
+    max_failures: int = 2
+    """Restarts from the last checkpoint after a worker dies."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in (
+            "num_workers",
+            "batch_size",
+            "images",
+            "log_every_images",
+            "checkpoint_every_images",
+            "checkpoints_to_keep",
+            "cpus_per_worker",
+            "loader_threads",
+        ):
+            _check_positive(f"train.{name}", getattr(self, name))
+        _check(
+            self.batch_size % self.num_workers == 0,
+            f"train.batch_size {self.batch_size} cannot be shared by train.num_workers {self.num_workers}; "
+            "give a multiple",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """What is measured on held-back images, always with the same masks."""
+
+    num_images: int = 64
+    """Held-back images per evaluation (fewer when the dataset has fewer)."""
+    grid_images: int = 8
+    """Held-back images shown in the grid."""
+    batch_size: int = 8
+    """Images per evaluation batch."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for f in dataclasses.fields(self):
+            _check_positive(f"evaluation.{f.name}", getattr(self, f.name))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuneConfig:
+    """Search over the loss weights."""
+
+    num_trials: int = 8
+    """Trials, the first of which has the configured (by default the paper's) weights."""
+    max_concurrent_trials: int = 0
+    """Trials at a time; 0 takes as many as fit the cluster."""
+    reports: int = 4
+    """Times each trial is judged over its length; a weak one is stopped at any but the last."""
+    reduction_factor: int = 2
+    """ASHA: one in this many trials survives each judgement."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_positive("tune.num_trials", self.num_trials)
+        _check_positive("tune.reports", self.reports)
+        _check(
+            self.reduction_factor >= 2,
+            f"tune.reduction_factor is {self.reduction_factor}; give 2 or more",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StorageConfig:
+    """Where runs, checkpoints and prepared data live."""
+
+    path: str = "./runs"
+    """Folder or s3:// prefix; on a cluster of several nodes it must be one that all of them reach."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingConfig:
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking and registry server. Default: MLFLOW_TRACKING_URI, else a SQLite file under the storage path."""
+    experiment: str = "scfegan"
+    """Experiment that runs are filed under."""
+    model_name: str = "scfegan-generator"
+    """Registered model that gets a new version at the end of a run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """One run, whole: what a checkpoint and a registered model carry."""
+
+    run_name: str | None = None
+    """Name of the run; the same name resumes it. Letters, digits, dot, dash and underscore. Default: the preset's
+    name and the time."""
+    seed: int = 0
+    """Fixes weights, order of images, masks, brushes and noise."""
+    data: DataConfig = field(default_factory=DataConfig)
+    masks: MaskConfig = field(default_factory=MaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        """Check what concerns several sections."""
+        name = self.run_name
+        _check(
+            name is None or (re.fullmatch(r"\w[\w.-]*", name, re.ASCII) and name not in ("prepared", "mlartifacts")),
+            f"run_name is {name!r}; use letters, digits, dot, dash and underscore, and not `prepared` or `mlartifacts`",
+        )
+        divisor = 2**self.model.num_downsamples
+        _check(
+            self.data.size_px % divisor == 0,
+            f"data.size_px {self.data.size_px} is not divisible by 2^model.num_downsamples = {divisor}; "
+            f"give a multiple of {divisor} or fewer downsamples",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain dicts, ready for JSON."""
+        result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return result
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """Build from nested dicts such as `to_dict` returns.
+
+        Raises:
+            ConfigError: a key is unknown, or a value is refused by a section's check.
+        """
+        return _build(cls, values, "")
+
+
+T = typing.TypeVar("T")
+
+
+def _build(cls: type[T], values: dict[str, Any], prefix: str) -> T:
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    _check(not unknown, f"unknown setting {prefix}{unknown[0] if unknown else ''}; see --help for those that exist")
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            _check(isinstance(value, dict), f"{prefix}{name} is {value!r}; it is a section: give a mapping")
+            arguments[name] = _build(typing.cast("type[Any]", hint), value, f"{prefix}{name}.")
+        elif typing.get_origin(hint) is tuple:
+            arguments[name] = tuple(value)
+        else:
+            arguments[name] = value
+    return cls(**arguments)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested dicts into one with dotted names, as the command line spells them."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

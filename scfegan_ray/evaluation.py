@@ -1,0 +1,130 @@
+"""How good a generator is on held-back images: numbers, and a grid to look at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from scfegan_ray import images
+from scfegan_ray.models.features import Features
+
+GRID_TITLES = ("incomplete", "sketch", "color", "generated", "composite", "ground truth")
+MAX_PSNR_DB = 100.0
+
+
+def hole_psnr(composite: Tensor, ground_truth: Tensor, mask: Tensor) -> Tensor:
+    """Measure the error inside the hole.
+
+    Args:
+        composite: (N, H, W, 3) uint8.
+        ground_truth: (N, H, W, 3) uint8.
+        mask: (N, H, W, 1) uint8 in {0, 1}; 1 marks the hole, which must not be empty.
+
+    Returns:
+        (N,) float32, peak signal-to-noise ratio in dB with a peak of 255 over the hole's pixels and channels, at
+        most `MAX_PSNR_DB`.
+    """
+    hole = mask.float()
+    error = (composite.float() - ground_truth.float()).square() * hole
+    mean = error.sum(dim=(1, 2, 3)) / (3.0 * hole.sum(dim=(1, 2, 3)))
+    return (10.0 * torch.log10(255.0**2 / mean)).clamp(max=MAX_PSNR_DB)
+
+
+def perceptual_distance(features: Features, composite: Tensor, ground_truth: Tensor) -> Tensor:
+    """Measure how differently two images look to the frozen network.
+
+    Args:
+        features: frozen VGG-16.
+        composite: (N, 3, H, W) in [-1, 1].
+        ground_truth: (N, 3, H, W) in [-1, 1].
+
+    Returns:
+        (N,) float32: mean absolute difference of the features, summed over the three pooling layers. Comparable only
+        between runs with the same feature weights.
+    """
+    pairs = zip(features(composite), features(ground_truth), strict=True)
+    return torch.stack([(a - b).abs().mean(dim=(1, 2, 3)) for a, b in pairs]).sum(dim=0)
+
+
+def objective_db(metrics: dict[str, float]) -> float:
+    """Join hole PSNR and perceptual distance into one number to maximize.
+
+    Halving the hole's squared error and halving the perceptual distance each count 3 dB. No loss weight enters.
+    """
+    return metrics["hole_psnr"] - 10.0 * math.log10(max(metrics["perceptual_distance"], 1e-12))
+
+
+class Evaluator:
+    """Measures a generator, always on the same examples and with the same holes."""
+
+    def __init__(self, features: Features, device: torch.device | str = "cpu") -> None:
+        self._features = features
+        self._device = torch.device(device)
+
+    @torch.no_grad()
+    def run(self, generator: nn.Module, batches: Iterable[dict[str, NDArray[Any]]]) -> dict[str, float]:
+        """Return the means over all images of all batches.
+
+        Args:
+            generator: (N, 9, H, W) to (N, 3, H, W); its training mode is put back afterwards.
+            batches: stacked examples, see `data.examples.make_example`.
+
+        Returns:
+            hole_psnr: dB; perceptual_distance; objective: see `objective_db`.
+        """
+        psnr: list[Tensor] = []
+        distance: list[Tensor] = []
+        for arrays, batch, generated in self._generate(generator, batches):
+            composite = batch.composite(generated)
+            truth = torch.from_numpy(arrays["image"]).to(self._device)
+            mask = torch.from_numpy(arrays["mask"]).to(self._device)
+            psnr.append(hole_psnr(images.to_uint8(composite), truth, mask))
+            distance.append(perceptual_distance(self._features, composite, batch.ground_truth))
+        metrics = {
+            "hole_psnr": float(torch.cat(psnr).mean()),
+            "perceptual_distance": float(torch.cat(distance).mean()),
+        }
+        return metrics | {"objective": objective_db(metrics)}
+
+    @torch.no_grad()
+    def grid(self, generator: nn.Module, batches: Iterable[dict[str, NDArray[Any]]], side_px: int) -> NDArray[np.uint8]:
+        """Draw one row per example, with the columns of `GRID_TITLES`.
+
+        Returns:
+            (height, width, 3) uint8 RGB.
+        """
+        rows: list[list[NDArray[np.uint8]]] = []
+        for arrays, batch, generated in self._generate(generator, batches):
+            pictures = [images.to_uint8(t).cpu().numpy() for t in (generated, batch.composite(generated))]
+            hole = arrays["mask"]
+            incomplete = np.where(hole == 1, np.uint8(128), arrays["image"])
+            for at in range(len(hole)):
+                rows.append(
+                    [
+                        incomplete[at],
+                        255 - arrays["sketch"][at, ..., 0] * np.uint8(255),
+                        arrays["color"][at],
+                        pictures[0][at],
+                        pictures[1][at],
+                        arrays["image"][at],
+                    ]
+                )
+        return images.contact_sheet(rows, GRID_TITLES, side_px)
+
+    def _generate(
+        self, generator: nn.Module, batches: Iterable[dict[str, NDArray[Any]]]
+    ) -> Iterable[tuple[dict[str, NDArray[Any]], images.Batch, Tensor]]:
+        was_training = generator.training
+        generator.eval()
+        try:
+            for arrays in batches:
+                batch = images.Batch.from_arrays(arrays, self._device)
+                yield arrays, batch, generator(batch.generator_input())
+        finally:
+            generator.train(was_training)

@@ -1,0 +1,282 @@
+"""The paper's losses: one pure function per term, and the two sums that training minimizes.
+
+Every term is reduced per image and then averaged over the batch, so that its value does not depend on the size of
+the image or of the batch. Parts are reported without their weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scfegan_ray import images
+from scfegan_ray.config import LossConfig
+from scfegan_ray.errors import ConfigError
+from scfegan_ray.models.features import Features
+from scfegan_ray.models.layers import full_precision
+
+# Added to a squared norm: the square root has no gradient at 0. Small against the gradients of a mean over many
+# scores, whose norm is around 1e-4.
+_NORM_EPSILON = 1e-16
+
+
+def per_pixel(generated: Tensor, ground_truth: Tensor, mask: Tensor, hole: float) -> Tensor:
+    """Compare pixels, those of the hole with a weight of their own.
+
+    ||(1 - m)(generated - ground_truth)||_1 / N + hole * ||m (generated - ground_truth)||_1 / N, with N the number
+    of elements of one image.
+
+    Args:
+        generated: (N, 3, H, W) float in [-1, 1].
+        ground_truth: (N, 3, H, W) float in [-1, 1].
+        mask: (N, 1, H, W) float in {0, 1}; 1 marks pixels to fill.
+        hole: weight of the hole; the known region has 1.
+
+    Returns:
+        Scalar, 0 or more. Paper: SC-FEGAN, per-pixel loss with alpha = `hole`; the paper's M is 1 - mask here.
+    """
+    return ((generated - ground_truth).abs() * (1.0 - mask + hole * mask)).mean()
+
+
+def perceptual(features_x: Sequence[Tensor], features_gt: Sequence[Tensor]) -> Tensor:
+    """Compare what the feature network sees in two images.
+
+    Sum over the layers q of ||Theta_q(x) - Theta_q(ground_truth)||_1 / N_q.
+
+    Args:
+        features_x: per layer (N, C, H, W) float; of the generated or of the composite image.
+        features_gt: the same of the ground truth.
+
+    Returns:
+        Scalar, 0 or more. Paper: SC-FEGAN, perceptual loss, one of its two sums.
+    """
+    terms = [
+        (full_precision(x) - full_precision(gt)).abs().mean() for x, gt in zip(features_x, features_gt, strict=True)
+    ]
+    return torch.stack(terms).sum()
+
+
+def _gram(features: Tensor) -> Tensor:
+    """Return the Gram matrix over N_q = C * H * W: (N, C, H, W) any float to (N, C, C), at least float32."""
+    flat = full_precision(features).flatten(2)
+    # Sums of thousands of products need float32, which autocast would take away from the matrix product.
+    with torch.autocast(flat.device.type, enabled=False):
+        return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
+
+
+def style(features_x: Sequence[Tensor], features_gt: Sequence[Tensor]) -> Tensor:
+    """Compare which features occur together, wherever they are.
+
+    Sum over the layers q of ||(G_q(x) - G_q(ground_truth)) / N_q||_1 / C_q^2, with G the Gram matrix over the
+    C_q channels and N_q = C_q H_q W_q. In float32.
+
+    Args:
+        features_x: per layer (N, C, H, W) float; of the generated or of the composite image.
+        features_gt: the same of the ground truth.
+
+    Returns:
+        Scalar, 0 or more. Paper: SC-FEGAN, style loss of one image.
+    """
+    terms = [(_gram(x) - _gram(gt)).abs().mean() for x, gt in zip(features_x, features_gt, strict=True)]
+    return torch.stack(terms).sum()
+
+
+def total_variation(composite: Tensor, mask: Tensor) -> Tensor:
+    """Measure how much neighboring pixels differ in the hole and across its border.
+
+    The region is the hole dilated by one pixel (3x3). A pair of neighbors counts where both are in the region. Per
+    image, the mean absolute difference of the counting vertical pairs (over their 3 channels) plus that of the
+    horizontal ones; without a hole it is 0.
+
+    Args:
+        composite: (N, 3, H, W) float in [-1, 1].
+        mask: (N, 1, H, W) float in {0, 1}; 1 marks pixels to fill.
+
+    Returns:
+        Scalar, 0 or more. Paper: SC-FEGAN, total variation loss; its region was never published, this is the one
+        of partial convolutions.
+    """
+    composite = full_precision(composite)
+    region = F.max_pool2d(full_precision(mask), 3, stride=1, padding=1)
+    terms = []
+    for axis in (2, 3):
+        length = composite.shape[axis] - 1
+        pairs = region.narrow(axis, 0, length) * region.narrow(axis, 1, length)
+        differences = (composite.narrow(axis, 1, length) - composite.narrow(axis, 0, length)).abs()
+        count = pairs.sum(dim=(1, 2, 3)) * composite.shape[1]
+        terms.append((differences * pairs).sum(dim=(1, 2, 3)) / count.clamp(min=1.0))
+    return (terms[0] + terms[1]).mean()
+
+
+def adversarial(fake_scores: Tensor) -> Tensor:
+    """Reward the generator for composites that score as real: -E[D(composite)].
+
+    Args:
+        fake_scores: (N, C, h, w) float, of composites.
+
+    Returns:
+        Scalar of any sign. Paper: SC-FEGAN, generator's GAN loss; no ReLU.
+    """
+    return -full_precision(fake_scores).mean()
+
+
+def score_gap(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """Reward the discriminator for telling them apart: E[1 - D(ground_truth)] + E[1 + D(composite)].
+
+    Args:
+        real_scores: (N, C, h, w) float, of ground truths.
+        fake_scores: (N, C, h, w) float, of composites.
+
+    Returns:
+        Scalar of any sign. Paper: SC-FEGAN, discriminator's GAN loss; no ReLU, so it is no hinge loss.
+    """
+    return (1.0 - full_precision(real_scores)).mean() + (1.0 + full_precision(fake_scores)).mean()
+
+
+def real_score_penalty(real_scores: Tensor) -> Tensor:
+    """Keep the scores near 0: E[D(ground_truth)^2].
+
+    Args:
+        real_scores: (N, C, h, w) float, of ground truths.
+
+    Returns:
+        Scalar, 0 or more. Paper: SC-FEGAN, the epsilon term.
+    """
+    return full_precision(real_scores).square().mean()
+
+
+def gradient_penalty(gradient: Tensor, mask: Tensor) -> Tensor:
+    """Keep the slope of the discriminator within each hole near 1: E[(||gradient * m||_2 - 1)^2].
+
+    The norm is taken per image. An image without a hole gives 1 and no gradient.
+
+    Args:
+        gradient: (N, 3, H, W) float; of each image's score with respect to that image.
+        mask: (N, 1, H, W) float in {0, 1}; 1 marks pixels to fill.
+
+    Returns:
+        Scalar, 0 or more. Paper: SC-FEGAN, GP term.
+    """
+    squared_norm = (full_precision(gradient) * mask).square().sum(dim=(1, 2, 3))
+    return (torch.sqrt(squared_norm + _NORM_EPSILON) - 1.0).square().mean()
+
+
+def generator_loss(
+    generated: Tensor,
+    ground_truth: Tensor,
+    mask: Tensor,
+    features: Features,
+    fake_scores: Tensor,
+    config: LossConfig,
+    real_scores: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum up what the generator minimizes.
+
+    per_pixel + sigma * perceptual + gamma * (style_generated + style_composite) + upsilon * total_variation
+    + beta * adversarial, and + epsilon * real_score_penalty where `config.real_score_penalty_in` says so. That last
+    term has no gradient in the generator; it is there for who wants the paper's sum as printed.
+
+    Args:
+        generated: (N, 3, H, W) float in [-1, 1], with the generator's graph.
+        ground_truth: (N, 3, H, W) float in [-1, 1].
+        mask: (N, 1, H, W) float in {0, 1}; 1 marks pixels to fill.
+        features: frozen feature network.
+        fake_scores: (N, C, h, w) float, the discriminator's on `images.composite(generated, ground_truth, mask)`,
+            with the generator's graph; the discriminator's parameters should not require gradients then.
+        config: weights.
+        real_scores: (N, C, h, w) float, the discriminator's on the ground truth; read only where
+            `config.real_score_penalty_in` is `generator`.
+
+    Returns:
+        The scalar to minimize, and the terms without their weights, detached: per_pixel (with alpha inside),
+        perceptual (generated plus composite), style_generated, style_composite, total_variation, adversarial, and
+        real_score_penalty where it is part of the sum. Paper: SC-FEGAN, L_G.
+
+    Raises:
+        ConfigError: the real scores are needed and not given.
+    """
+    composite = images.composite(generated, ground_truth, mask)
+    # One pass for both, because the feature network costs more than all the rest of this function.
+    features_generated, features_composite = _split(features(torch.cat([generated, composite])))
+    with torch.no_grad():
+        features_gt = features(ground_truth)
+    weighted: dict[str, tuple[float, Tensor]] = {
+        "per_pixel": (1.0, per_pixel(generated, ground_truth, mask, config.hole)),
+        "perceptual": (
+            config.perceptual,
+            perceptual(features_generated, features_gt) + perceptual(features_composite, features_gt),
+        ),
+        "style_generated": (config.style, style(features_generated, features_gt)),
+        "style_composite": (config.style, style(features_composite, features_gt)),
+        "total_variation": (config.total_variation, total_variation(composite, mask)),
+        "adversarial": (config.adversarial, adversarial(fake_scores)),
+    }
+    if config.real_score_penalty_in == "generator":
+        if real_scores is None:
+            raise ConfigError(
+                "losses.real_score_penalty_in is 'generator', but no real_scores were given; pass the scores of the "
+                "ground truth, or set it to 'discriminator'"
+            )
+        weighted["real_score_penalty"] = (config.real_score_penalty, real_score_penalty(real_scores.detach()))
+    total = torch.stack([weight * term for weight, term in weighted.values()]).sum()
+    return total, {name: term.detach() for name, (_, term) in weighted.items()}
+
+
+def _split(stacked: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Undo a concatenation of two equal batches in each layer's features."""
+    halves = [layer.chunk(2) for layer in stacked]
+    return [half[0] for half in halves], [half[1] for half in halves]
+
+
+def discriminator_loss(
+    discriminator: Callable[[Tensor, Tensor], Tensor],
+    ground_truth: Tensor,
+    composite: Tensor,
+    conditions: Tensor,
+    mask: Tensor,
+    interpolation: Tensor,
+    config: LossConfig,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum up what the discriminator minimizes.
+
+    E[1 - real_scores] + E[1 + fake_scores] + theta * gradient_penalty, and + epsilon * real_score_penalty where
+    `config.real_score_penalty_in` says so.
+    Differs from the paper: by default the epsilon term is here, because where the paper prints it, in the generator's
+    loss, its gradient is zero.
+
+    Args:
+        discriminator: maps (image, conditions) to scores (N, C, h, w); the network or a DDP wrapper of it.
+        ground_truth: (N, 3, H, W) float in [-1, 1].
+        composite: (N, 3, H, W) float in [-1, 1]; detached here.
+        conditions: (N, 5, H, W) float as `images.pack_conditions` gives them.
+        mask: (N, 1, H, W) float in {0, 1}; 1 marks pixels to fill.
+        interpolation: (N,) float, uniform in [0, 1]; where on the segment from composite (0) to ground truth (1) the
+            gradient is taken.
+        config: weights and choices.
+
+    Returns:
+        The scalar to minimize, and the terms without their weights, detached: real_scores and fake_scores (means over
+        all scores, so that the first two terms are 2 - real_scores + fake_scores), gradient_penalty, and
+        real_score_penalty where it is part of the sum. Paper: SC-FEGAN, L_D. How the score grid becomes one number
+        per image in GP was never published: `config.gradient_penalty_reduction`.
+    """
+    composite = composite.detach()
+    position = interpolation.to(ground_truth.dtype).reshape(-1, 1, 1, 1)
+    interpolated = torch.lerp(composite, ground_truth, position).detach().requires_grad_(True)
+    # One forward for all three: the spectral norm moves once per update, and DDP sees one forward per backward.
+    scores = discriminator(torch.cat([ground_truth, composite, interpolated]), conditions.repeat(3, 1, 1, 1))
+    real, fake, between = full_precision(scores).chunk(3)
+    per_image = between.flatten(1)
+    per_image = per_image.mean(1) if config.gradient_penalty_reduction == "mean" else per_image.sum(1)
+    # An image's score depends on no other image, so the gradient of the batch's sum is each image's own.
+    (gradient,) = torch.autograd.grad(per_image.sum(), interpolated, create_graph=True)
+    penalty = gradient_penalty(gradient, mask)
+    total = score_gap(real, fake) + config.gradient_penalty * penalty
+    parts = {"real_scores": real.mean(), "fake_scores": fake.mean(), "gradient_penalty": penalty}
+    if config.real_score_penalty_in == "discriminator":
+        parts["real_score_penalty"] = real_score_penalty(real)
+        total = total + config.real_score_penalty * parts["real_score_penalty"]
+    return total, {name: value.detach() for name, value in parts.items()}

@@ -1,0 +1,1 @@
+"""Generator, discriminator, frozen features, and the import of the published weights."""

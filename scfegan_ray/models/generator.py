@@ -1,0 +1,119 @@
+"""The generator: a gated U-Net that fills the hole so that it obeys sketch and color."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from scfegan_ray.config import ModelConfig
+from scfegan_ray.errors import ConfigError
+from scfegan_ray.models.layers import GatedConv2d, GatedDeconv2d, full_precision
+
+INPUT_CHANNELS = 9
+"""incomplete 3, sketch 1, color 3, mask 1, noise 1: what `images.pack_input` stacks."""
+
+IMAGE_CHANNELS = 3
+
+
+def encoder_widths(config: ModelConfig) -> list[int]:
+    """Return the output channels of each encoder layer: they double from layer to layer, up to 8 times the first."""
+    return [config.base_channels * min(2**i, 8) for i in range(config.num_downsamples)]
+
+
+def decoder_widths(config: ModelConfig) -> list[int]:
+    """Return the output channels of each decoder stage: the encoder's backwards, and an image last."""
+    return [*reversed(encoder_widths(config)[:-1]), IMAGE_CHANNELS]
+
+
+def encoder_kernel_size(index: int) -> int:
+    """Return the kernel side of the encoder layer with this index from 0: 7, 5, 5, then 3."""
+    return 7 if index == 0 else 5 if index <= 2 else 3
+
+
+class Generator(nn.Module):
+    """Turn the packed user input into an image.
+
+    `config.num_downsamples` gated convolutions of stride 2, dilated ones at the smallest size, and as many stages of
+    transpose convolution, skip connection and gated convolution. The default config is the released network.
+
+    Args:
+        config: shapes; `base_channels`, `num_downsamples` and `dilations` are read.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Draw the weights from torch's global generator; the law is told in `layers`."""
+        super().__init__()
+        self.config = config
+        down = encoder_widths(config)
+        up = decoder_widths(config)
+        inputs = [INPUT_CHANNELS, *down[:-1]]
+        self.encoder = nn.ModuleList(
+            GatedConv2d(inputs[i], down[i], encoder_kernel_size(i), stride=2, normalize=i > 0) for i in range(len(down))
+        )
+        self.bottleneck = nn.ModuleList(
+            GatedConv2d(down[-1], down[-1], 3, dilation=dilation) for dilation in config.dilations
+        )
+        self.upsamplers = nn.ModuleList()
+        self.decoder = nn.ModuleList()
+        width = down[-1]
+        for i, (skip, out) in enumerate(zip(reversed(inputs), up, strict=True)):
+            last = i == len(up) - 1
+            self.upsamplers.append(GatedDeconv2d(width, out))
+            self.decoder.append(GatedConv2d(skip + out, out, 3, normalize=not last, activate=not last))
+            width = out
+
+    def forward(self, packed: Tensor) -> Tensor:
+        """Generate a whole image; only its hole is meant to be used (`images.composite`).
+
+        Args:
+            packed: (N, 9, H, W) float as `images.pack_input` gives it; H and W divisible by 2^num_downsamples.
+
+        Returns:
+            (N, 3, H, W) in (-1, 1), float32 under autocast too. Paper: figure 2, and the released graph.
+
+        Raises:
+            ConfigError: the height or the width is not divisible.
+        """
+        divisor = 2**self.config.num_downsamples
+        height, width = packed.shape[-2:]
+        if height % divisor or width % divisor:
+            raise ConfigError(
+                f"a generator with {self.config.num_downsamples} downsamples cannot take {height}x{width} images; "
+                f"resize or pad both sides to a multiple of {divisor}, or set fewer model.num_downsamples"
+            )
+        x = packed
+        skips = []
+        for layer in self.encoder:
+            skips.append(x)
+            x = layer(x)
+        for layer in self.bottleneck:
+            x = layer(x)
+        for upsampler, layer in zip(self.upsamplers, self.decoder, strict=True):
+            x = layer(torch.cat([skips.pop(), upsampler(x)], dim=1))
+        return torch.tanh(full_precision(x))
+
+    @torch.no_grad()
+    def silence_untrained_taps(self, trained_size_px: int) -> None:
+        """Zero the bottleneck's taps that training at this size could not reach.
+
+        Where a dilation is as large as the bottleneck's map, the outer taps only ever see padding: they keep their
+        initial noise and would add it to larger images. At the trained size this changes no output.
+
+        Args:
+            trained_size_px: side of the square images the weights were trained on.
+
+        Raises:
+            ConfigError: the generator cannot have been trained at this size.
+        """
+        divisor = 2**self.config.num_downsamples
+        if trained_size_px <= 0 or trained_size_px % divisor:
+            raise ConfigError(
+                f"trained_size_px is {trained_size_px}; a generator with {self.config.num_downsamples} downsamples "
+                f"trains at multiples of {divisor}: give one"
+            )
+        bottleneck_size = trained_size_px // divisor
+        for layer in self.bottleneck:
+            if isinstance(layer, GatedConv2d) and layer.dilation >= bottleneck_size:
+                center = layer.weight[:, :, 1, 1].clone()
+                layer.weight.zero_()
+                layer.weight[:, :, 1, 1] = center

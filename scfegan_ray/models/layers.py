@@ -1,0 +1,238 @@
+"""Building blocks of the generator: gated convolutions, local response normalization, TensorFlow's SAME padding."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+LEAK = 0.2
+"""Negative slope of every leaky ReLU, in both networks (released graph)."""
+
+_LRN_RADIUS = 5
+_LRN_BIAS = 5e-5
+
+
+def same_padding(size: int, kernel_size: int, stride: int, dilation: int) -> tuple[int, int]:
+    """Count the zeros that TensorFlow's SAME puts before and after one axis.
+
+    With stride 2 on an even size the two differ (kernel 7: 2 and 3), which is where ports of TensorFlow models
+    shift by half a pixel per layer.
+
+    Args:
+        size: length of the axis in pixels.
+        kernel_size: taps along the axis.
+        stride: step between outputs.
+        dilation: step between taps.
+
+    Returns:
+        Zeros before and zeros after, such that the output has ceil(size / stride) elements.
+    """
+    outputs = -(-size // stride)
+    total = max((outputs - 1) * stride + (kernel_size - 1) * dilation + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
+def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
+    """Convolve with TensorFlow's SAME padding.
+
+    Args:
+        x: (N, C, H, W) float.
+        weight: (D, C, k, k) float.
+        bias: (D,) float.
+        stride: step between outputs.
+        dilation: step between taps.
+
+    Returns:
+        (N, D, ceil(H / stride), ceil(W / stride)) float.
+    """
+    top, bottom = same_padding(x.shape[-2], weight.shape[-2], stride, dilation)
+    left, right = same_padding(x.shape[-1], weight.shape[-1], stride, dilation)
+    if top == bottom and left == right:
+        # The convolution pads by itself, which saves a copy of the input.
+        return F.conv2d(x, weight, bias, stride, (top, left), dilation)
+    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, 0, dilation)
+
+
+def _window_sum(values: Tensor) -> Tensor:
+    """Sum channels c-5..c+5 for each channel c, with zeros beyond the ends.
+
+    Windows of 1, 2, 4 and 8 channels come from each other by one shifted addition, and 8 + 2 + 1 = 11: five
+    additions instead of ten, and no subtraction, hence no cancellation as with a cumulative sum.
+
+    Args:
+        values: (N, C, H, W) float.
+
+    Returns:
+        (N, C, H, W), dtype of `values`.
+    """
+    channels = values.shape[1]
+    ones = F.pad(values, (0, 0, 0, 0, _LRN_RADIUS, _LRN_RADIUS))
+    twos = ones[:, :-1] + ones[:, 1:]
+    fours = twos[:, :-2] + twos[:, 2:]
+    total = fours[:, :channels] + fours[:, 4 : 4 + channels]
+    total = total + twos[:, 8 : 8 + channels]
+    return total + ones[:, 10 : 10 + channels]
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Return half-precision tensors as float32, others unchanged."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _inverse_norm(x: Tensor) -> Tensor:
+    """Return 1 / sqrt(5e-5 + window sum of x^2): (N, C, H, W), at least float32."""
+    return torch.rsqrt(_window_sum(full_precision(x).square()) + _LRN_BIAS)
+
+
+class _LocalResponseNorm(torch.autograd.Function):
+    """`local_response_norm` with its closed-form gradient.
+
+    Keeps the input and one tensor of inverse norms, where autograd would keep every intermediate of the sum.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        inverse_norm = _inverse_norm(x)
+        ctx.save_for_backward(x, inverse_norm)
+        return (x * inverse_norm).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        x, inverse_norm = ctx.saved_tensors
+        # y_c = x_c r_c with r_c = s_c^(-1/2), and s_c sums x_k^2 over the window of c, which is symmetric:
+        # dL/dx_k = g_k r_k - x_k * sum over c in the window of k of g_c x_c r_c^3.
+        scaled = gradient * inverse_norm
+        inner = (scaled * x).mul_(inverse_norm).mul_(inverse_norm)
+        result: Tensor = scaled.sub_(_window_sum(inner).mul_(x)).to(x.dtype)
+        return result
+
+
+def local_response_norm(x: Tensor) -> Tensor:
+    """Divide each element by the root of the summed squares of its 11 neighbors along the channels.
+
+    f / sqrt(5e-5 + sum of f^2 over channels c-5..c+5): alpha = 1 multiplies the plain sum, where PyTorch's own
+    function would take a mean. The sum is taken in float32 under autocast too. Differentiable once.
+
+    Args:
+        x: (N, C, H, W) float.
+
+    Returns:
+        (N, C, H, W), dtype of `x`, in (-1, 1). Paper: the released graph's LRN.
+    """
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or not torch.is_grad_enabled():
+        # Exporters and compilers derive their own gradient, and cannot look into a custom one.
+        return (x * _inverse_norm(x)).to(x.dtype)
+    result: Tensor = _LocalResponseNorm.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
+class GatedConv2d(nn.Module):
+    """Convolve twice, once for features and once for a gate, and return features times sigmoid(gate).
+
+    Both convolutions read the same input, so they run as one: the first half of its output channels is the
+    feature, the second half the gate. `weight` is (2 * out_channels, in_channels, k, k), `bias` (2 * out_channels,).
+
+    Initial weights are normal with a variance of gain / fan-in. The gain is 2 / (1 + 0.2^2) for features that pass
+    a leaky ReLU, and 1 for linear features and for gates. Biases are 0, so that gates start at one half.
+    Differs from the paper: its initial weights were never published.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the result.
+        kernel_size: side of both kernels.
+        stride: step between outputs.
+        dilation: step between taps.
+        normalize: apply `local_response_norm` to the features.
+        activate: apply leaky ReLU (slope 0.2) to the features.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        normalize: bool = True,
+        activate: bool = True,
+    ) -> None:
+        """Draw the weights from torch's global generator."""
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.stride = stride
+        self.dilation = dilation
+        self.normalize = normalize
+        self.activate = activate
+        self.weight = nn.Parameter(torch.empty(2 * out_channels, in_channels, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(2 * out_channels))
+        fan_in = in_channels * kernel_size**2
+        gain = 2 / (1 + LEAK**2) if activate else 1.0
+        with torch.no_grad():
+            self.weight[:out_channels].normal_(0.0, math.sqrt(gain / fan_in))
+            self.weight[out_channels:].normal_(0.0, math.sqrt(1.0 / fan_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the gated features.
+
+        Args:
+            x: (N, in_channels, H, W) float.
+
+        Returns:
+            (N, out_channels, ceil(H / stride), ceil(W / stride)) float. Paper: released graph, `gate_conv`.
+        """
+        features, gate = conv2d_same(x, self.weight, self.bias, self.stride, self.dilation).chunk(2, dim=1)
+        if self.normalize:
+            features = local_response_norm(features)
+        if self.activate:
+            features = F.leaky_relu(features, LEAK)
+        return features * torch.sigmoid(gate)
+
+
+class GatedDeconv2d(nn.Module):
+    """Double the size by a transpose convolution whose result gates itself.
+
+    The released graph computes a second convolution for the gate and then drops it; its weights (`biases2`) are dead
+    and do not exist here. Initial weights are normal with variance 4 * 2 / (1 + 0.2^2) / fan-in, and the bias is 0.
+    The fan-in is in_channels * 25 / 4, since a kernel of 25 taps and stride 2 puts 25 / 4 of them on each output on
+    average; the 4 makes up for the gate, which is one half near 0, because no normalization follows.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the result.
+    """
+
+    _KERNEL_SIZE = 5
+    _STRIDE = 2
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        """Draw the weights from torch's global generator."""
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.weight = nn.Parameter(torch.empty(in_channels, out_channels, self._KERNEL_SIZE, self._KERNEL_SIZE))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        fan_in = in_channels * (self._KERNEL_SIZE / self._STRIDE) ** 2
+        with torch.no_grad():
+            self.weight.normal_(0.0, math.sqrt(4 * 2 / (1 + LEAK**2) / fan_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return z * sigmoid(z) for z = leaky_relu(transpose convolution).
+
+        Args:
+            x: (N, in_channels, H, W) float.
+
+        Returns:
+            (N, out_channels, 2 H, 2 W) float. Paper: released graph, `gate_deconv`.
+        """
+        # The full output has 2 n + 3 rows. SAME drops one at the start and two at the end: `padding` drops one at
+        # either end, the slice the last.
+        z = F.conv_transpose2d(x, self.weight, self.bias, self._STRIDE, padding=1)
+        z = F.leaky_relu(z[..., : 2 * x.shape[-2], : 2 * x.shape[-1]], LEAK)
+        return z * torch.sigmoid(z)

@@ -1,0 +1,65 @@
+"""Named starting points; each says only what differs from the published set-up that `Config` defaults to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from scfegan_ray.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizationConfig,
+    TrainConfig,
+)
+from scfegan_ray.errors import ConfigError
+
+_QUICKSTART = Config(
+    data=DataConfig(num_embedded=256, size_px=64, test_fraction=1 / 8, shard_images=16),
+    model=ModelConfig(base_channels=24, num_downsamples=4, discriminator_base_channels=16, discriminator_num_layers=4),
+    optimization=OptimizationConfig(
+        generator_learning_rate=1e-3,
+        discriminator_learning_rate=4e-4,
+        final_rate_fraction=0.1,
+        ema_half_life_images=500.0,
+    ),
+    train=TrainConfig(images=4_800, log_every_images=160, checkpoint_every_images=2_400),
+    evaluation=EvaluationConfig(num_images=24),
+)
+"""Embedded faces, two CPU workers, minutes: shows the whole path and a model that visibly follows strokes."""
+
+_SMALL_256 = Config(
+    data=DataConfig(size_px=256),
+    model=ModelConfig(base_channels=32, num_downsamples=6),
+    train=TrainConfig(use_gpu=True, num_workers=1, cpus_per_worker=4, images=500_000, checkpoint_every_images=20_000),
+)
+"""One GPU and a folder of photographs: a usable editor in a day."""
+
+_PAPER_512 = Config(
+    train=TrainConfig(
+        use_gpu=True,
+        num_workers=4,
+        cpus_per_worker=8,
+        loader_threads=8,
+        batch_size=32,
+        images=3_000_000,
+        log_every_images=3_200,
+    ),
+)
+"""The published network at the published size."""
+
+PRESETS: Mapping[str, Config] = MappingProxyType(
+    {"quickstart": _QUICKSTART, "small_256": _SMALL_256, "paper_512": _PAPER_512}
+)
+
+
+def preset(name: str) -> Config:
+    """Return a preset.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]

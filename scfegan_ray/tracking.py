@@ -1,0 +1,336 @@
+"""MLflow: runs, and the registry of models. The only module that imports it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import mlflow
+import mlflow.pyfunc
+import numpy as np
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from numpy.typing import NDArray
+
+from scfegan_ray import config as configuration
+from scfegan_ray import storage
+from scfegan_ray.config import Config
+from scfegan_ray.errors import ModelError, StorageError
+from scfegan_ray.models import editing
+from scfegan_ray.models.generator import Generator
+
+logger = logging.getLogger(__name__)
+
+# MLflow would report usage to its makers, and print a hint about pickles for models that contain none.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+class Tracker(Protocol):
+    """What training tells about itself; progress is counted in images seen."""
+
+    def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
+        """Record numbers at a position."""
+        ...
+
+    def picture(self, name: str, rgb: NDArray[np.uint8], images_seen: int) -> None:
+        """Record a (H, W, 3) uint8 RGB picture at a position."""
+        ...
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Record facts about the run."""
+        ...
+
+    def close(self) -> None:
+        """Say how many records were lost, if any."""
+        ...
+
+
+class NullTracker:
+    """Records nothing: for tests, and for every rank but the first."""
+
+    def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
+        """Drop the numbers."""
+
+    def picture(self, name: str, rgb: NDArray[np.uint8], images_seen: int) -> None:
+        """Drop the picture."""
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Drop the facts."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class MlflowTracker:
+    """Writes to one MLflow run. A record that fails is counted and reported; it never stops training."""
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        self._client = MlflowClient(uri)
+        self._run_id = run_id
+        self._num_lost = 0
+
+    def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
+        """Record numbers at a position."""
+        now = int(time.time() * 1000)
+        batch = [Metric(name, value, now, images_seen) for name, value in values.items()]
+        self._try(lambda: self._client.log_batch(self._run_id, metrics=batch))
+
+    def picture(self, name: str, rgb: NDArray[np.uint8], images_seen: int) -> None:
+        """Record a picture under `<name>/<images seen>.png`."""
+        self._try(lambda: self._client.log_image(self._run_id, rgb, artifact_file=f"{name}/{images_seen:010d}.png"))
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Record facts about the run."""
+        batch = [RunTag(name, value) for name, value in values.items()]
+        self._try(lambda: self._client.log_batch(self._run_id, tags=batch))
+
+    def close(self) -> None:
+        """Say how many records were lost, if any."""
+        if self._num_lost:
+            logger.warning("%d records of run %s did not reach MLflow", self._num_lost, self._run_id)
+
+    def _try(self, record: Callable[[], object]) -> None:
+        try:
+            record()
+        except Exception as error:  # MLflow passes on whatever its stores and HTTP layers raise
+            self._num_lost += 1
+            if self._num_lost == 1:
+                logger.warning("MLflow does not take records (%s); training goes on", error)
+
+
+def open_tracker(uri: str, run_id: str | None) -> Tracker:
+    """Return a tracker of a run, or one that drops everything where `run_id` is None."""
+    return NullTracker() if run_id is None else MlflowTracker(uri, run_id)
+
+
+def tracking_uri(config: Config) -> str:
+    """Return the tracking server: as configured, else `MLFLOW_TRACKING_URI`, else SQLite under the storage path.
+
+    Raises:
+        StorageError: none is given and the storage path is not a local folder.
+    """
+    given = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if given:
+        return given
+    place = storage.absolute(config.storage.path)
+    if not storage.is_local(place):
+        raise StorageError(
+            f"MLflow's SQLite file cannot live at {place}; give --tracking.uri or set MLFLOW_TRACKING_URI"
+        )
+    return f"sqlite:///{place}/mlflow.db"
+
+
+def start_run(config: Config, run_name: str, *, tags: Mapping[str, str], parent_run_id: str | None = None) -> str:
+    """Create a run and record its config.
+
+    Args:
+        config: all settings, recorded as parameters with dotted names.
+        run_name: shown by MLflow.
+        tags: facts about the run.
+        parent_run_id: run under which this one is shown.
+
+    Returns:
+        Its id.
+
+    Raises:
+        StorageError: the tracking server cannot be used.
+    """
+    with _tracking_errors(config):
+        client = MlflowClient(tracking_uri(config))
+        run = client.create_run(
+            _experiment(client, config),
+            run_name=run_name,
+            tags=dict(tags)
+            | {"git_revision": git_revision()}
+            | ({"mlflow.parentRunId": parent_run_id} if parent_run_id else {}),
+        )
+        flat = configuration.flatten(config.to_dict())
+        client.log_batch(run.info.run_id, params=[Param(name, str(value)) for name, value in flat.items()])
+        run_id: str = run.info.run_id
+    return run_id
+
+
+def resume_run(config: Config, run_id: str) -> None:
+    """Mark an existing run as running again.
+
+    Raises:
+        StorageError: the tracking server cannot be used or does not know the run.
+    """
+    with _tracking_errors(config):
+        MlflowClient(tracking_uri(config)).update_run(run_id, status="RUNNING")
+
+
+def end_run(config: Config, run_id: str, status: str) -> None:
+    """Mark a run as FINISHED, FAILED or KILLED; failing to is logged only."""
+    try:
+        MlflowClient(tracking_uri(config)).set_terminated(run_id, status)
+    except Exception as error:  # the run's outcome matters more than its mark
+        logger.warning("MLflow did not take the run's end (%s)", error)
+
+
+def register(
+    generator: Generator,
+    config: Config,
+    run_id: str,
+    *,
+    weights_sha256: str,
+    tags: Mapping[str, str],
+    example: Mapping[str, NDArray[Any]],
+) -> str:
+    """Register a generator as a new version, unless the same run registered the same weights before.
+
+    The version holds an exported program, so it loads where this package is not installed.
+
+    Args:
+        generator: the moving average, on the CPU.
+        config: of its training; goes into the model as `config.json`.
+        run_id: run that made it.
+        weights_sha256: digest of the checkpoint it comes from.
+        tags: facts for people to find it by.
+        example: image, mask, sketch, color: stacked uint8 maps of one example.
+
+    Returns:
+        `models:/NAME/VERSION`.
+
+    Raises:
+        StorageError: the registry cannot be used.
+    """
+    name = config.tracking.model_name
+    facts = dict(tags) | {"weights_sha256": weights_sha256, "git_revision": git_revision()}
+    with _tracking_errors(config), _fluent(tracking_uri(config)), tempfile.TemporaryDirectory() as scratch:
+        client = MlflowClient()
+        for version in _versions(client, name):
+            if version.run_id == run_id and version.tags.get("weights_sha256") == weights_sha256:
+                return f"models:/{name}/{version.version}"
+        size = config.data.size_px
+        program = Path(scratch, "generator.pt2")
+        torch.export.save(editing.export(generator, size), program)
+        settings = Path(scratch, "config.json")
+        settings.write_text(json.dumps(config.to_dict(), indent=2))
+        with mlflow.start_run(run_id=run_id):
+            info = mlflow.pyfunc.log_model(
+                name="generator",
+                python_model=str(Path(__file__).with_name("serving.py")),
+                artifacts={"program": str(program), "config": str(settings)},
+                signature=_signature(size),
+                input_example={key: example[key] for key in ("image", "mask", "sketch", "color")},
+                pip_requirements=[f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}", _torch_requirement()],
+                registered_model_name=name,
+                model_config={"noise_probability": config.masks.noise_probability},
+                metadata=facts,
+            )
+        version_number = str(info.registered_model_version)
+        for key, value in facts.items():
+            client.set_model_version_tag(name, version_number, key, value)
+    return f"models:/{name}/{version_number}"
+
+
+def download_model(uri: str, tracking: str | None = None) -> Path:
+    """Bring a registered model's folder to this machine.
+
+    Args:
+        uri: `models:/NAME/VERSION`, `models:/NAME@ALIAS` or `runs:/ID/PATH`.
+        tracking: registry to ask; default `MLFLOW_TRACKING_URI`.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    try:
+        with _fluent(tracking) if tracking else _nothing():
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    except (MlflowException, OSError) as error:
+        where = tracking or mlflow.get_tracking_uri()
+        raise ModelError(
+            f"no model {uri} at {where}: {_one_line(error)}; check the name and MLFLOW_TRACKING_URI"
+        ) from error
+
+
+def git_revision() -> str:
+    """Return the revision of the code that runs, or `unknown` outside a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _signature(size_px: int) -> ModelSignature:
+    def spec(name: str, channels: int) -> TensorSpec:
+        return TensorSpec(np.dtype(np.uint8), (-1, size_px, size_px, channels), name)
+
+    return ModelSignature(
+        inputs=Schema([spec("image", 3), spec("mask", 1), spec("sketch", 1), spec("color", 3)]),
+        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, size_px, size_px, 3))]),
+        params=ParamSchema([ParamSpec("seed", DataType.long, 0)]),
+    )
+
+
+def _torch_requirement() -> str:
+    return f"torch=={torch.__version__.partition('+')[0]}"
+
+
+def _experiment(client: MlflowClient, config: Config) -> str:
+    name = config.tracking.experiment
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    # Beside a SQLite file MLflow would put artifacts into the working directory, which differs in each process.
+    local = tracking_uri(config).startswith("sqlite:")
+    place = storage.join(storage.absolute(config.storage.path), "mlartifacts") if local else None
+    try:
+        return str(client.create_experiment(name, artifact_location=place))
+    except MlflowException:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def _versions(client: MlflowClient, name: str) -> list[Any]:
+    return list(client.search_model_versions(f"name='{name}'"))
+
+
+@contextmanager
+def _fluent(uri: str) -> Iterator[None]:
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _tracking_errors(config: Config) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:  # SQLAlchemy, HTTP and MLflow errors alike mean that the server cannot be used
+        if not type(error).__module__.startswith(("mlflow", "sqlalchemy", "requests", "urllib3", "builtins")):
+            raise
+        raise StorageError(
+            f"cannot use MLflow at {tracking_uri(config)}: {_one_line(error)}; "
+            "check --tracking.uri, MLFLOW_TRACKING_URI and that the place is writable"
+        ) from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,1 @@
+"""State, step, checkpoint, the loop of one worker, and its launch on Ray Train."""

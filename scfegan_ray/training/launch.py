@@ -1,0 +1,230 @@
+"""From a config to a registered model: prepared data, a Ray Train run that resumes by name, and the registry."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.train.v2.api.callback import UserCallback
+
+from scfegan_ray import config as configuration
+from scfegan_ray import storage, tracking
+from scfegan_ray.config import Config
+from scfegan_ray.data import examples, pipeline
+from scfegan_ray.errors import ConfigError, deliberate_cause
+from scfegan_ray.training import checkpoint
+from scfegan_ray.training.worker import train_worker
+
+logger = logging.getLogger(__name__)
+
+# Settings that a run may change when it is resumed: they change neither the network nor what it has learnt from.
+_FREE_ON_RESUME = (
+    "run_name",
+    "data",
+    "evaluation",
+    "tune",
+    "storage",
+    "tracking",
+    "train.num_workers",
+    "train.use_gpu",
+    "train.cpus_per_worker",
+    "train.wait_for_nodes",
+    "train.threads_per_worker",
+    "train.loader_threads",
+    "train.images",
+    "train.log_every_images",
+    "train.checkpoint_every_images",
+    "train.checkpoints_to_keep",
+    "train.max_failures",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingResult:
+    """What a run left behind.
+
+    Attributes:
+        run_name: the same name resumes the run.
+        run_id: MLflow's.
+        model_uri: registered version, or None where `register` was False.
+        checkpoint: URI of the last checkpoint.
+        images_seen: over all sessions of the run.
+        weights_sha256: digest over generator, discriminator and moving average.
+        first_metrics: of held-back images when this session started.
+        last_metrics: of held-back images at the end.
+    """
+
+    run_name: str
+    run_id: str
+    model_uri: str | None
+    checkpoint: str
+    images_seen: int
+    weights_sha256: str
+    first_metrics: dict[str, float]
+    last_metrics: dict[str, float]
+
+
+def default_run_name(preset: str) -> str:
+    """Name a run after its preset and the present time."""
+    return f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def train(
+    config: Config,
+    *,
+    register: bool = True,
+    parent_run_id: str | None = None,
+    callbacks: Iterable[UserCallback] = (),
+) -> TrainingResult:
+    """Train, or go on training, the run that a config names.
+
+    Args:
+        config: `run_name` must be set.
+        register: make a new version in the registry at the end.
+        parent_run_id: MLflow run under which a new run is filed.
+        callbacks: passed on to Ray Train.
+
+    Raises:
+        ConfigError: the run exists with other settings, or the cluster is too small.
+        DataError: there is nothing to train on.
+        StorageError: storage or tracking cannot be used.
+    """
+    assert config.run_name, "the caller names the run"
+    root = storage.absolute(config.storage.path)
+    storage.check_writable(root)
+    check_resources(config)
+    dataset_uri = pipeline.ensure_prepared(config)
+    dataset = examples.DatasetInfo.read(dataset_uri)
+    assert dataset is not None, "it was just prepared"
+    uri = tracking.tracking_uri(config)
+    tags = {
+        "data_fingerprint": dataset.fingerprint,
+        "data_license": config.data.license or dataset.license,
+        "data_source": dataset.source,
+        "sketch_detector": dataset.sketch_detector,
+    }
+    run_id = _open_run(config, storage.join(root, config.run_name), dataset, tags, parent_run_id)
+    logger.info("run %s, MLflow run %s at %s", config.run_name, run_id, uri)
+
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "config": config.to_dict(),
+            "dataset": dataset_uri,
+            "tracking_uri": uri,
+            "run_id": run_id,
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.train.num_workers,
+            use_gpu=config.train.use_gpu,
+            resources_per_worker=_resources(config),
+        ),
+        run_config=ray.train.RunConfig(
+            name=config.run_name,
+            storage_path=root,
+            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures, controller_failure_limit=3),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.checkpoints_to_keep),
+            callbacks=list(callbacks),
+        ),
+    )
+    status = "KILLED"
+    try:
+        result = trainer.fit()
+        outcome: dict[str, Any] = result.return_value
+        assert result.checkpoint is not None, "every run ends with a checkpoint"
+        model_uri = None
+        if register:
+            with result.checkpoint.as_directory() as folder:
+                generator, _ = checkpoint.load_generator(Path(folder))
+            prepared = examples.PreparedDataset.open(dataset_uri)
+            example = next(examples.evaluation_batches(prepared, config.masks, 1, 1))
+            model_uri = tracking.register(
+                generator,
+                config,
+                run_id,
+                weights_sha256=outcome["weights_sha256"],
+                tags=tags | {"features": outcome["features"], "images_seen": str(outcome["images_seen"])},
+                example=example,
+            )
+            logger.info("registered %s", model_uri)
+        status = "FINISHED"
+    except Exception as error:
+        status = "FAILED"
+        raise deliberate_cause(error) or error from None
+    finally:
+        tracking.end_run(config, run_id, status)
+    return TrainingResult(
+        run_name=config.run_name,
+        run_id=run_id,
+        model_uri=model_uri,
+        checkpoint=_uri(root, result.checkpoint.path),
+        images_seen=outcome["images_seen"],
+        weights_sha256=outcome["weights_sha256"],
+        first_metrics=outcome["first_metrics"],
+        last_metrics=outcome["last_metrics"],
+    )
+
+
+def _resources(config: Config) -> dict[str, float]:
+    return {"CPU": config.train.cpus_per_worker} | ({"GPU": 1} if config.train.use_gpu else {})
+
+
+def check_resources(config: Config) -> None:
+    """Refuse a run that Ray would let wait for ever.
+
+    Raises:
+        ConfigError: the cluster lacks CPUs or GPUs for all workers, and is not said to grow.
+    """
+    there = ray.cluster_resources()
+    for name, each in _resources(config).items():
+        needed = each * config.train.num_workers
+        if needed > there.get(name, 0.0) and not config.train.wait_for_nodes:
+            raise ConfigError(
+                f"{config.train.num_workers} workers need {needed:g} {name}, the cluster has {there.get(name, 0.0):g}; "
+                "lower --train.num-workers or --train.cpus-per-worker, or give --train.wait-for-nodes where the "
+                "cluster grows by itself"
+            )
+
+
+def _open_run(
+    config: Config, place: str, dataset: examples.DatasetInfo, tags: dict[str, str], parent_run_id: str | None
+) -> str:
+    """Return the MLflow run of a new or resumed run, and keep `run.json` for the next resume."""
+    record = storage.join(place, "run.json")
+    if storage.exists(record):
+        known = json.loads(storage.read_bytes(record))
+        _check_same(config, known, dataset)
+        run_id: str = known["run_id"]
+        tracking.resume_run(config, run_id)
+        return run_id
+    assert config.run_name
+    run_id = tracking.start_run(config, config.run_name, tags=tags, parent_run_id=parent_run_id)
+    values = {"run_id": run_id, "data_fingerprint": dataset.fingerprint, "config": config.to_dict()}
+    storage.write_bytes(record, json.dumps(values, indent=2).encode())
+    return run_id
+
+
+def _check_same(config: Config, known: dict[str, Any], dataset: examples.DatasetInfo) -> None:
+    before, now = (configuration.flatten(values) for values in (known["config"], config.to_dict()))
+    cure = f"use another --run-name than {config.run_name} or the old setting"
+    for name in sorted(before.keys() | now.keys()):
+        free = name in _FREE_ON_RESUME or name.partition(".")[0] in _FREE_ON_RESUME
+        if not free and before.get(name) != now.get(name):
+            raise ConfigError(
+                f"the run was started with {name} = {before.get(name)}, now it is {now.get(name)}; {cure}"
+            )
+    if known["data_fingerprint"] != dataset.fingerprint:
+        raise ConfigError(f"the run was started on another dataset than {dataset.source} as prepared now; {cure}")
+
+
+def _uri(root: str, path: str) -> str:
+    """Give a checkpoint's path back the scheme of the storage path, which Ray strips."""
+    return path if storage.is_local(root) else f"{root.partition('://')[0]}://{path}"

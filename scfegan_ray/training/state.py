@@ -1,0 +1,105 @@
+"""Everything that training changes: both networks, both optimizers, the moving average, and the images seen.
+
+No generator of random numbers is part of it: weights are drawn from the seed once, and whatever is random later is a
+pure function of the seed and the position (`data.examples`).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from scfegan_ray.config import Config, OptimizationConfig
+from scfegan_ray.models.discriminator import Discriminator
+from scfegan_ray.models.generator import Generator
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """Networks (never wrapped), optimizers and position of one run."""
+
+    generator: Generator
+    discriminator: Discriminator
+    ema: Generator
+    generator_optimizer: torch.optim.Adam
+    discriminator_optimizer: torch.optim.Adam
+    images_seen: int = 0
+
+    @classmethod
+    def build(cls, config: Config, device: torch.device | str = "cpu") -> TrainingState:
+        """Draw the first weights from the config's seed, the same on every machine of a kind."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            generator = Generator(config.model).to(device)
+            discriminator = Discriminator(config.model).to(device)
+        ema = copy.deepcopy(generator).requires_grad_(False).eval()
+        optimization = config.optimization
+        betas = (optimization.beta1, optimization.beta2)
+        return cls(
+            generator=generator,
+            discriminator=discriminator,
+            ema=ema,
+            generator_optimizer=torch.optim.Adam(
+                generator.parameters(), lr=optimization.generator_learning_rate, betas=betas, fused=True
+            ),
+            discriminator_optimizer=torch.optim.Adam(
+                discriminator.parameters(), lr=optimization.discriminator_learning_rate, betas=betas, fused=True
+            ),
+        )
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the networks by name."""
+        return {"generator": self.generator, "discriminator": self.discriminator, "ema": self.ema}
+
+    @torch.no_grad()
+    def update_ema(self, half_life_images: float, batch_size: int) -> None:
+        """Move the average towards the generator by one update.
+
+        Args:
+            half_life_images: images after which a past generator counts half; capped at a twentieth of the images
+                seen, so that the first, poor generators are soon forgotten. 0 copies the generator.
+            batch_size: images of the update.
+        """
+        half_life = min(half_life_images, self.images_seen / 20)
+        keep = 0.5 ** (batch_size / half_life) if half_life > 0 else 0.0
+        for average, value in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
+            average.lerp_(value, 1.0 - keep)
+        for kept, buffer in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
+            kept.copy_(buffer)
+
+    def set_learning_rates(self, config: OptimizationConfig, total_images: int) -> tuple[float, float]:
+        """Set both optimizers' rates for the present position, and return them (generator, discriminator)."""
+        fraction = rate_fraction(config, self.images_seen, total_images)
+        rates = (config.generator_learning_rate * fraction, config.discriminator_learning_rate * fraction)
+        for optimizer, rate in zip((self.generator_optimizer, self.discriminator_optimizer), rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        return rates
+
+    def weights_sha256(self) -> str:
+        """Return one digest over the tensors of generator, discriminator and moving average."""
+        digest = hashlib.sha256()
+        for name, network in self.networks().items():
+            for key, tensor in sorted(network.state_dict().items()):
+                digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+                digest.update(_bytes(tensor))
+        return digest.hexdigest()
+
+
+def rate_fraction(config: OptimizationConfig, images_seen: int, total_images: int) -> float:
+    """Return the share of the peak learning rate at a position: warm-up, then a half cosine to its final share."""
+    warmup = config.warmup_images
+    if images_seen < warmup:
+        return (images_seen + 1) / (warmup + 1)
+    progress = min(1.0, (images_seen - warmup) / max(1, total_images - warmup))
+    last = config.final_rate_fraction
+    return last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()

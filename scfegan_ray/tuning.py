@@ -1,0 +1,180 @@
+"""Search for loss weights. A trial is training's own launch, with its own Train workers; never a second trainer."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from scfegan_ray import storage, tracking
+from scfegan_ray.config import Config
+from scfegan_ray.data import pipeline
+from scfegan_ray.errors import ConfigError, deliberate_cause
+from scfegan_ray.training import launch
+
+logger = logging.getLogger(__name__)
+
+SEARCHED = ("hole", "perceptual", "style", "total_variation", "adversarial", "real_score_penalty", "gradient_penalty")
+SPREAD = 5.0
+"""Each weight is drawn between a SPREADth of the configured one and SPREAD times it, evenly on a log scale."""
+
+_TRIAL_CPUS = 0.01
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuningResult:
+    """What a search found.
+
+    Attributes:
+        best_arguments: arguments for `jobs/train.py`, after the preset.
+        best_metrics: of the best trial's last report.
+        num_trials: trials that reported at least once.
+        table: URI of a CSV file with one row per trial.
+    """
+
+    best_arguments: list[str]
+    best_metrics: dict[str, float]
+    num_trials: int
+    table: str
+
+
+def search(config: Config) -> TuningResult:
+    """Train several runs with different loss weights and compare them on held-back images.
+
+    The objective is `evaluation.objective_db`, in which no loss weight enters. The first trial has the configured
+    weights. Weak trials end early (ASHA).
+
+    Args:
+        config: `run_name` must be set; `train.images` is the length of a full trial.
+
+    Raises:
+        ConfigError: not even one trial fits the cluster.
+        DataError: there is nothing to train on.
+        StorageError: storage or tracking cannot be used.
+    """
+    assert config.run_name, "the caller names the search"
+    at_once = _trials_at_once(config)
+    place = storage.join(storage.absolute(config.storage.path), config.run_name)
+    storage.check_writable(place)
+    # Trials share one dataset, made before they start, so that none waits for CPUs that another one holds.
+    prepared = pipeline.ensure_prepared(config)
+    parent = tracking.start_run(config, config.run_name, tags={"kind": "search"})
+    every = max(config.train.batch_size, config.train.images // config.tune.reports)
+    trial_config = replace(
+        config,
+        data=replace(config.data, prepared=prepared),
+        train=replace(config.train, checkpoint_every_images=every, checkpoints_to_keep=1),
+        storage=replace(config.storage, path=place),
+        tracking=replace(config.tracking, uri=tracking.tracking_uri(config)),
+    )
+    logger.info("%d trials, %d at a time, under %s", config.tune.num_trials, at_once, place)
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(_trial, config=trial_config.to_dict(), parent_run_id=parent), {"CPU": _TRIAL_CPUS}
+        ),
+        param_space={"losses": {name: _around(getattr(config.losses, name)) for name in SEARCHED}},
+        tune_config=tune.TuneConfig(
+            metric="objective",
+            mode="max",
+            num_samples=config.tune.num_trials,
+            max_concurrent_trials=at_once,
+            search_alg=BasicVariantGenerator(
+                points_to_evaluate=[{"losses": {name: getattr(config.losses, name) for name in SEARCHED}}],
+                random_state=config.seed,
+            ),
+            scheduler=ASHAScheduler(
+                time_attr="images_seen",
+                max_t=config.train.images,
+                grace_period=every,
+                reduction_factor=config.tune.reduction_factor,
+            ),
+            trial_name_creator=_short_name,
+            trial_dirname_creator=_short_name,
+        ),
+        run_config=tune.RunConfig(name="tune", storage_path=place, verbose=0),
+    )
+    status = "FAILED"
+    try:
+        results = tuner.fit()
+        rows = [_row(result) for result in results]
+        for result in results:
+            if result.error:
+                logger.warning("a trial failed: %s", deliberate_cause(result.error) or result.error)
+        finished = [row for row in rows if math.isfinite(row["objective"])]
+        if not finished:
+            first = next((result.error for result in results if result.error), None)
+            raise deliberate_cause(first) or ConfigError(f"no trial reported anything: {first}")
+        best = max(finished, key=lambda row: row["objective"])
+        table = storage.join(place, "trials.csv")
+        storage.write_bytes(table, _csv(sorted(rows, key=lambda row: row["objective"], reverse=True)))
+        status = "FINISHED"
+    finally:
+        tracking.end_run(config, parent, status)
+    arguments = [text for name in SEARCHED for text in (f"--losses.{name.replace('_', '-')}", repr(best[name]))]
+    return TuningResult(
+        best_arguments=arguments,
+        best_metrics={name: best[name] for name in ("objective", "hole_psnr", "perceptual_distance", "images_seen")},
+        num_trials=len(finished),
+        table=table,
+    )
+
+
+def _trials_at_once(config: Config) -> int:
+    """Return how many trials run side by side, so that all of them, with all their workers, fit the cluster."""
+    launch.check_resources(config)
+    resources = ray.cluster_resources()
+    cpus = config.train.num_workers * config.train.cpus_per_worker + _TRIAL_CPUS
+    fitting = math.floor(resources.get("CPU", 0.0) / cpus)
+    if config.train.use_gpu:
+        fitting = min(fitting, math.floor(resources.get("GPU", 0.0) / config.train.num_workers))
+    if fitting < 1 and not config.train.wait_for_nodes:
+        raise ConfigError(
+            f"a trial needs {cpus:g} CPUs, the cluster has {resources.get('CPU', 0.0):g}; "
+            "lower --train.num-workers or --train.cpus-per-worker"
+        )
+    return min(max(fitting, 1), config.tune.max_concurrent_trials or fitting or 1, config.tune.num_trials)
+
+
+def _around(weight: float) -> Any:
+    return tune.loguniform(weight / SPREAD, weight * SPREAD) if weight > 0 else weight
+
+
+def _short_name(trial: Any) -> str:
+    return f"trial-{trial.trial_id}"
+
+
+def _trial(parameters: dict[str, Any], config: dict[str, Any], parent_run_id: str) -> None:
+    """Run in a Tune worker: launch one training."""
+    base = Config.from_dict(config)
+    trial = replace(
+        base,
+        run_name=f"trial-{tune.get_context().get_trial_id()}",
+        losses=replace(base.losses, **parameters["losses"]),
+    )
+    launch.train(trial, register=False, parent_run_id=parent_run_id, callbacks=[TuneReportCallback()])
+
+
+def _row(result: Any) -> dict[str, Any]:
+    metrics = result.metrics or {}
+    weights = (result.config or {}).get("losses", {})
+    names = ("objective", "hole_psnr", "perceptual_distance", "images_seen")
+    return {name: metrics.get(name, float("-inf") if name == "objective" else "") for name in names} | {
+        name: weights.get(name, "") for name in SEARCHED
+    }
+
+
+def _csv(rows: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

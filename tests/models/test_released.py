@@ -1,0 +1,99 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scfegan_ray import images
+from scfegan_ray.config import ModelConfig
+from scfegan_ray.errors import ModelError
+from scfegan_ray.models.released import expected_variables, infer_config, load_variables
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "parity_128.npz"
+SMALL = ModelConfig(base_channels=4, num_downsamples=3, dilations=(2, 4))
+
+
+def draw(config):
+    """Draw weights by the rule that the golden output was made with."""
+    variables = {}
+    for name, shape in expected_variables(config).items():
+        seed = int.from_bytes(hashlib.sha256(f"dev{name}".encode()).digest()[:8], "little")
+        values = np.random.default_rng(seed).standard_normal(shape)
+        if len(shape) == 1:
+            variables[name] = (0.05 * values).astype(np.float32)
+        else:
+            fan = shape[0] * shape[1] * (shape[3] / 4 if name.endswith("/w:0") else shape[2])
+            variables[name] = (values * np.sqrt(1.5 / fan)).astype(np.float32)
+    return variables
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return draw(SMALL)
+
+
+def test_matches_the_released_graph():
+    with np.load(GOLDEN) as arrays:
+        golden = {name: torch.from_numpy(arrays[name]).permute(0, 3, 1, 2) for name in arrays.files}
+    generator = load_variables(draw(ModelConfig()), bgr=False)
+    ground_truth, mask = golden["images"], golden["masks"]
+    packed = images.pack_input(ground_truth * (1 - mask), golden["sketches"], golden["color"], mask, golden["noises"])
+    with torch.no_grad():
+        composite = images.composite(generator(packed), ground_truth, mask)
+    assert (composite - golden["output"]).abs().max() < 1e-5
+
+
+def test_expected_variables_are_the_released_ones():
+    shapes = expected_variables(ModelConfig())
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == 92_884_113
+    assert shapes["generator/gconv1_ds/kernel:0"] == (7, 7, 9, 64)
+    assert shapes["generator/co_conv4_dlt_g/bias:0"] == (512,)
+    assert shapes["generator/deconv4/w:0"] == (5, 5, 256, 512)
+    assert shapes["generator/gconv14/kernel:0"] == (3, 3, 12, 3)
+    assert not any("biases2" in name for name in shapes)
+
+
+def test_shapes_tell_the_config(variables):
+    config = infer_config(variables)
+    assert (config.base_channels, config.num_downsamples, config.dilations) == (4, 3, (2, 4))
+
+
+def test_bgr_weights_become_an_rgb_generator(variables):
+    packed = torch.rand(2, 9, 32, 32) * 2 - 1
+    packed_bgr = packed[:, [2, 1, 0, 3, 6, 5, 4, 7, 8]]
+    as_published, as_rgb = load_variables(variables, bgr=False), load_variables(variables)
+    with torch.no_grad():
+        torch.testing.assert_close(as_rgb(packed), as_published(packed_bgr).flip(1))
+        assert not torch.allclose(as_rgb(packed), as_published(packed))
+
+
+def test_the_dead_twin_is_ignored(variables):
+    extra = {**variables, "generator/deconv1/biases2:0": np.zeros(16, np.float32)}
+    packed = torch.rand(1, 9, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(load_variables(extra)(packed), load_variables(variables)(packed))
+
+
+def test_loading_leaves_the_global_generator_alone_and_the_weights_trainable(variables):
+    state = torch.get_rng_state()
+    generator = load_variables(variables)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.requires_grad and parameter.device.type == "cpu" for parameter in generator.parameters())
+    assert not generator.training
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "generator/gconv1_ds/kernel:0",
+        "generator/gconv2_ds_g/bias:0",
+        "generator/deconv3/w:0",
+        "generator/gconv6/bias:0",
+    ],
+)
+def test_missing_and_misshapen_variables_are_named(variables, name):
+    with pytest.raises(ModelError, match=name):
+        load_variables({key: value for key, value in variables.items() if key != name})
+    with pytest.raises(ModelError, match=name):
+        load_variables({**variables, name: np.zeros((2, 2), np.float32)})
