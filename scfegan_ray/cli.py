@@ -104,6 +104,7 @@ def ray_session() -> Iterator[None]:
     folder, after which `ray start` and `ray job submit` disagree about it.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_COLOR_PREFIX", "1" if sys.stderr.isatty() else "0")
     joins = bool(os.environ.get("RAY_ADDRESS"))
     if not joins and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"

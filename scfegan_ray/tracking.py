@@ -304,7 +304,8 @@ def _versions(client: MlflowClient, name: str) -> list[Any]:
 
 @contextmanager
 def _fluent(uri: str) -> Iterator[None]:
-    before = mlflow.get_tracking_uri()
+    # Setting a URI also sets MLFLOW_TRACKING_URI, so "none" must come back as none.
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     mlflow.set_tracking_uri(uri)
     try:
         yield

@@ -240,7 +240,7 @@ def _draw_traits(rng: np.random.Generator) -> _Traits:
         "curly": between(0.24, 0.42) if chance(0.6) else 0.0,
     }.get(hair_style, 0.0)
     volume = {"bald": 0.0, "bun": between(0.015, 0.035), "curly": between(0.06, 0.11)}.get(
-        hair_style, between(0.03, 0.075)
+        hair_style, between(0.03, 0.06 if hair_style == "short" else 0.10)
     )
     hat = "none" if hair_style in ("bun", "curly") else pick(("none", "beanie", "brim", "cap"), (89, 4, 4, 3))
     mouth_open = between(0.35, 1.0) if chance(0.42) else 0.0
@@ -254,7 +254,7 @@ def _draw_traits(rng: np.random.Generator) -> _Traits:
         yaw=float(np.clip(rng.normal(0, 0.20), -0.42, 0.42)),
         pitch=float(np.clip(rng.normal(0, 0.06), -0.12, 0.12)),
         roll=float(np.clip(rng.normal(0, 0.045), -0.12, 0.12)),
-        scale=between(0.94, 1.04),
+        scale=between(0.96, 1.07),
         shift=(float(rng.normal(0, 0.01)), float(rng.normal(0, 0.01))),
         light=(float(np.sin(azimuth)) * 0.9, -elevation, float(np.cos(azimuth)) * 0.8 + 0.15),
         ambient=between(0.32, 0.6),
@@ -291,11 +291,11 @@ def _draw_traits(rng: np.random.Generator) -> _Traits:
         lash=between(0.6, 1.0) if feminine else between(0.2, 0.45),
         eyeshadow=any_color(0.15, 0.5, 0.1),
         eyeshadow_strength=between(0.1, 0.55) if feminine and chance(0.5) else 0.0,
-        nose_width=between(0.85, 1.1) if feminine else between(0.98, 1.25),
+        nose_width=between(1.0, 1.3) if feminine else between(1.15, 1.45),
         nose_length=between(0.93, 1.06),
-        mouth_width=between(0.076, 0.092),
+        mouth_width=between(0.082, 0.098),
         mouth_drop=between(-0.008, 0.012),
-        lip_fullness=between(0.85, 1.3) if feminine else between(0.65, 1.05),
+        lip_fullness=between(0.95, 1.45) if feminine else between(0.75, 1.2),
         lip_color=_color(np.clip(lip, 0.04, 1)),
         smile=between(0.45, 1.0) if mouth_open else between(-0.15, 0.6),
         mouth_open=mouth_open,
@@ -344,7 +344,7 @@ def _color(values: ArrayLike) -> Color:
 
 # --- geometry and paint ------------------------------------------------------------------------------------------
 
-_EYE_X = 0.12
+_EYE_X = 0.112
 _DEPTH = 0.22
 _HEAD_X, _HEAD_Y = 0.30, 0.45
 
@@ -582,11 +582,11 @@ def _skin_fields(scene: _Scene) -> tuple[F32, F32]:
     height += bump(0, 0.245, 0.085, 0.05, 0.016) + bump(0, 0.352 + traits.chin_drop, 0.05, 0.035, 0.020)
     height -= bump(0, 0.298, 0.045, 0.016, 0.007)
     for side in (-1, 1):
-        height -= bump(side * 0.113, 0.0, 0.060, 0.034, 0.016)
-        height += bump(side * 0.12, 0.0, 0.040, 0.026, 0.008)
-        height += bump(side * 0.118, -0.072, 0.075, 0.024, 0.008)
+        height -= bump(side * 0.107, 0.0, 0.060, 0.034, 0.016)
+        height += bump(side * _EYE_X, 0.0, 0.040, 0.026, 0.008)
+        height += bump(side * 0.11, -0.072, 0.075, 0.024, 0.008)
         height += bump(side * 0.145, 0.115, 0.065, 0.055, 0.008 + 0.012 * max(0.0, traits.smile))
-        height += bump(side * 0.033 * width, nose_y + 0.008, 0.018, 0.018, 0.016, 1.1)
+        height += bump(side * 0.034 * width, nose_y + 0.008, 0.018, 0.018, 0.016, 1.1)
         height -= bump(side * 0.105, 0.205, 0.03, 0.05, 0.005)
     light = _lamp(height, traits)
     lit = traits.ambient + (1.03 - traits.ambient) * light.diffuse
@@ -599,8 +599,8 @@ def _skin_fields(scene: _Scene) -> tuple[F32, F32]:
     red = red + bump(0, nose_y, 0.04, 0.03, 0.05)
     mottle = _enlarge(scene.noise, _FIELD_SIDE) * 0.008
     skin = skin * (1 + mottle[..., None] - np.asarray(red)[..., None] * _array([0.05, 0.75, 0.6]))
-    tube = 0.13 * np.sqrt(np.clip(1 - (x / 0.21) ** 2, 0.05, None)) + np.clip(0.05 - 0.05 * np.abs(x), 0, None)
-    neck_light = traits.ambient + (1.0 - traits.ambient) * _lamp(tube.astype(np.float32), traits).diffuse
+    tube = 0.10 * np.exp(-((x / 0.17) ** 2)) + 0.06 * np.exp(-((x / 0.45) ** 2))
+    neck_light = traits.ambient + (1.0 - traits.ambient) * _lamp(tube, traits).diffuse
     body = tone * neck_light[..., None] ** _array([0.9, 1.1, 1.2]) * 0.95
     if traits.freckles:
         speck = np.clip(np.tile(scene.noise, (3, 3))[:_FIELD_SIDE, :_FIELD_SIDE] - 1.5, 0, 1) * traits.freckles
@@ -653,7 +653,7 @@ def _hair_field(scene: _Scene) -> F32:
         # A fringe fans out from the crown.
         across = np.arctan2(x + wave, np.maximum(y + 0.52, 0.02))
         columns, rows = across * 260, np.hypot(x, y + 0.52) * 20
-    elif traits.hair_length < 0.1 and traits.hairline == "back":
+    elif not traits.hair_length and traits.hairline == "back":
         columns = np.arctan2(x - traits.hair_part, 0.14 - y) * 150
         rows = np.hypot(x, y - 0.1) * 30
     else:
@@ -704,19 +704,20 @@ def _paint_backdrop(scene: _Scene) -> None:
     scene.canvas.image[:] = _enlarge(np.asarray(cv2.GaussianBlur(field, (0, 0), sigma), np.float32), scene.canvas.side)
 
 
-def _hair_outer(scene: _Scene, end: float) -> F32:
+def _hair_outer(scene: _Scene) -> F32:
     """Outer edge of the hair from the image's left end over the top to the right, (n, 2) in head coordinates."""
     traits = scene.traits
     volume, cheek = traits.hair_volume, traits.cheek_width
     across = [0, 0.155 + 0.5 * volume, 0.242 + volume, 0.272 * cheek + volume]
     down = [-0.37 - volume, -0.335 - 0.85 * volume, -0.21 - 0.3 * volume, -0.05]
-    if end > 0.1:
+    end = traits.hair_length
+    if end:
         flare = volume + (0.03 if traits.hair_style == "curly" else 0.012)
         across += [0.28 + flare, 0.275 + flare, 0.25 + volume, 0.21 + 0.5 * volume]
         down += [0.35 * end, 0.72 * end, end, end + 0.025]
     else:
         across.append(0.274 * cheek + 0.3 * volume)
-        down.append(end)
+        down.append(0.02)
     left = (_knots(across, down) * _array([-1, 1]))[::-1]
     curve = _smooth(_both(left), closed=False, steps=9 if traits.hair_style == "curly" else 4)
     rough = 0.024 if traits.hair_style == "curly" else 0.006 + 0.008 * traits.hair_wave
@@ -732,8 +733,9 @@ def _paint_hair_back(scene: _Scene) -> None:
         bun = scene.canvas.shape(outline)
         scene.canvas.paint(bun, scene.hair, "hair")
         scene.canvas.shade(scene.canvas.shape(_ribbon(outline, 0.03), blur=0.015, clip=bun), 0.6)
-    if traits.hair_length > 0.1:
-        mask = scene.canvas.shape(scene.pose.silhouette(_hair_outer(scene, traits.hair_length)))
+    if traits.hair_style != "bald":
+        # Short hair needs its back too: a turned head would show the background between hair and temple.
+        mask = scene.canvas.shape(scene.pose.silhouette(_hair_outer(scene)))
         scene.canvas.paint(mask, scene.hair * 0.62, "hair")
 
 
@@ -817,7 +819,7 @@ def _paint_head(scene: _Scene) -> None:
         bend = 0.012 * traits.smile
         fold = [(side * 0.043, 0.145), (side * (0.075 + bend), 0.19), (side * (0.096 + 2 * bend), 0.235 - bend)]
         canvas.shade(scene.surface_line(fold, 0.010, blur=0.006), 0.10 + 0.30 * max(0.0, traits.smile))
-        below = [(side * 0.075, 0.026), (side * 0.11, 0.042), (side * 0.155, 0.036)]
+        below = [(side * 0.068, 0.026), (side * 0.103, 0.042), (side * 0.147, 0.036)]
         canvas.shade(scene.surface_line(below, 0.010, blur=0.006), 0.16)
     canvas.shade(scene.surface_shape(_ellipse(0, 0.292 + traits.mouth_drop, 0.045, 0.008), blur=0.008), 0.22)
 
@@ -993,18 +995,21 @@ def _paint_brow(scene: _Scene, side: int) -> None:
     """One eyebrow with its hairs; `side` is 1 at the image's right."""
     traits, canvas = scene.traits, scene.canvas
     height, arch, thick = traits.brow_height, traits.brow_arch, traits.brow_thickness
-    path = [(0.052, -height + 0.006), (0.088, -height - 0.3 * arch), (0.135, -height - arch), (0.192, -height + 0.014)]
+    path = [(0.045, -height + 0.006), (0.08, -height - 0.3 * arch), (0.128, -height - arch), (0.185, -height + 0.014)]
     spine = _smooth(_array(path) * _array([side, 1]), closed=False, steps=10)
     width = np.interp(np.linspace(0, 1, len(spine)), (0, 0.12, 0.55, 1), (0.6, 1.15, 1.0, 0.15)) * thick * 1.25
     outline = scene.pose.surface(_ribbon(spine, width))
-    hard = canvas.shape(outline)
-    canvas.paint(hard, 0, "l_brow" if side > 0 else "r_brow", opacity=0.0)
+    canvas.paint(canvas.shape(outline, clip=scene.head), 0, "l_brow" if side > 0 else "r_brow", opacity=0.0)
     color = _array(traits.hair_color) * 0.72 + 0.06 * _array(traits.skin)
-    canvas.paint(canvas.shape(outline, blur=0.0032), color, opacity=0.72 * traits.brow_strength)
+    canvas.paint(canvas.shape(outline, blur=0.0032, clip=scene.head), color, opacity=0.72 * traits.brow_strength)
     order = np.arange(1, len(spine) - 2)
     roots = spine[order] + np.stack([0 * order, 0.4 * width[order]], axis=1).astype(np.float32)
     reach = np.stack([0 * order + side * 0.010, -0.011 + 0.015 * order / len(spine)], axis=1).astype(np.float32)
-    canvas.paint(canvas.shape(*_hairs(scene, roots, reach, 0.004)), color * 0.75, opacity=0.4 * traits.brow_strength)
+    canvas.paint(
+        canvas.shape(*_hairs(scene, roots, reach, 0.004), clip=scene.head),
+        color * 0.75,
+        opacity=0.4 * traits.brow_strength,
+    )
 
 
 def _paint_glasses(scene: _Scene) -> None:
@@ -1014,11 +1019,11 @@ def _paint_glasses(scene: _Scene) -> None:
         return
     frame = _array(traits.glasses_color)
     dark = traits.glasses == "dark"
-    half_width, half_height = (0.094, 0.066) if dark else (0.088, 0.058)
+    half_width, half_height = (0.090, 0.066) if dark else (0.085, 0.058)
     eyes = np.isin(canvas.labels, (_CLASS["l_eye"], _CLASS["r_eye"]))
     eye_labels = canvas.labels[eyes]
     for side in (-1, 1):
-        outline = _ellipse(side * 0.118, 0.008, half_width, half_height, traits.glasses_roundness)
+        outline = _ellipse(side * _EYE_X, 0.008, half_width, half_height, traits.glasses_roundness)
         rim = scene.pose.surface(outline, 0.03)
         canvas.shade(canvas.shape(rim + _array([0, 0.012]), blur=0.008), 0.16)
         lens = canvas.shape(rim)
@@ -1027,17 +1032,17 @@ def _paint_glasses(scene: _Scene) -> None:
             canvas.paint(lens, np.broadcast_to(slope, (canvas.side, canvas.side, 3)), "eye_g", opacity=0.95)
         else:
             canvas.paint(lens, _array([0.85, 0.9, 0.95]), "eye_g", opacity=0.06)
-        streak = _array([(-0.06, 0.05), (-0.025, 0.05), (0.03, -0.05), (-0.005, -0.05)]) + (side * 0.118, 0.0)
+        streak = _array([(-0.06, 0.05), (-0.025, 0.05), (0.03, -0.05), (-0.005, -0.05)]) + (side * _EYE_X, 0.0)
         glare = scene.surface_shape(streak, 0.03, 0.006, lens)
         canvas.paint(glare, _array([1, 1, 1]), opacity=0.12 if dark else 0.10)
         ring = _ribbon(np.concatenate([rim, rim[:2]]), 0.011 if dark else 0.008)
         canvas.paint(canvas.shape(ring), frame, "eye_g")
         light_edge = _ribbon(np.concatenate([rim, rim[:2]])[18:] - _array([0, 0.001]), 0.002)
         canvas.paint(canvas.shape(light_edge, blur=0.001), frame + 0.35, opacity=0.5)
-        temple = _array([(side * (0.118 + half_width * 0.97), -0.02), (side * 0.268, -0.012)])
+        temple = _array([(side * (0.112 + half_width * 0.97), -0.02), (side * 0.268, -0.012)])
         arm = canvas.shape(scene.pose.surface(_ribbon(temple, 0.010), 0.01))
         canvas.paint(arm, frame * 0.8, "eye_g", only=("skin",))
-    bridge = _smooth([(-0.034, 0.0), (0.0, -0.014), (0.034, 0.0)], closed=False)
+    bridge = _smooth([(-0.028, 0.0), (0.0, -0.012), (0.028, 0.0)], closed=False)
     canvas.paint(canvas.shape(scene.pose.surface(_ribbon(bridge, 0.009), 0.03)), frame, "eye_g")
     if not dark:
         canvas.labels[eyes] = eye_labels
@@ -1082,14 +1087,13 @@ def _paint_hair_front(scene: _Scene) -> None:
     traits, canvas, pose = scene.traits, scene.canvas, scene.pose
     if traits.hair_style == "bald":
         return
-    long = traits.hair_length > 0.1
-    outer = _hair_outer(scene, traits.hair_length if long else 0.02)
+    outer = _hair_outer(scene)
     line = _smooth(_hairline_points(traits), closed=False, steps=6)
     line[:, 1] += scene.outline_jitter[-len(line) :] * (0.009 if traits.hairline == "fringe" else 0.005)
     line = _smooth(line, closed=False, steps=4)
     inner = _knots([0.245], [0.045])
-    if long:
-        end = traits.hair_length
+    end = traits.hair_length
+    if end:
         inner = _smooth(
             _knots([0.2, 0.235, 0.243, 0.236], [end, min(0.36, 0.8 * end), min(0.2, 0.5 * end), 0.07]), False
         )

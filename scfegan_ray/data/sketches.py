@@ -35,6 +35,7 @@ _HED_MARGIN_PX = 16
 
 _RIDGE_SIGMA_PX = 1.2
 _RIDGE_CURVATURE = 0.018
+_CREST_REACH_PX = 1.3
 _WEAK_FRACTION = 0.55
 # Chosen by eye on CelebA-HQ at working sizes of 192 to 512: HED's ridges are about as wide at each of them, so
 # these are in pixels of the working size. Less curvature ties neighboring lines together, more breaks them.
@@ -134,7 +135,11 @@ class OpenCvDetector:
         # Half probability at the gradient that only a tenth of the image exceeds; a floor of 2 gray levels per pixel
         # keeps noise on a plain background from counting as edges.
         half = max(2.0, float(np.quantile(strength, 0.9)))
-        edges: NDArray[np.float32] = (strength**2 / (strength**2 + half**2)).astype(np.float32)
+        # Strong edges stop growing as a whole, so that each keeps the profile of a ridge; growing pixel by pixel would
+        # flatten its top to a plateau.
+        reach = 2 * round(2 * sigma) + 1
+        peak = cv2.dilate(strength, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach)))
+        edges: NDArray[np.float32] = (strength * peak / (peak**2 + half**2)).astype(np.float32)
         return edges
 
 
@@ -215,7 +220,14 @@ def _find_ridges(edges: NDArray[np.float32], threshold: float) -> NDArray[np.boo
     xy = cv2.Sobel(smooth, cv2.CV_32F, 1, 1, ksize=3, scale=1 / 4)
     # Smallest eigenvalue of the Hessian: how sharply the probability falls off to the sides of a line.
     curvature = np.sqrt(((xx - yy) / 2) ** 2 + xy**2) - (xx + yy) / 2
-    weak = (curvature > _RIDGE_CURVATURE) & (smooth > threshold * _WEAK_FRACTION)
+    # Along its eigenvector, slope over curvature is the distance to the crest; the shoulders of wide lines are far.
+    along = np.arctan2(2 * xy, xx - yy) / 2
+    slope = np.abs(
+        cv2.Sobel(smooth, cv2.CV_32F, 0, 1, scale=1 / 8) * np.cos(along)
+        - cv2.Sobel(smooth, cv2.CV_32F, 1, 0, scale=1 / 8) * np.sin(along)
+    )
+    crest = (curvature > _RIDGE_CURVATURE) & (slope < _CREST_REACH_PX * curvature)
+    weak = crest & (smooth > threshold * _WEAK_FRACTION)
     # As Canny does it: a weak stretch counts where it continues a strong one.
     count, components = cv2.connectedComponents(weak.astype(np.uint8), connectivity=8)
     kept = np.zeros(count, np.bool_)

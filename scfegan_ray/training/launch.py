@@ -133,6 +133,7 @@ def train(
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures, controller_failure_limit=3),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.checkpoints_to_keep),
             callbacks=list(callbacks),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
     status = "KILLED"

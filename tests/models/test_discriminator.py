@@ -75,3 +75,16 @@ def test_survives_double_backward(half):
             assert parameter.grad is not None
             assert torch.isfinite(parameter.grad).all()
             assert parameter.grad.abs().max() > 0, name
+
+
+def test_power_iteration_runs_outside_autocast():
+    discriminator = small()
+    seen = []
+    for layer in discriminator.layers:
+        # Only CUDA's autocast takes the products of the power iteration to half precision, so look at the switch.
+        layer.parametrizations.weight[0].register_forward_pre_hook(
+            lambda module, inputs: seen.append(torch.is_autocast_enabled("cpu"))
+        )
+    with torch.autocast("cpu", torch.bfloat16):
+        discriminator(torch.rand(1, 3, 16, 16), torch.rand(1, 5, 16, 16))
+    assert seen == [False] * SMALL.discriminator_num_layers
