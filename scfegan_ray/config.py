@@ -35,11 +35,11 @@ class SketchConfig:
     """How a photograph becomes a line drawing."""
 
     detector: Literal["auto", "hed", "opencv"] = "auto"
-    """hed: the HED network; opencv: a Canny detector; auto: hed, or opencv with a warning when its weights
-    cannot be had."""
+    """hed: the HED network; opencv: plain gradients; auto: hed, or opencv with a warning when its weights cannot be
+    had."""
     working_size_px: int = 0
     """Side at which edges are detected, before the lines are brought to the data's size; 0 takes 128 more than the
-    data's size, at most 384 (HED finds no eyes in very small faces, and above 384 it draws pores)."""
+    data's size, at most 384 (HED misses the eyes of very small faces; beyond 384 it costs more than it shows)."""
     clahe_clip: float = 2.0
     """Contrast limit of the histogram equalization on luminance; 0 turns it off."""
     clahe_tiles: int = 8
@@ -55,6 +55,8 @@ class SketchConfig:
         """Check ranges."""
         _check_fraction("data.sketch.threshold", self.threshold)
         _check_positive("data.sketch.clahe_tiles", self.clahe_tiles)
+        for name in ("clahe_clip", "smoothing_sigma", "min_component_px"):
+            _check(getattr(self, name) >= 0, f"data.sketch.{name} is {getattr(self, name)}; give 0 or more")
         _check(
             self.working_size_px == 0 or (self.working_size_px >= 32 and self.working_size_px % 16 == 0),
             f"data.sketch.working_size_px is {self.working_size_px}; give 0, or a multiple of 16 of at least 32",
@@ -72,7 +74,7 @@ class ColorConfig:
     bilateral_sigma_color: float = 30.0
     """Bilateral filter: how far apart two colors may be and still blend, in 8-bit levels."""
     bilateral_sigma_space: float = 6.0
-    """Bilateral filter: reach in pixels at a size of 256."""
+    """Bilateral filter: reach in pixels at a size of 256; the window of one pass ends 3 pixels away."""
     num_superpixels: int = 120
     """Superpixels per image, for images without labels and for `split_parts`."""
     split_parts: tuple[str, ...] = ("background", "cloth")
@@ -269,6 +271,9 @@ class TrainConfig:
     """Give each worker a GPU and use NCCL; otherwise gloo on CPUs."""
     cpus_per_worker: float = 0.5
     """CPUs that Ray reserves per worker. Half a CPU lets two workers fit beside other tasks on a 2-core machine."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the generator and the frozen features in training; the discriminator, its gradient penalty, Gram matrices
+    and every sum of a loss stay float32. auto: bfloat16 where the GPU or CPU computes it natively."""
     wait_for_nodes: bool = False
     """Let the workers wait for nodes that an autoscaling cluster will add, instead of refusing to start."""
     threads_per_worker: int = 0
@@ -390,6 +395,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check what concerns several sections."""
+        _check(self.seed >= 0, f"seed is {self.seed}; give 0 or more")
         name = self.run_name
         _check(
             name is None or (re.fullmatch(r"\w[\w.-]*", name, re.ASCII) and name not in ("prepared", "mlartifacts")),

@@ -29,6 +29,7 @@ class FaceEditor:
     def __init__(self, generator: Generator, config: Config, device: torch.device | str = "cpu") -> None:
         self.config = config
         self._device = torch.device(device)
+        generator.silence_untrained_taps(config.data.size_px)
         self._model = EditingModel(generator).requires_grad_(False).eval().to(self._device)
         self._image: NDArray[np.uint8] | None = None
 

@@ -11,7 +11,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
-class ServedGenerator(PythonModel):
+class ServedGenerator(PythonModel):  # type: ignore[misc]
     """Fills holes in faces as mask, sketch and color say."""
 
     def load_context(self, context: PythonModelContext) -> None:

@@ -133,9 +133,9 @@ def _trials_at_once(config: Config) -> int:
     launch.check_resources(config)
     resources = ray.cluster_resources()
     cpus = config.train.num_workers * config.train.cpus_per_worker + _TRIAL_CPUS
-    fitting = math.floor(resources.get("CPU", 0.0) / cpus)
+    fitting = int(resources.get("CPU", 0.0) // cpus)
     if config.train.use_gpu:
-        fitting = min(fitting, math.floor(resources.get("GPU", 0.0) / config.train.num_workers))
+        fitting = min(fitting, int(resources.get("GPU", 0.0) // config.train.num_workers))
     if fitting < 1 and not config.train.wait_for_nodes:
         raise ConfigError(
             f"a trial needs {cpus:g} CPUs, the cluster has {resources.get('CPU', 0.0):g}; "

@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from scfegan_ray import storage
 from scfegan_ray.errors import ModelError
 
 _FETCH_TIMEOUT_SECONDS = 300
@@ -56,20 +57,11 @@ HED_WEIGHTS = PackagedWeights(
 """The HED edge detector."""
 
 
-def default_cache_dir() -> Path:
-    """Say where weights are kept: $SCFEGAN_CACHE, else $XDG_CACHE_HOME/scfegan_ray, else ~/.cache/scfegan_ray."""
-    own = os.environ.get("SCFEGAN_CACHE")
-    if own:
-        return Path(own)
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "scfegan_ray"
-
-
 def hed_arrays(cache_dir: Path | None = None) -> dict[str, NDArray[np.float32]]:
     """Load the HED weights, fetching them first where the cache has none or a damaged copy.
 
     Args:
-        cache_dir: folder to keep the file in. Default: `default_cache_dir()`.
+        cache_dir: folder to keep the file in. Default: `storage.cache_dir()`.
 
     Returns:
         Arrays by name. Trunk: "conv1_1/kernel" (3, 3, in, out) float32 and "conv1_1/bias" (out,) float32, up to
@@ -79,7 +71,7 @@ def hed_arrays(cache_dir: Path | None = None) -> dict[str, NDArray[np.float32]]:
     Raises:
         ModelError: the weights are not in the cache and cannot be fetched, checked or stored.
     """
-    content = _load_checked(HED_WEIGHTS, cache_dir if cache_dir is not None else default_cache_dir())
+    content = _load_checked(HED_WEIGHTS, cache_dir if cache_dir is not None else storage.cache_dir())
     arrays: dict[str, NDArray[np.float32]] = {}
 
     def collect(path: str, group: h5py.Group | h5py.Dataset) -> None:

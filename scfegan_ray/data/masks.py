@@ -45,7 +45,7 @@ def draw_mask(
     smallest, largest = (share * size_px**2 for share in (config.min_hole_area, config.max_hole_area))
     for _ in range(_MAX_REDRAWS):
         mask = _to_size(_draw_lines(eyes_on_canvas, config, rng), size_px)
-        if 0 < cv2.countNonZero(mask) and smallest <= cv2.countNonZero(mask) <= largest:
+        if cv2.countNonZero(mask) > 0 and smallest <= cv2.countNonZero(mask) <= largest:
             break
     else:
         mask = _draw_disk(size_px, config, rng)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from scfegan_ray import storage, weights
 from scfegan_ray.errors import ModelError
 
 _LOG = logging.getLogger(__name__)
@@ -189,6 +190,29 @@ def vgg_random(seed: int = 0) -> Features:
     return Features(convs, _IMAGENET_MEAN, _IMAGENET_STD, f"VGG-16 with random filters (seed {seed})")
 
 
+def settle_features(spec: str) -> str:
+    """Turn `auto` into what can be had here and now, so that all workers of a run can be told the same.
+
+    Args:
+        spec: as `load_features` takes it.
+
+    Returns:
+        `hed` or `random` for `auto`, anything else unchanged.
+    """
+    if spec != "auto":
+        return spec
+    try:
+        weights.hed_arrays()
+    except ModelError as error:
+        _LOG.warning(
+            "perceptual and style losses compare random filters, which cost realism of skin and hair: %s "
+            "(or set losses.features to a file with torchvision's vgg16 weights)",
+            error,
+        )
+        return "random"
+    return "hed"
+
+
 def load_features(spec: str) -> Features:
     """Get the feature network that `losses.features` names.
 
@@ -200,26 +224,12 @@ def load_features(spec: str) -> Features:
         ModelError: the weights cannot be had, read, or are not VGG-16's.
         StorageError: the path or URI cannot be read.
     """
+    spec = settle_features(spec)
     if spec == "random":
         return vgg_random()
-    if spec in ("hed", "auto"):
-        # Imported here because reading HDF5 and object stores is no business of a training step.
-        from scfegan_ray.weights import hed_arrays
-
-        try:
-            return vgg_from_hed(hed_arrays())
-        except ModelError as error:
-            if spec == "hed":
-                raise
-            _LOG.warning(
-                "perceptual and style losses compare random filters, which cost realism of skin and hair: %s "
-                "(or set losses.features to a file with torchvision's vgg16 weights)",
-                error,
-            )
-            return vgg_random()
-    from scfegan_ray.storage import read_bytes
-
-    content = read_bytes(spec)
+    if spec == "hed":
+        return vgg_from_hed(weights.hed_arrays())
+    content = storage.read_bytes(spec)
     try:
         state: Any = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:

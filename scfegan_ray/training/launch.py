@@ -20,6 +20,7 @@ from scfegan_ray import storage, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples, pipeline
 from scfegan_ray.errors import ConfigError, deliberate_cause
+from scfegan_ray.models.features import settle_features
 from scfegan_ray.training import checkpoint
 from scfegan_ray.training.worker import train_worker
 
@@ -111,7 +112,8 @@ def train(
         "data_source": dataset.source,
         "sketch_detector": dataset.sketch_detector,
     }
-    run_id = _open_run(config, storage.join(root, config.run_name), dataset, tags, parent_run_id)
+    run = _open_run(config, storage.join(root, config.run_name), dataset, tags, parent_run_id)
+    run_id = run["run_id"]
     logger.info("run %s, MLflow run %s at %s", config.run_name, run_id, uri)
 
     trainer = ray.train.torch.TorchTrainer(
@@ -121,6 +123,7 @@ def train(
             "dataset": dataset_uri,
             "tracking_uri": uri,
             "run_id": run_id,
+            "features": run["features"],
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.num_workers,
@@ -197,20 +200,23 @@ def check_resources(config: Config) -> None:
 
 def _open_run(
     config: Config, place: str, dataset: examples.DatasetInfo, tags: dict[str, str], parent_run_id: str | None
-) -> str:
-    """Return the MLflow run of a new or resumed run, and keep `run.json` for the next resume."""
+) -> dict[str, Any]:
+    """Return what `run.json` knows of a run: written when it starts, so that a resume goes on with the same."""
     record = storage.join(place, "run.json")
     if storage.exists(record):
-        known = json.loads(storage.read_bytes(record))
+        known: dict[str, Any] = json.loads(storage.read_bytes(record))
         _check_same(config, known, dataset)
-        run_id: str = known["run_id"]
-        tracking.resume_run(config, run_id)
-        return run_id
+        tracking.resume_run(config, known["run_id"])
+        return known
     assert config.run_name
-    run_id = tracking.start_run(config, config.run_name, tags=tags, parent_run_id=parent_run_id)
-    values = {"run_id": run_id, "data_fingerprint": dataset.fingerprint, "config": config.to_dict()}
+    values = {
+        "run_id": tracking.start_run(config, config.run_name, tags=tags, parent_run_id=parent_run_id),
+        "features": settle_features(config.losses.features),
+        "data_fingerprint": dataset.fingerprint,
+        "config": config.to_dict(),
+    }
     storage.write_bytes(record, json.dumps(values, indent=2).encode())
-    return run_id
+    return values
 
 
 def _check_same(config: Config, known: dict[str, Any], dataset: examples.DatasetInfo) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from scfegan_ray import losses
@@ -9,6 +10,18 @@ from scfegan_ray.config import LossConfig
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features
 from scfegan_ray.training.state import TrainingState
+
+
+def training_precision(setting: str, device: torch.device) -> torch.dtype:
+    """Turn the setting `train.precision` into a type; `auto` is bfloat16 only where the hardware has it."""
+    if setting == "auto":
+        native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bf16()
+        return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if setting == "bfloat16" else torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def train_step(
@@ -20,6 +33,7 @@ def train_step(
     *,
     generator: nn.Module,
     discriminator: nn.Module,
+    precision: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
     """Update both networks.
 
@@ -33,12 +47,15 @@ def train_step(
         config: loss weights.
         generator: `state.generator`, or its DDP wrapper.
         discriminator: `state.discriminator`, or its DDP wrapper.
+        precision: float32, or bfloat16 for the generator and the features.
 
     Returns:
         Unweighted loss parts and totals, detached scalars, named `generator/...` and `discriminator/...`.
     """
     conditions = batch.conditions()
-    generated = generator(batch.generator_input())
+    reduced = torch.autocast(batch.mask.device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
+    with reduced:
+        generated = generator(batch.generator_input()).float()
 
     # Discriminator: real images up, composites down, its gradient in the hole near 1.
     discriminator_total, discriminator_parts = losses.discriminator_loss(
@@ -57,9 +74,14 @@ def train_step(
     # Generator: judged by the plain discriminator, whose weights want no gradient now, so nothing is sent for them.
     state.discriminator.requires_grad_(False)
     fake_scores = state.discriminator(batch.composite(generated), conditions)
-    generator_total, generator_parts = losses.generator_loss(
-        generated, batch.ground_truth, batch.mask, features, fake_scores, config
-    )
+    real_scores = None
+    if config.real_score_penalty_in == "generator":
+        with torch.no_grad():
+            real_scores = state.discriminator(batch.ground_truth, conditions)
+    with reduced:
+        generator_total, generator_parts = losses.generator_loss(
+            generated, batch.ground_truth, batch.mask, features, fake_scores, config, real_scores
+        )
     state.generator_optimizer.zero_grad(set_to_none=True)
     generator_total.backward()  # type: ignore[no-untyped-call]
     state.generator_optimizer.step()

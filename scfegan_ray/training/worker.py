@@ -24,7 +24,7 @@ from scfegan_ray.progress import Progress
 from scfegan_ray.tracking import open_tracker
 from scfegan_ray.training import checkpoint
 from scfegan_ray.training.state import TrainingState
-from scfegan_ray.training.step import train_step
+from scfegan_ray.training.step import train_step, training_precision
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         settings: config: `Config.to_dict()`; dataset: URI of the prepared dataset; tracking_uri, run_id: the MLflow
-            run that rank 0 writes to.
+            run that rank 0 writes to; features: which VGG weights, settled for all workers.
 
     Returns:
         On rank 0: images_seen, weights_sha256, features (which VGG weights were used), first_metrics and
@@ -58,9 +58,10 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         with last.as_directory() as folder:
             checkpoint.load(state, Path(folder))
         logger.info("resuming at %d images", state.images_seen)
+    precision = training_precision(config.train.precision, device)
     generator = _distribute(state.generator)
     discriminator = _distribute(state.discriminator)
-    features = load_features(config.losses.features).to(device)
+    features = load_features(settings["features"]).to(device)
 
     # Data: this worker's share of each global batch.
     dataset = examples.PreparedDataset.open(settings["dataset"])
@@ -77,7 +78,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     )
 
     tracker = open_tracker(settings["tracking_uri"], settings["run_id"] if rank == 0 else None)
-    tracker.tags({"features": features.description})
+    tracker.tags({"features": features.description, "precision": str(precision).removeprefix("torch.")})
     evaluator = Evaluator(features, device)
 
     def evaluate() -> dict[str, float]:
@@ -109,6 +110,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             config.losses,
             generator=generator,
             discriminator=discriminator,
+            precision=precision,
         )
         before = state.images_seen
         state.images_seen += batch_size

@@ -65,9 +65,7 @@ def test_hair_is_added_as_often_as_asked() -> None:
     hair[:20] = 1
     rng = np.random.default_rng(0)
     eyes = canonical_eyes(64)
-    whole = [
-        draw_mask(64, eyes, hair, MaskConfig(hair_probability=0.3), rng)[:20].all().item() for _ in range(600)
-    ]
+    whole = [draw_mask(64, eyes, hair, MaskConfig(hair_probability=0.3), rng)[:20].all().item() for _ in range(600)]
     assert 0.22 < np.mean(whole) < 0.38
     always = draw_mask(64, eyes, hair, MaskConfig(hair_probability=1.0), rng)
     assert always[:20].all()
@@ -83,8 +81,8 @@ def test_every_hole_reaches_an_eye() -> None:
         mask = draw_mask(64, eyes, None, _NO_HAIR, rng)
         reached.append((bool(mask[50, 10]), bool(mask[12, 54])))
     assert all(any(pair) for pair in reached)
-    assert 30 < sum(left for left, _ in reached)
-    assert 30 < sum(right for _, right in reached)
+    assert sum(left for left, _ in reached) > 30
+    assert sum(right for _, right in reached) > 30
 
 
 def test_lines_are_round_and_as_wide_as_the_brush() -> None:

@@ -1,13 +1,12 @@
 import io
 import logging
-import sys
-import types
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from scfegan_ray import storage, weights
 from scfegan_ray.errors import ModelError
 from scfegan_ray.models.features import load_features, vgg_from_hed, vgg_from_torchvision, vgg_random
 
@@ -110,15 +109,8 @@ def test_missing_and_misshapen_weights_are_named(torchvision_state, hed_arrays):
         vgg_from_hed({**hed_arrays, "conv1_1/bias": np.zeros(3, np.float32)})
 
 
-def stub(monkeypatch, module, **functions):
-    replacement = types.ModuleType(f"scfegan_ray.{module}")
-    for name, function in functions.items():
-        setattr(replacement, name, function)
-    monkeypatch.setitem(sys.modules, f"scfegan_ray.{module}", replacement)
-
-
 def test_load_features_takes_hed_where_it_can(monkeypatch, hed_arrays):
-    stub(monkeypatch, "weights", hed_arrays=lambda: hed_arrays)
+    monkeypatch.setattr(weights, "hed_arrays", lambda: hed_arrays)
     assert "HED" in load_features("auto").description
     assert "HED" in load_features("hed").description
     assert "random" in load_features("random").description
@@ -128,7 +120,7 @@ def test_load_features_warns_where_it_cannot(monkeypatch, caplog):
     def fail():
         raise ModelError("no network")
 
-    stub(monkeypatch, "weights", hed_arrays=fail)
+    monkeypatch.setattr(weights, "hed_arrays", fail)
     with caplog.at_level(logging.WARNING):
         assert "random" in load_features("auto").description
     assert "no network" in caplog.text
@@ -144,7 +136,7 @@ def test_load_features_reads_a_state_dict_through_storage(monkeypatch, torchvisi
         torch.save(content, buffer)
         files[f"s3://bucket/{name}.pt"] = buffer.getvalue()
     files["s3://bucket/noise.pt"] = b"not torch"
-    stub(monkeypatch, "storage", read_bytes=files.__getitem__)
+    monkeypatch.setattr(storage, "read_bytes", files.__getitem__)
     assert load_features("s3://bucket/good.pt").description.endswith("s3://bucket/good.pt")
     with pytest.raises(ModelError, match="holds a list"):
         load_features("s3://bucket/list.pt")

@@ -1,0 +1,55 @@
+"""A run small enough for tests: no network, no pretrained weights, seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scfegan_ray.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    SketchConfig,
+    StorageConfig,
+    TrainConfig,
+    TuneConfig,
+)
+
+TINY = Config(
+    data=DataConfig(
+        num_embedded=12, size_px=32, test_fraction=0.25, shard_images=4, sketch=SketchConfig(detector="opencv")
+    ),
+    model=ModelConfig(base_channels=4, num_downsamples=2, discriminator_base_channels=4, discriminator_num_layers=2),
+    losses=LossConfig(features="random"),
+    train=TrainConfig(images=16, batch_size=4, log_every_images=4, checkpoint_every_images=8, precision="float32"),
+    evaluation=EvaluationConfig(num_images=2, grid_images=2, batch_size=2),
+    tune=TuneConfig(num_trials=2, reports=2),
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep every test's cache, working directory and tracking to itself."""
+    monkeypatch.setenv("SCFEGAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Config:
+    """Return a config for seconds, with its storage in the test's folder."""
+    return replace(TINY, run_name="tiny", storage=StorageConfig(path=str(tmp_path / "runs")))
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """Start Ray once, with a token of its own, and stop it at the end."""
+    from scfegan_ray import cli
+
+    with cli.ray_session():
+        yield

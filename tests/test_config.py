@@ -1,0 +1,72 @@
+"""Settings: round trip, checks that name the cure, presets."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from scfegan_ray import config as configuration
+from scfegan_ray.config import Config, DataConfig, LossConfig, MaskConfig, ModelConfig, TrainConfig
+from scfegan_ray.errors import ConfigError
+from scfegan_ray.presets import PRESETS, preset
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_survives_json(name: str) -> None:
+    config = preset(name)
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_defaults_are_the_published_ones() -> None:
+    config = Config()
+    losses = config.losses
+    assert (losses.perceptual, losses.adversarial, losses.style) == (0.05, 0.001, 120.0)
+    assert (losses.total_variation, losses.real_score_penalty, losses.gradient_penalty) == (0.1, 0.001, 10.0)
+    assert (config.data.size_px, config.model.base_channels, config.model.num_downsamples) == (512, 64, 7)
+    assert preset("paper_512").losses == losses
+    assert preset("paper_512").model == config.model
+
+
+def test_unknown_key_is_named() -> None:
+    values = Config().to_dict()
+    values["losses"]["styl"] = 1.0
+    with pytest.raises(ConfigError, match=r"losses\.styl"):
+        Config.from_dict(values)
+
+
+def test_section_must_be_a_mapping() -> None:
+    with pytest.raises(ConfigError, match="losses is 3"):
+        Config.from_dict({"losses": 3})
+
+
+def test_unknown_preset_lists_those_that_exist() -> None:
+    with pytest.raises(ConfigError, match="quickstart, small_256, paper_512"):
+        preset("huge")
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Config(data=DataConfig(size_px=100)), "data.size_px 100 is not divisible by"),
+        (lambda: TrainConfig(batch_size=9, num_workers=2), "train.batch_size 9"),
+        (lambda: TrainConfig(images=0), "train.images is 0"),
+        (lambda: LossConfig(style=-1.0), "losses.style is -1.0"),
+        (lambda: MaskConfig(hair_probability=1.5), "masks.hair_probability is 1.5"),
+        (lambda: MaskConfig(min_hole_area=0.6), "masks.min_hole_area 0.6"),
+        (lambda: ModelConfig(base_channels=0), "model.base_channels is 0"),
+        (lambda: Config(run_name="a/b"), "run_name is 'a/b'"),
+        (lambda: Config(run_name="prepared"), "run_name is 'prepared'"),
+        (lambda: Config(seed=-1), "seed is -1"),
+    ],
+)
+def test_bad_value_is_named(make: object, named: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()  # type: ignore[operator]
+    assert named in str(caught.value)
+
+
+def test_flatten_uses_dotted_names() -> None:
+    flat = configuration.flatten(Config().to_dict())
+    assert flat["losses.style"] == 120.0
+    assert flat["data.sketch.detector"] == "auto"

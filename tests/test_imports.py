@@ -1,0 +1,43 @@
+"""Who imports what: plain code stays free of Ray and MLflow, and importing does nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "scfegan_ray"
+WITH_RAY = {"data.pipeline", "training.worker", "training.launch", "tuning"}
+WITH_MLFLOW = {"tracking", "serving", "inference", "training.worker", "training.launch", "tuning"}
+MODULES = sorted(
+    str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".")
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py"
+)
+
+
+def run(code: str, folder: Path) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True, timeout=120
+    )
+    return result.stdout.strip()
+
+
+def test_plain_modules_import_neither_ray_nor_mlflow(tmp_path: Path) -> None:
+    plain = [name for name in MODULES if name not in WITH_RAY | WITH_MLFLOW]
+    code = "import sys, importlib\n"
+    code += f"for name in {plain!r}: importlib.import_module('scfegan_ray.' + name)\n"
+    code += "print(sorted({'ray', 'mlflow', 'boto3'} & set(sys.modules)))"
+    assert run(code, tmp_path) == "[]"
+
+
+def test_command_line_needs_no_heavy_import(tmp_path: Path) -> None:
+    code = "import sys; from scfegan_ray import cli; cli.parse('', ['--seed', '1'])\n"
+    code += "print(sorted({'ray', 'mlflow', 'torch', 'cv2', 'pyarrow'} & set(sys.modules)))"
+    assert run(code, tmp_path) == "[]"
+
+
+def test_importing_leaves_no_file(tmp_path: Path) -> None:
+    names = [name for name in MODULES if name != "serving"]
+    run(f"import importlib\nfor n in {names!r}: importlib.import_module('scfegan_ray.' + n)", tmp_path)
+    assert list(tmp_path.iterdir()) == []
