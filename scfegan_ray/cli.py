@@ -8,7 +8,6 @@ import logging
 import os
 import secrets
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
@@ -110,9 +109,12 @@ def ray_session() -> Iterator[None]:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
+    import ray.data
 
     logger.info("joining the Ray cluster" if joins else "starting Ray on this machine")
     ray.init(address=None if joins else "local", log_to_driver=True, logging_level=logging.WARNING)
+    # Importing Ray Data sets its own level; what it says of its plans is for its log files.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
         yield
     finally:
@@ -127,4 +129,3 @@ def named(config: Config, run_name: str) -> Config:
 def _set_up_log() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("scfegan_ray").setLevel(logging.INFO)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")

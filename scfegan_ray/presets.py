@@ -16,15 +16,15 @@ from scfegan_ray.config import (
 from scfegan_ray.errors import ConfigError
 
 _QUICKSTART = Config(
-    data=DataConfig(num_embedded=256, size_px=64, test_fraction=1 / 8, shard_images=16),
+    data=DataConfig(num_embedded=224, size_px=64, test_fraction=1 / 8, shard_images=16),
     model=ModelConfig(base_channels=24, num_downsamples=4, discriminator_base_channels=16, discriminator_num_layers=4),
     optimization=OptimizationConfig(
-        generator_learning_rate=1e-3,
+        generator_learning_rate=2e-3,
         discriminator_learning_rate=4e-4,
         final_rate_fraction=0.1,
         ema_half_life_images=500.0,
     ),
-    train=TrainConfig(images=4_800, log_every_images=160, checkpoint_every_images=2_400),
+    train=TrainConfig(batch_size=8, images=3_600, log_every_images=120, checkpoint_every_images=1_800),
     evaluation=EvaluationConfig(num_images=24),
 )
 """Embedded faces, two CPU workers, minutes: shows the whole path and a model that visibly follows strokes."""

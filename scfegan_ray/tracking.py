@@ -8,6 +8,7 @@ import os
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -209,7 +210,14 @@ def register(
     """
     name = config.tracking.model_name
     facts = dict(tags) | {"weights_sha256": weights_sha256, "git_revision": git_revision()}
-    with _tracking_errors(config), _fluent(tracking_uri(config)), tempfile.TemporaryDirectory() as scratch:
+    with (
+        _tracking_errors(config),
+        _fluent(tracking_uri(config)),
+        tempfile.TemporaryDirectory() as scratch,
+        warnings.catch_warnings(),
+    ):
+        # Type hints cannot express our signature, which is given.
+        warnings.filterwarnings("ignore", message=".*type hints.*", category=UserWarning)
         client = MlflowClient()
         for version in _versions(client, name):
             if version.run_id == run_id and version.tags.get("weights_sha256") == weights_sha256:

@@ -220,8 +220,6 @@ def _run(config: Config, source: sources.FaceSource, keys: list[str], uri: str, 
         if (part := keys[start : start + per_shard])
     ]
     logger.info("preparing %d images at %d px from %s", len(keys), config.data.size_px, source.name)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
     dataset = ray.data.from_arrow(blocks).map_batches(
         _PrepareShard,
         fn_constructor_kwargs={"config": config, "source": source, "uri": uri, "detector": detector},

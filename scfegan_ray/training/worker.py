@@ -45,8 +45,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     config = Config.from_dict(settings["config"])
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", force=True)
-    logging.getLogger("scfegan_ray").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    _set_up_log(logging.INFO if rank == 0 else logging.WARNING)
     device = ray.train.torch.get_device()
     assert isinstance(device, torch.device), "one device per worker"
     torch.set_num_threads(config.train.threads_per_worker or _share_of_cores(context.get_local_world_size()))
@@ -159,6 +158,14 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         "first_metrics": first_metrics,
         "last_metrics": last_metrics,
     }
+
+
+def _set_up_log(level: int) -> None:
+    # Ray passes what a worker writes to stderr on to the driver; its own loggers stay as Ray has set them.
+    ours = logging.getLogger("scfegan_ray")
+    ours.handlers = [logging.StreamHandler(sys.stderr)]
+    ours.propagate = False
+    ours.setLevel(level)
 
 
 def _share_of_cores(num_local_workers: int) -> int:

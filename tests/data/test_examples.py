@@ -1,0 +1,197 @@
+"""Order and randomness of training: pure functions of seed and position, whatever the number of workers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from scfegan_ray.config import MaskConfig
+from scfegan_ray.data import examples
+from scfegan_ray.data.examples import PreparedDataset
+from scfegan_ray.errors import DataError
+
+NUM, SIZE = 20, 32
+MASKS = MaskConfig(hair_probability=0.5)
+
+
+def write_dataset(root: Path, *, num_images: int = NUM, fingerprint: str = "abc") -> str:
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for index in range(NUM):
+        hair = np.zeros((SIZE, SIZE), np.uint8)
+        hair[:8] = 255
+        rows.append(
+            {
+                "key": f"face-{index:02d}",
+                "image": examples.encode_png(np.full((SIZE, SIZE, 3), index, np.uint8)),
+                "sketch": examples.encode_png(np.eye(SIZE, dtype=np.uint8) * np.uint8(255)),
+                "color": examples.encode_png(rng.integers(1, 256, (SIZE, SIZE, 3), np.uint8)),
+                "hair": examples.encode_png(hair) if index % 2 else None,
+                "eyes": [12.0, 15.0, 20.0, 15.0],
+                "sha256": "",
+            }
+        )
+    (root / "data").mkdir(parents=True)
+    order = rng.permutation(NUM)  # shards hold rows in any order
+    for shard, part in enumerate(np.split(order, 4)):
+        table = pa.Table.from_pylist([rows[i] for i in part], schema=examples.SCHEMA)
+        pq.write_table(table, root / "data" / f"part-{shard:05d}.parquet")
+    info = examples.DatasetInfo(
+        schema_version=examples.SCHEMA_VERSION,
+        size_px=SIZE,
+        num_images=num_images,
+        num_rejected=0,
+        test_fraction=0.25,
+        fingerprint=fingerprint,
+        license="CC0-1.0",
+        source="test",
+        sketch_detector="opencv",
+        color_segments="labels",
+        eyes="labels",
+        has_hair=True,
+        preparation={},
+    )
+    (root / "dataset.json").write_bytes(info.to_json())
+    return str(root)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> PreparedDataset:
+    return PreparedDataset.open(write_dataset(tmp_path / "set"))
+
+
+def batches(dataset: PreparedDataset, count: int, **overrides: Any) -> list[examples.Example]:
+    settings = {"seed": 3, "start": 0, "batch_size": 8, "rank": 0, "num_workers": 1, "threads": 2} | overrides
+    stream = examples.training_batches(dataset, MASKS, **settings)
+    try:
+        return list(itertools.islice(stream, count))
+    finally:
+        stream.close()
+
+
+def same(a: examples.Example, b: examples.Example) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_rows_are_in_key_order_whatever_the_shards(dataset: PreparedDataset) -> None:
+    assert dataset.keys == [f"face-{i:02d}" for i in range(NUM)]
+    row = dataset.row(7)
+    assert (row["key"], int(row["image"][0, 0, 0])) == ("face-07", 7)
+    assert set(np.unique(row["sketch"])) == {0, 1}
+    assert set(np.unique(row["hair"])) == {0, 1}
+    assert dataset.row(8)["hair"] is None
+
+
+def test_split_is_a_function_of_the_key(dataset: PreparedDataset) -> None:
+    assert sorted([*dataset.train_rows, *dataset.test_rows]) == list(range(NUM))
+    for at in dataset.test_rows:
+        assert examples.is_test_key(dataset.keys[at], 0.25)
+    share = np.mean([examples.is_test_key(f"k{i}", 0.25) for i in range(4000)])
+    assert share == pytest.approx(0.25, abs=0.03)
+    # A larger share keeps what was already held back.
+    assert all(examples.is_test_key(f"k{i}", 0.5) for i in range(500) if examples.is_test_key(f"k{i}", 0.25))
+
+
+def test_every_image_once_per_epoch_in_another_order() -> None:
+    epochs = [[examples.row_at(e * 15 + i, seed=3, num_rows=15)[1] for i in range(15)] for e in range(3)]
+    assert all(sorted(order) == list(range(15)) for order in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert examples.row_at(15, seed=3, num_rows=15)[0] == 1
+    assert [examples.row_at(i, seed=4, num_rows=15)[1] for i in range(15)] != epochs[0]
+
+
+@pytest.mark.parametrize("num_workers", [2, 4, 8])
+def test_shares_of_any_number_of_workers_are_the_same_global_batch(dataset: PreparedDataset, num_workers: int) -> None:
+    whole = batches(dataset, 3)
+    shares = [batches(dataset, 3, rank=r, num_workers=num_workers) for r in range(num_workers)]
+    for step in range(3):
+        joined = {name: np.concatenate([share[step][name] for share in shares]) for name in whole[step]}
+        assert same(whole[step], joined)
+
+
+def test_resuming_goes_on_where_it_stopped(dataset: PreparedDataset) -> None:
+    whole = batches(dataset, 5)
+    assert all(same(a, b) for a, b in zip(whole[2:], batches(dataset, 3, start=16), strict=True))
+
+
+def test_number_of_threads_changes_nothing(dataset: PreparedDataset) -> None:
+    assert all(same(a, b) for a, b in zip(batches(dataset, 3), batches(dataset, 3, threads=7), strict=True))
+
+
+def test_masks_are_fresh_in_each_epoch_and_depend_on_the_key(dataset: PreparedDataset) -> None:
+    n = len(dataset.train_rows)
+    seen: dict[int, list[bytes]] = {}
+    for position in range(3 * n):
+        example = examples.training_example(dataset, MASKS, 3, position)
+        seen.setdefault(int(example["image"][0, 0, 0]), []).append(example["mask"].tobytes())
+    assert sorted(seen) == sorted(int(r) for r in dataset.train_rows)
+    drawn = [mask for masks in seen.values() for mask in masks]
+    assert len(set(drawn)) == len(drawn) == 3 * n
+
+
+def test_example_obeys_its_contract(dataset: PreparedDataset) -> None:
+    for position in range(12):
+        example = examples.training_example(dataset, MASKS, 3, position)
+        mask = example["mask"]
+        assert {name: (a.shape, a.dtype.name) for name, a in example.items()} == {
+            "image": ((SIZE, SIZE, 3), "uint8"),
+            "mask": ((SIZE, SIZE, 1), "uint8"),
+            "sketch": ((SIZE, SIZE, 1), "uint8"),
+            "color": ((SIZE, SIZE, 3), "uint8"),
+            "noise": ((SIZE, SIZE, 1), "uint8"),
+            "interpolation": ((), "float32"),
+        }
+        assert set(np.unique(mask)) == {0, 1}
+        for name in ("sketch", "color", "noise"):
+            assert not (example[name] * (1 - mask)).any(), f"{name} outside the hole"
+        assert 0.0 <= example["interpolation"] < 1.0
+
+
+def test_evaluation_ignores_the_seed_and_uses_held_back_images(dataset: PreparedDataset) -> None:
+    first = list(examples.evaluation_batches(dataset, MASKS, 4, 2))
+    again = list(examples.evaluation_batches(dataset, MASKS, 4, 2))
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+    shown = {int(v) for batch in first for v in batch["image"][:, 0, 0, 0]}
+    assert shown <= {int(r) for r in dataset.test_rows}
+
+
+def test_dataset_without_test_images_evaluates_on_all(dataset: PreparedDataset) -> None:
+    dataset.test_rows = np.array([], np.int64)
+    assert dataset.held_back(3) == [0, 1, 2]
+
+
+def test_png_round_trip() -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((5, 7), (5, 7, 3)):
+        image = rng.integers(0, 256, shape, np.uint8)
+        assert np.array_equal(examples.decode_png(examples.encode_png(image)), image)
+
+
+def test_unfinished_dataset_is_none(tmp_path: Path) -> None:
+    root = Path(write_dataset(tmp_path / "set"))
+    (root / "dataset.json").unlink()
+    assert examples.DatasetInfo.read(str(root)) is None
+    with pytest.raises(DataError, match="no prepared dataset at"):
+        PreparedDataset.open(str(root))
+
+
+def test_lost_rows_are_noticed(tmp_path: Path) -> None:
+    uri = write_dataset(tmp_path / "set", num_images=NUM + 1)
+    with pytest.raises(DataError, match="holds 20 images, its dataset.json says 21"):
+        PreparedDataset.open(uri)
+
+
+@pytest.mark.parametrize(("change", "named"), [({"schema_version": 99}, "schema version 99"), ({"x": 1}, "damaged")])
+def test_foreign_description_is_refused(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    root = Path(write_dataset(tmp_path / "set"))
+    values = json.loads((root / "dataset.json").read_text()) | change
+    (root / "dataset.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match=named):
+        PreparedDataset.open(str(root))

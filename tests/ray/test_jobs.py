@@ -1,0 +1,267 @@
+"""The jobs as a user runs them, at tiny size, on two CPUs, without network."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from scfegan_ray.config import Config
+from scfegan_ray.inference import FaceEditor
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parent.parent.parent
+TINY_ARGUMENTS = """
+    --data.num-embedded 12 --data.size-px 32 --data.test-fraction 0.25 --data.shard-images 4
+    --data.sketch.detector opencv --losses.features random
+    --model.base-channels 4 --model.num-downsamples 2
+    --model.discriminator-base-channels 4 --model.discriminator-num-layers 2
+    --train.images 16 --train.batch-size 4 --train.log-every-images 4 --train.checkpoint-every-images 8
+    --train.precision float32 --evaluation.num-images 2 --evaluation.grid-images 2
+""".split()
+
+
+def run(job: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+    )
+
+
+def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr[-3000:]
+    [line] = done.stdout.splitlines()
+    values: dict[str, Any] = json.loads(line)
+    return values
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("job")
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> tuple[dict[str, Any], str]:
+    done = run("train", *TINY_ARGUMENTS, "--run-name", "first", cwd=place)
+    return result_of(done), done.stderr
+
+
+@pytest.fixture
+def client(place: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{place}/runs/mlflow.db")
+
+
+def test_train_prints_its_result_and_progress(trained: tuple[dict[str, Any], str], place: Path) -> None:
+    result, log = trained
+    assert set(result) == {"run_name", "run_id", "model_uri", "checkpoint", "images_seen", "weights_sha256"}
+    assert (result["run_name"], result["images_seen"]) == ("first", 16)
+    assert result["model_uri"] == "models:/scfegan-generator/1"
+    assert re.search(r"train 16/16 images, [\d.]+/s, ETA 0s", log)
+    assert re.search(r"prepare 12/12 images", log)
+    assert "using" not in log or "random" in log
+    assert (Path(result["checkpoint"]) / "meta.json").exists()
+    assert {p.name for p in place.iterdir()} == {"runs"}, "everything goes under the storage path"
+
+
+def test_run_holds_every_loss_part_and_the_grid(trained: tuple[dict[str, Any], str], client: MlflowClient) -> None:
+    run_id = trained[0]["run_id"]
+    data = client.get_run(run_id).data
+    generator = "total per_pixel perceptual style_generated style_composite total_variation adversarial learning_rate"
+    discriminator = "total real_scores fake_scores gradient_penalty real_score_penalty learning_rate"
+    expected = {f"train/generator/{name}" for name in generator.split()}
+    expected |= {f"train/discriminator/{name}" for name in discriminator.split()}
+    expected |= {"train/images_per_second", "val/hole_psnr", "val/perceptual_distance", "val/objective"}
+    assert set(data.metrics) == expected
+    steps = [m.step for m in client.get_metric_history(run_id, "train/generator/total")]
+    assert steps == [4, 8, 12, 16]
+    assert [m.step for m in client.get_metric_history(run_id, "val/hole_psnr")] == [0, 8, 16]
+    assert [a.path for a in client.list_artifacts(run_id, "grid")] == [f"grid/{seen:010d}.png" for seen in (0, 8, 16)]
+    assert data.params["losses.style"] == "120.0"
+    assert data.tags["features"].startswith("VGG-16")
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_version_says_where_it_comes_from(trained: tuple[dict[str, Any], str], client: MlflowClient) -> None:
+    tags = client.get_model_version("scfegan-generator", "1").tags
+    assert tags["data_license"] == "CC0-1.0"
+    assert re.fullmatch(r"[0-9a-f]{64}", tags["data_fingerprint"])
+    assert re.fullmatch(r"[0-9a-f]{40}|unknown", tags["git_revision"])
+    assert tags["weights_sha256"] == trained[0]["weights_sha256"]
+
+
+def test_version_loads_without_this_package(trained: tuple[dict[str, Any], str], place: Path) -> None:
+    code = """
+import sys
+sys.modules["scfegan_ray"] = None  # importing it raises ImportError
+import json, mlflow, numpy as np
+model = mlflow.pyfunc.load_model("models:/scfegan-generator/1")
+example = model.input_example
+maps = {name: np.asarray(value, np.uint8) for name, value in example.items()}
+filled = model.predict(maps)
+two = model.predict({name: np.concatenate([value, value]) for name, value in maps.items()})
+other = model.predict(maps, params={"seed": 7})
+keep = maps["mask"][..., 0] == 0
+print(json.dumps({"shape": filled.shape, "dtype": str(filled.dtype), "two": two.shape,
+    "outside": bool((filled[keep] == maps["image"][keep]).all()),
+    "seed": bool((other != filled).any()), "maps": {k: v.tolist() for k, v in maps.items()},
+    "filled": filled.tolist(), "inputs": model.metadata.get_input_schema().input_names()}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ
+        | {
+            "MLFLOW_TRACKING_URI": f"sqlite:///{place}/runs/mlflow.db",
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        },
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert (seen["shape"], seen["two"], seen["dtype"]) == ([1, 32, 32, 3], [2, 32, 32, 3], "uint8")
+    assert seen["outside"] and seen["seed"]
+    assert seen["inputs"] == ["image", "mask", "sketch", "color"]
+
+    editor = FaceEditor.from_uri(trained[0]["model_uri"], tracking_uri=f"sqlite:///{place}/runs/mlflow.db")
+    maps = {name: np.asarray(value, np.uint8)[0] for name, value in seen["maps"].items()}
+    editor.set_image(maps["image"])
+    assert np.array_equal(editor.edit(maps["mask"], maps["sketch"], maps["color"]), np.asarray(seen["filled"])[0])
+    by_checkpoint = FaceEditor.from_uri(trained[0]["checkpoint"])
+    by_checkpoint.set_image(maps["image"])
+    assert np.array_equal(
+        by_checkpoint.edit(maps["mask"], maps["sketch"], maps["color"]), np.asarray(seen["filled"])[0]
+    )
+
+
+def test_same_name_resumes_to_the_same_weights_as_one_go(
+    trained: tuple[dict[str, Any], str], place: Path, client: MlflowClient
+) -> None:
+    half = result_of(run("train", *TINY_ARGUMENTS, "--run-name", "halves", "--train.images", "8", cwd=place))
+    assert half["images_seen"] == 8
+    done = run("train", *TINY_ARGUMENTS, "--run-name", "halves", cwd=place)
+    whole = result_of(done)
+    assert "resuming at 8 images" in done.stderr
+    assert whole["run_id"] == half["run_id"]
+    assert whole["weights_sha256"] == trained[0]["weights_sha256"] != half["weights_sha256"]
+    steps = [m.step for m in client.get_metric_history(whole["run_id"], "train/generator/total")]
+    assert steps == [4, 8, 12, 16]
+
+    refused = run("train", *TINY_ARGUMENTS, "--run-name", "halves", "--losses.style", "60", cwd=place)
+    assert refused.returncode == 1
+    assert "error: the run was started with losses.style = 120.0, now it is 60.0" in refused.stderr
+    assert refused.stdout == ""
+
+    again = result_of(run("train", *TINY_ARGUMENTS, "--run-name", "halves", cwd=place))
+    assert again == whole, "a finished run is neither trained nor registered again"
+
+
+def test_prepare_data_skips_what_cannot_be_read(place: Path) -> None:
+    from scfegan_ray.data import examples, faces
+
+    folder = place.parent / f"{place.name}-photographs"
+    (folder / "below").mkdir(parents=True)
+    for index in range(5):
+        image = faces.draw_face(0, index, 48).image
+        (folder / "below" / f"{index}.png").write_bytes(examples.encode_png(image))
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no more")
+    (folder / "empty.png").write_bytes(b"")
+    arguments = [
+        "--data.source", str(folder), "--data.prepared", "made", "--data.size-px", "32", "--data.shard-images", "2",
+        "--data.sketch.detector", "opencv",
+    ]  # fmt: skip
+    result = result_of(run("prepare_data", *arguments, cwd=place.parent))
+    made = place.parent / "made"
+    assert (result["dataset"], result["num_images"], result["num_rejected"]) == (str(made), 5, 2)
+    assert [r["key"] for r in result["rejected"]] == ["broken.jpg", "empty.png"]
+    assert all(r["reason"] for r in result["rejected"])
+    assert sorted(p.name for p in made.iterdir()) == ["data", "dataset.json", "preview.png", "rejected.parquet"]
+
+    dataset = examples.PreparedDataset.open(str(made))
+    assert dataset.keys == [f"below/{i}.png" for i in range(5)]
+    assert dataset.info.eyes == "canonical" and not dataset.info.has_hair
+    row = dataset.row(0)
+    assert row["image"].shape == (32, 32, 3) and row["hair"] is None
+    assert 0.005 < row["sketch"].mean() < 0.4
+    assert (row["color"].sum(axis=-1) > 0).all(), "black would mean unpainted"
+
+    again = run("prepare_data", *arguments, cwd=place.parent)
+    assert result_of(again) == result
+    assert "already prepared" in again.stderr
+
+    other = run("prepare_data", *arguments, "--data.sketch.threshold", "0.9", cwd=place.parent)
+    assert other.returncode == 1
+    assert "was prepared with data.sketch.threshold = 0.4, now it is 0.9" in other.stderr
+
+    wrong_size = run(
+        "train", *TINY_ARGUMENTS, "--data.prepared", "made", "--data.size-px", "64", "--run-name", "x", cwd=place.parent
+    )
+    assert wrong_size.returncode == 1
+    assert "holds 32-pixel images, the run wants 64" in wrong_size.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "message"),
+    [
+        (None, [], r"error: no folder of faces at .*/raw; check --data.source"),
+        ({}, [], r"error: no images .* under raw; check --data.source"),
+        ({"a.jpg": b"no"}, [], r"error: none of the 1 images of raw can be used: a\.jpg: not a readable image"),
+        ({"a.jpg": b"no"}, ["--storage.path", "/proc/nowhere"], r"error: cannot write /proc/nowhere.*free space"),
+    ],
+)
+def test_bad_places_are_one_line(
+    tmp_path: Path, files: dict[str, bytes] | None, arguments: list[str], message: str
+) -> None:
+    if files is not None:
+        (tmp_path / "raw").mkdir()
+        for name, data in files.items():
+            (tmp_path / "raw" / name).write_bytes(data)
+    done = run("prepare_data", "--data.source", "raw", "--data.sketch.detector", "opencv", *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert re.fullmatch(message, done.stderr.splitlines()[-1])
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and "raw" not in p.parts], "nothing half-written"
+
+
+def test_tune_prints_arguments_that_train_accepts(place: Path, client: MlflowClient) -> None:
+    done = run(
+        "tune", *TINY_ARGUMENTS, "--tune.num-trials", "2", "--tune.reports", "2", "--run-name", "search", cwd=place
+    )
+    result = result_of(done)
+    assert set(result) == {"best_config", "num_trials", "table"}
+    assert result["num_trials"] == 2
+    table = Path(result["table"]).read_text().splitlines()
+    assert len(table) == 3
+    rows = [dict(zip(table[0].split(","), line.split(","), strict=True)) for line in table[1:]]
+    assert [float(r["objective"]) for r in rows] == sorted((float(r["objective"]) for r in rows), reverse=True)
+    assert any(float(r["style"]) == 120.0 and float(r["hole"]) == 6.0 for r in rows), "the configured weights ran"
+
+    accepted = run("train", *result["best_config"], "--dry-run", cwd=place)
+    losses = Config.from_dict(json.loads(accepted.stdout)).losses
+    assert losses.style == float(rows[0]["style"])
+
+    [parent] = client.search_runs(["1"], "tags.kind = 'search'")
+    children = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert len(children) == 2
+    assert all("val/objective" in child.data.metrics for child in children)
+
+
+def test_run_larger_than_the_machine_is_refused(place: Path) -> None:
+    done = run("train", *TINY_ARGUMENTS, "--train.cpus-per-worker", "500", "--run-name", "big", cwd=place)
+    assert done.returncode == 1
+    assert re.search(r"error: 2 workers need 1000 CPU, the cluster has \d+; lower --train.num-workers", done.stderr)

@@ -1,0 +1,61 @@
+"""cluster/gpu.yaml against the schema of the Ray that is installed, and against what it promises."""
+
+from __future__ import annotations
+
+import copy
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+FILE = Path(__file__).parent.parent / "cluster" / "gpu.yaml"
+
+
+@pytest.fixture
+def cluster() -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(FILE.read_text())
+    return values
+
+
+def test_ray_up_accepts_it(cluster: dict[str, Any]) -> None:
+    validate_config(prepare_config(copy.deepcopy(cluster)))
+
+
+def test_a_misspelt_key_would_be_noticed(cluster: dict[str, Any]) -> None:
+    cluster["max_workres"] = cluster.pop("max_workers")
+    with pytest.raises(Exception, match="max_workres"):
+        validate_config(prepare_config(cluster))
+
+
+def test_head_has_no_work_and_both_kinds_of_workers_can_grow(cluster: dict[str, Any]) -> None:
+    types = cluster["available_node_types"]
+    assert types[cluster["head_node_type"]]["resources"] == {"CPU": 0, "GPU": 0}
+    assert types["gpu_worker"]["resources"]["GPU"] > 0
+    assert types["cpu_worker"]["resources"]["GPU"] == 0
+    assert sum(t.get("max_workers", 0) for t in types.values()) <= cluster["max_workers"]
+
+
+def test_nothing_is_open_to_the_world(cluster: dict[str, Any]) -> None:
+    # Without its own security group a node gets Ray's, whose port 22 takes any address.
+    for name, node_type in cluster["available_node_types"].items():
+        assert node_type["node_config"]["SecurityGroupIds"], name
+    assert "0.0.0.0" not in FILE.read_text()
+    head = " ".join(cluster["head_start_ray_commands"])
+    assert "--dashboard-host=127.0.0.1" in head
+    for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
+        assert "RAY_AUTH_MODE=token" in " ".join(cluster[commands])
+
+
+def test_nodes_install_this_project_under_the_same_ray(cluster: dict[str, Any]) -> None:
+    [install] = cluster["setup_commands"]
+    target = install.split()[-1]
+    assert cluster["file_mounts"][target] == "."
+    docker = cluster["docker"]
+    types = cluster["available_node_types"].values()
+    images = [docker["head_image"], docker["worker_image"]]
+    images += [t["docker"]["worker_image"] for t in types if "docker" in t]
+    assert all(re.fullmatch(rf"rayproject/ray:{re.escape(version('ray'))}-py311-(cpu|gpu)", i) for i in images)
