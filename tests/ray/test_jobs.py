@@ -26,6 +26,7 @@ TINY_ARGUMENTS = """
     --model.base-channels 4 --model.num-downsamples 2
     --model.discriminator-base-channels 4 --model.discriminator-num-layers 2
     --train.images 16 --train.batch-size 4 --train.log-every-images 4 --train.checkpoint-every-images 8
+    --optimization.final-rate-fraction 1
     --train.precision float32 --evaluation.num-images 2 --evaluation.grid-images 2
 """.split()
 
