@@ -22,6 +22,15 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_PRESET = "quickstart"
 
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # MLflow's own patience of minutes per record would hold up training when its server is away.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+"""Set for this process and what it starts, unless the user has set them."""
+
 
 @dataclass(frozen=True)
 class _Arguments:
@@ -102,7 +111,8 @@ def ray_session() -> Iterator[None]:
     A cluster of our own gets a token of its own through the environment: Ray would otherwise write one to the home
     folder, after which `ray start` and `ray job submit` disagree about it.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_COLOR_PREFIX", "1" if sys.stderr.isatty() else "0")
     joins = bool(os.environ.get("RAY_ADDRESS"))
     if not joins and "RAY_AUTH_MODE" not in os.environ:

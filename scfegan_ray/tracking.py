@@ -8,7 +8,6 @@ import os
 import subprocess
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,10 +32,6 @@ from scfegan_ray.models import editing
 from scfegan_ray.models.generator import Generator
 
 logger = logging.getLogger(__name__)
-
-# MLflow would report usage to its makers, and print a hint about pickles for models that contain none.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
 
 class Tracker(Protocol):
     """What training tells about itself; progress is counted in images seen."""
@@ -210,14 +205,7 @@ def register(
     """
     name = config.tracking.model_name
     facts = dict(tags) | {"weights_sha256": weights_sha256, "git_revision": git_revision()}
-    with (
-        _tracking_errors(config),
-        _fluent(tracking_uri(config)),
-        tempfile.TemporaryDirectory() as scratch,
-        warnings.catch_warnings(),
-    ):
-        # Type hints cannot express our signature, which is given.
-        warnings.filterwarnings("ignore", message=".*type hints.*", category=UserWarning)
+    with _tracking_errors(config), _fluent(tracking_uri(config)), tempfile.TemporaryDirectory() as scratch:
         client = MlflowClient()
         for version in _versions(client, name):
             if version.run_id == run_id and version.tags.get("weights_sha256") == weights_sha256:
@@ -332,8 +320,9 @@ def _tracking_errors(config: Config) -> Iterator[None]:
         yield
     except StorageError:
         raise
-    except Exception as error:  # SQLAlchemy, HTTP and MLflow errors alike mean that the server cannot be used
-        if not type(error).__module__.startswith(("mlflow", "sqlalchemy", "requests", "urllib3", "builtins")):
+    except Exception as error:
+        # HTTP errors are OSErrors; MLflow lets some errors of its database layer through.
+        if not isinstance(error, MlflowException | OSError) and not type(error).__module__.startswith("sqlalchemy"):
             raise
         raise StorageError(
             f"cannot use MLflow at {tracking_uri(config)}: {_one_line(error)}; "

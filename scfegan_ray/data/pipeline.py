@@ -44,10 +44,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
-from scfegan_ray import images, storage, weights
+from scfegan_ray import images, storage
 from scfegan_ray.config import Config
 from scfegan_ray.data import colors, examples, parsing, sketches, sources
-from scfegan_ray.errors import DataError, ModelError, deliberate_cause
+from scfegan_ray.errors import DataError, deliberate_cause
 from scfegan_ray.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,8 @@ def _make(
     storage.check_writable(uri)
     # What an interrupted preparation left behind is no dataset: it lacks dataset.json.
     storage.delete(storage.join(uri, "data"))
-    detector = _settle_detector(config.data.sketch.detector)
+    # One detector for all workers, so that no dataset mixes two.
+    detector = sketches.settle_detector(config.data.sketch.detector)
     try:
         summaries = _run(config, source, keys, uri, detector)
         good = sorted((row["key"], row["sha256"]) for row in summaries if not row["reason"])
@@ -194,22 +195,6 @@ def _make(
         raise
     logger.info("prepared %d images, left out %d: %s", len(good), len(rejected), uri)
     return Preparation(uri, info, rejected)
-
-
-def _settle_detector(name: str) -> str:
-    """Decide once, on the driver, which detector every worker shall use, so that no dataset mixes two."""
-    if name != "auto":
-        return name
-    try:
-        weights.hed_arrays()
-    except ModelError as error:
-        logger.warning(
-            "%s. Sketches come from OpenCV's edge detector instead: more broken lines and texture, "
-            "so the trained model will follow a person's strokes less well",
-            error,
-        )
-        return "opencv"
-    return "hed"
 
 
 def _run(config: Config, source: sources.FaceSource, keys: list[str], uri: str, detector: str) -> list[dict[str, Any]]:

@@ -143,31 +143,45 @@ class OpenCvDetector:
         return edges
 
 
+def settle_detector(name: str) -> str:
+    """Turn `auto` into what can be had here and now, so that all workers of a job can be told the same.
+
+    Args:
+        name: "hed", "opencv", or "auto" for hed where its weights can be had and opencv elsewhere.
+
+    Returns:
+        "hed" or "opencv".
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    if name not in ("auto", "hed", "opencv"):
+        raise ConfigError(f"data.sketch.detector is {name!r}; give auto, hed or opencv")
+    if name != "auto":
+        return name
+    try:
+        hed_arrays()
+    except ModelError as error:
+        _log.warning(
+            "sketches are drawn from plain gradients: outlines are less complete and hair and clothes more cluttered "
+            "than with HED, so a trained model will follow strokes less well: %s",
+            error,
+        )
+        return "opencv"
+    return "hed"
+
+
 def make_detector(name: str) -> EdgeDetector:
     """Build an edge detector by name.
 
     Args:
-        name: "hed", "opencv", or "auto" for hed where its weights can be had and opencv elsewhere.
+        name: as `settle_detector` takes it.
 
     Raises:
         ConfigError: the name is unknown.
         ModelError: "hed" was asked for and its weights cannot be had.
     """
-    if name == "opencv":
-        return OpenCvDetector()
-    if name == "hed":
-        return HedDetector(hed_arrays())
-    if name != "auto":
-        raise ConfigError(f"data.sketch.detector is {name!r}; give auto, hed or opencv")
-    try:
-        return HedDetector(hed_arrays())
-    except ModelError as error:
-        _log.warning(
-            "sketches are drawn from plain gradients: outlines are less complete and hair and clothes more cluttered "
-            "than with HED, which is not available: %s",
-            error,
-        )
-        return OpenCvDetector()
+    return HedDetector(hed_arrays()) if settle_detector(name) == "hed" else OpenCvDetector()
 
 
 def make_sketches(images: NDArray[np.uint8], detector: EdgeDetector, config: SketchConfig) -> NDArray[np.uint8]:
