@@ -33,6 +33,7 @@ from scfegan_ray.models.generator import Generator
 
 logger = logging.getLogger(__name__)
 
+
 class Tracker(Protocol):
     """What training tells about itself; progress is counted in images seen."""
 

