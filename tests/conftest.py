@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,12 +43,3 @@ def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny(tmp_path: Path) -> Config:
     """Return a config for seconds, with its storage in the test's folder."""
     return replace(TINY, run_name="tiny", storage=StorageConfig(path=str(tmp_path / "runs")))
-
-
-@pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
-    """Start Ray once, with a token of its own, and stop it at the end."""
-    from scfegan_ray import cli
-
-    with cli.ray_session():
-        yield

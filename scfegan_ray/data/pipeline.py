@@ -215,10 +215,12 @@ def _run(config: Config, source: sources.FaceSource, keys: list[str], uri: str, 
         num_cpus=1,
     )
     summaries: list[dict[str, Any]] = []
-    progress = Progress("prepare", total=len(keys), unit="images", log=logger.info)
+    progress: Progress | None = None
     try:
-        for row in dataset.iter_rows():
-            summaries.append(row)
+        for shard in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            summaries += shard.to_pylist()
+            # The rate counts from the first shard, when the actors have started.
+            progress = progress or Progress("prepare", total=len(keys), start=len(summaries), log=logger.info)
             progress.update(len(summaries))
     except Exception as error:
         raise deliberate_cause(error) or error from None
