@@ -86,8 +86,9 @@ def search(config: Config) -> TuningResult:
             metric="objective",
             mode="max",
             num_samples=config.tune.num_trials,
-            max_concurrent_trials=at_once,
+            # `max_concurrent_trials` beside it would be ignored: this generator limits itself.
             search_alg=BasicVariantGenerator(
+                max_concurrent=at_once,
                 points_to_evaluate=[{"losses": {name: getattr(config.losses, name) for name in SEARCHED}}],
                 random_state=config.seed,
             ),

@@ -161,7 +161,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _set_up_log(level: int) -> None:
-    # Ray passes what a worker writes to stderr on to the driver; its own loggers stay as Ray has set them.
+    # Ray passes what a worker writes to stderr on to the driver.
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     ours = logging.getLogger("scfegan_ray")
     ours.handlers = [logging.StreamHandler(sys.stderr)]
     ours.propagate = False

@@ -261,6 +261,9 @@ def test_tune_prints_arguments_that_train_accepts(place: Path, client: MlflowCli
     children = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert len(children) == 2
     assert all("val/objective" in child.data.metrics for child in children)
+    if os.cpu_count() == 2:
+        first, second = sorted(children, key=lambda child: child.info.start_time)
+        assert first.info.end_time <= second.info.start_time, "one trial at a time fits two cores"
 
 
 def test_run_larger_than_the_machine_is_refused(place: Path) -> None:
