@@ -177,6 +177,18 @@ def end_run(config: Config, run_id: str, status: str) -> None:
         logger.warning("MLflow did not take the run's end (%s)", error)
 
 
+def end_children(config: Config, parent_run_id: str, status: str) -> None:
+    """Mark the runs under a parent that still count as running; failing to is logged only."""
+    try:
+        client = MlflowClient(tracking_uri(config))
+        experiment = _experiment(client, config)
+        under = f"tags.`mlflow.parentRunId` = '{parent_run_id}' and attributes.status = 'RUNNING'"
+        for run in client.search_runs([experiment], under):
+            client.set_terminated(run.info.run_id, status)
+    except Exception as error:  # as in end_run
+        logger.warning("MLflow did not take the end of the runs under %s (%s)", parent_run_id, error)
+
+
 def register(
     generator: Generator,
     config: Config,

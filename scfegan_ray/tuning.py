@@ -94,7 +94,8 @@ def search(config: Config) -> TuningResult:
             ),
             scheduler=ASHAScheduler(
                 time_attr="images_seen",
-                max_t=config.train.images,
+                # One more than a trial's length: a trial that got there ends by itself and says so to MLflow.
+                max_t=config.train.images + 1,
                 grace_period=every,
                 reduction_factor=config.tune.reduction_factor,
             ),
@@ -119,6 +120,8 @@ def search(config: Config) -> TuningResult:
         storage.write_bytes(table, _csv(sorted(rows, key=lambda row: row["objective"], reverse=True)))
         status = "FINISHED"
     finally:
+        # Tune ends a weak trial by killing its processes, which then cannot end their run.
+        tracking.end_children(config, parent, "KILLED")
         tracking.end_run(config, parent, status)
     arguments = [text for name in SEARCHED for text in (f"--losses.{name.replace('_', '-')}", repr(best[name]))]
     return TuningResult(
