@@ -8,8 +8,10 @@ import logging
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -109,15 +111,19 @@ def ray_session() -> Iterator[None]:
     """Join the cluster that `RAY_ADDRESS` names (a submitted job has it set), else start one on this machine.
 
     A cluster of our own gets a token of its own through the environment: Ray would otherwise write one to the home
-    folder, after which `ray start` and `ray job submit` disagree about it.
+    folder, after which `ray start` and `ray job submit` disagree about it. It also gets a temporary folder of its own:
+    in Ray's usual one a `ray start` that was killed may have left an address where nobody answers any more, which
+    parts of Ray Train would ask.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_COLOR_PREFIX", "1" if sys.stderr.isatty() else "0")
     joins = bool(os.environ.get("RAY_ADDRESS"))
-    if not joins and "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if not joins:
+        os.environ.setdefault("RAY_TMPDIR", str(Path(tempfile.gettempdir(), f"scfegan-{os.getuid()}")))
+        if "RAY_AUTH_MODE" not in os.environ:
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
     import ray.data
 

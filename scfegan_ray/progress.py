@@ -32,13 +32,15 @@ class Progress:
     _done = 0
 
     def update(self, done: int, note: str = "") -> None:
-        """Take notice of the state, and log it when it is time.
+        """Take notice of the state, and log it when it is time and something was done since the start.
 
         Args:
             done: units done so far, counted like `start` and `total`.
             note: more to say at the end of the line.
         """
         self._done = done
+        if done <= self._first:
+            return
         now = self._clock()
         if now - self._said < self._every and done < self._total:
             return

@@ -5,9 +5,10 @@ and gives back a summary, so pixels never cross a process border.
 
 | stage | reads columns | gives columns |
 | --- | --- | --- |
-| `_PrepareShard` | shard: int64, key: string | key: string, sha256: string, reason: string, shard: int64 |
+| `_PrepareShard` | shard: int64, key: string | key, sha256, reason, error, message: string |
 
-`sha256` is that of the stored row; `reason` is empty, or says why the image was left out.
+`sha256` is that of the stored row; `reason` is empty, or says why the image was left out. `error` and `message` are
+empty, or the class and text of what ended the whole preparation: Ray would pass it on as the text of a traceback.
 
 The prepared dataset:
 
@@ -31,6 +32,7 @@ The prepared dataset:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -44,10 +46,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
-from scfegan_ray import images, storage
+from scfegan_ray import errors, images, storage
 from scfegan_ray.config import Config
 from scfegan_ray.data import colors, examples, parsing, sketches, sources
-from scfegan_ray.errors import DataError, deliberate_cause
+from scfegan_ray.errors import DataError, ScFeganError
 from scfegan_ray.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -167,9 +169,11 @@ def _make(
         good = sorted((row["key"], row["sha256"]) for row in summaries if not row["reason"])
         rejected = sorted((row["key"], row["reason"]) for row in summaries if row["reason"])
         if not good:
-            raise DataError(f"none of the {len(keys)} images of {config.data.source} can be used: {rejected[0][1]}")
+            raise DataError(
+                f"none of the {len(keys)} images of {config.data.source} can be used: {': '.join(rejected[0])}"
+            )
         for key, reason in rejected:
-            logger.warning("left out %s", reason if reason.startswith(key) else f"{key}: {reason}")
+            logger.warning("left out %s: %s", key, reason)
         fingerprint = hashlib.sha256("\n".join(f"{key} {digest}" for key, digest in good).encode()).hexdigest()
         info = examples.DatasetInfo(
             schema_version=examples.SCHEMA_VERSION,
@@ -216,14 +220,14 @@ def _run(config: Config, source: sources.FaceSource, keys: list[str], uri: str, 
     )
     summaries: list[dict[str, Any]] = []
     progress: Progress | None = None
-    try:
-        for shard in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            summaries += shard.to_pylist()
-            # The rate counts from the first shard, when the actors have started.
-            progress = progress or Progress("prepare", total=len(keys), start=len(summaries), log=logger.info)
-            progress.update(len(summaries))
-    except Exception as error:
-        raise deliberate_cause(error) or error from None
+    for shard in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        rows = shard.to_pylist()
+        if rows[0]["error"]:
+            raise getattr(errors, rows[0]["error"])(rows[0]["message"])
+        summaries += rows
+        # The rate counts from the first shard, when the actors have started.
+        progress = progress or Progress("prepare", total=len(keys), start=len(summaries), log=logger.info)
+        progress.update(len(summaries))
     if len(summaries) != len(keys):
         raise DataError(f"{len(keys) - len(summaries)} of {len(keys)} images got lost in preparation; run it again")
     return summaries
@@ -237,7 +241,7 @@ class _PrepareShard:
         self._config = config.data
         self._source = source
         self._uri = uri
-        self._detector = sketches.make_detector(detector)
+        self._detector_name = detector
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Prepare one shard.
@@ -246,32 +250,45 @@ class _PrepareShard:
             block: columns shard and key.
 
         Returns:
-            Columns key, sha256, reason, shard; see the module's docstring.
+            Columns key, sha256, reason, error, message; see the module's docstring.
         """
-        shard = block.column("shard")[0].as_py()
+        keys = block.column("key").to_pylist()
+        nothing = [""] * len(keys)
+        try:
+            digests, reasons = self._write_shard(block.column("shard")[0].as_py(), keys)
+        except ScFeganError as error:
+            ended = {"error": [type(error).__name__] * len(keys), "message": [str(error)] * len(keys)}
+            return pa.table({"key": keys, "sha256": nothing, "reason": nothing} | ended)
+        return pa.table(
+            {
+                "key": keys,
+                "sha256": [digests.get(key, "") for key in keys],
+                "reason": [reasons.get(key, "") for key in keys],
+                "error": nothing,
+                "message": nothing,
+            }
+        )
+
+    @functools.cached_property
+    def _detector(self) -> sketches.EdgeDetector:
+        return sketches.make_detector(self._detector_name)
+
+    def _write_shard(self, shard: int, keys: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+        """Write one Parquet file; return the digest or the reason of each key."""
         rows: list[dict[str, Any]] = []
         reasons: dict[str, str] = {}
-        for key in block.column("key").to_pylist():
+        for key in keys:
             try:
                 rows.append(self._prepare(key))
             except DataError as error:
-                reasons[key] = str(error)
+                reasons[key] = str(error).removeprefix(f"{key}: ")
         if rows:
             buffer = io.BytesIO()
             pq.write_table(
                 pa.Table.from_pylist(rows, schema=examples.SCHEMA), buffer, row_group_size=32, compression="none"
             )
             storage.write_bytes(storage.join(self._uri, "data", f"part-{shard:05d}.parquet"), buffer.getvalue())
-        digests = {row["key"]: row["sha256"] for row in rows}
-        keys = block.column("key").to_pylist()
-        return pa.table(
-            {
-                "key": keys,
-                "sha256": [digests.get(key, "") for key in keys],
-                "reason": [reasons.get(key, "") for key in keys],
-                "shard": pa.array([shard] * len(keys), pa.int64()),
-            }
-        )
+        return {row["key"]: row["sha256"] for row in rows}, reasons
 
     def _prepare(self, key: str) -> dict[str, Any]:
         face = self._source.load(key, self._config.size_px)

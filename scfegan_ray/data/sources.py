@@ -189,7 +189,10 @@ def _decode(data: bytes, flags: int, name: str) -> NDArray[np.uint8]:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise DataError(f"{name}: {error.err or 'not a readable image'}") from None
+        too_large = "MAX_IMAGE" in str(error)
+        raise DataError(
+            f"{name}: {'more pixels than is safe to decode' if too_large else 'not a readable image'}"
+        ) from None
     if image is None:
         raise DataError(f"{name}: not a readable image")
     if min(image.shape[:2]) < MIN_SIDE_PX:

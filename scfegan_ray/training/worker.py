@@ -161,8 +161,9 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _set_up_log(level: int) -> None:
-    # Ray passes what a worker writes to stderr on to the driver.
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    # Ray passes what a worker writes to stderr on to the driver. Its own loggers there, one of which is named after a
+    # file, follow the root's level.
+    logging.getLogger().setLevel(logging.WARNING)
     ours = logging.getLogger("scfegan_ray")
     ours.handlers = [logging.StreamHandler(sys.stderr)]
     ours.propagate = False
