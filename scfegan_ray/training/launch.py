@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import signal
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +144,8 @@ def train(
     )
     status = "KILLED"
     try:
-        result = trainer.fit()
+        with _interrupts():
+            result = trainer.fit()
         outcome: dict[str, Any] = result.return_value
         assert result.checkpoint is not None, "every run ends with a checkpoint"
         model_uri = None
@@ -175,6 +179,20 @@ def train(
         first_metrics=outcome["first_metrics"],
         last_metrics=outcome["last_metrics"],
     )
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """Keep Ctrl-C an interrupt: Ray Train makes it a plain exit, and leaves its handler behind after the run."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        # A trial of a search runs on another thread, where Ray cannot set a handler and nobody may.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _resources(config: Config) -> dict[str, float]:
