@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -257,7 +257,7 @@ def download_model(uri: str, tracking: str | None = None) -> Path:
         ModelError: there is no such model.
     """
     try:
-        with _fluent(tracking) if tracking else _nothing():
+        with _fluent(tracking) if tracking else nullcontext():
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except (MlflowException, OSError) as error:
         where = tracking or mlflow.get_tracking_uri()
@@ -320,11 +320,6 @@ def _fluent(uri: str) -> Iterator[None]:
         yield
     finally:
         mlflow.set_tracking_uri(before)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 @contextmanager

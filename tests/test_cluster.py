@@ -22,7 +22,9 @@ def cluster() -> dict[str, Any]:
 
 
 def test_ray_up_accepts_it(cluster: dict[str, Any]) -> None:
-    validate_config(prepare_config(copy.deepcopy(cluster)))
+    prepared = prepare_config(copy.deepcopy(cluster))
+    validate_config(prepared)
+    assert prepared["head_node_type"] == "head"
 
 
 def test_a_misspelt_key_would_be_noticed(cluster: dict[str, Any]) -> None:

@@ -189,8 +189,18 @@ def test_equalization_brings_out_a_dim_edge() -> None:
 
 @pytest.mark.parametrize(("size", "expected"), [(64, 192), (100, 240), (128, 256), (256, 384), (512, 384)])
 def test_working_size_follows_the_data(size: int, expected: int) -> None:
-    edges = np.zeros((expected, expected), np.float32)
-    make_sketches(np.zeros((1, size, size, 3), np.uint8), _Given(edges), SketchConfig())
+    shapes = []
+
+    class Spy:
+        name = "spy"
+
+        def __call__(self, images: np.ndarray) -> np.ndarray:
+            shapes.append(images.shape)
+            return np.zeros(images.shape[:3], np.float32)
+
+    sketch = make_sketches(np.zeros((1, size, size, 3), np.uint8), Spy(), SketchConfig())
+    assert shapes == [(1, expected, expected, 3)]
+    assert sketch.shape == (1, size, size)
 
 
 def test_detectors_by_name(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
