@@ -8,7 +8,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -177,14 +177,20 @@ def end_run(config: Config, run_id: str, status: str) -> None:
         logger.warning("MLflow did not take the run's end (%s)", error)
 
 
-def end_children(config: Config, parent_run_id: str, status: str) -> None:
-    """Mark the runs under a parent that still count as running; failing to is logged only."""
+def end_children(config: Config, parent_run_id: str, failed: Collection[str]) -> None:
+    """Mark the runs under a parent that still count as running; failing to is logged only.
+
+    Args:
+        config: names the experiment.
+        parent_run_id: run under which they are filed.
+        failed: names of runs to mark as FAILED; the others were stopped on purpose: KILLED.
+    """
     try:
         client = MlflowClient(tracking_uri(config))
         experiment = _experiment(client, config)
         under = f"tags.`mlflow.parentRunId` = '{parent_run_id}' and attributes.status = 'RUNNING'"
         for run in client.search_runs([experiment], under):
-            client.set_terminated(run.info.run_id, status)
+            client.set_terminated(run.info.run_id, "FAILED" if run.info.run_name in failed else "KILLED")
     except Exception as error:  # as in end_run
         logger.warning("MLflow did not take the end of the runs under %s (%s)", parent_run_id, error)
 

@@ -7,6 +7,7 @@ import io
 import logging
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -105,11 +106,13 @@ def search(config: Config) -> TuningResult:
         run_config=tune.RunConfig(name="tune", storage_path=place, verbose=0),
     )
     status = "FAILED"
+    failed: set[str] = set()
     try:
         results = tuner.fit()
         rows = [_row(result) for result in results]
         for result in results:
             if result.error:
+                failed.add(Path(result.path).name)
                 logger.warning("a trial failed: %s", deliberate_cause(result.error) or result.error)
         finished = [row for row in rows if math.isfinite(row["objective"])]
         if not finished:
@@ -121,7 +124,7 @@ def search(config: Config) -> TuningResult:
         status = "FINISHED"
     finally:
         # Tune ends a weak trial by killing its processes, which then cannot end their run.
-        tracking.end_children(config, parent, "KILLED")
+        tracking.end_children(config, parent, failed)
         tracking.end_run(config, parent, status)
     arguments = [text for name in SEARCHED for text in (f"--losses.{name.replace('_', '-')}", repr(best[name]))]
     return TuningResult(
@@ -153,7 +156,12 @@ def _around(weight: float) -> Any:
 
 
 def _short_name(trial: Any) -> str:
-    return f"trial-{trial.trial_id}"
+    return _run_name(trial.trial_id)
+
+
+def _run_name(trial_id: str) -> str:
+    """Name a trial's run, and its folder at Tune."""
+    return f"trial-{trial_id}"
 
 
 def _trial(parameters: dict[str, Any], config: dict[str, Any], parent_run_id: str) -> None:
@@ -161,7 +169,7 @@ def _trial(parameters: dict[str, Any], config: dict[str, Any], parent_run_id: st
     base = Config.from_dict(config)
     trial = replace(
         base,
-        run_name=f"trial-{tune.get_context().get_trial_id()}",
+        run_name=_run_name(tune.get_context().get_trial_id()),
         losses=replace(base.losses, **parameters["losses"]),
     )
     launch.train(trial, register=False, parent_run_id=parent_run_id, callbacks=[TuneReportCallback()])

@@ -118,3 +118,16 @@ def test_register_once_per_weights(config: Config) -> None:
 def test_revision_is_a_hash_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert tracking.git_revision() == "unknown"
+
+
+def test_children_are_ended_by_their_parent(config: Config) -> None:
+    parent = tracking.start_run(config, "search", tags={})
+    names = ("stopped", "broken", "done")
+    runs = {name: tracking.start_run(config, name, tags={}, parent_run_id=parent) for name in names}
+    other = tracking.start_run(config, "other", tags={})
+    tracking.end_run(config, runs["done"], "FINISHED")
+    tracking.end_children(config, parent, {"broken"})
+    client = MlflowClient(tracking.tracking_uri(config))
+    statuses = {name: client.get_run(run_id).info.status for name, run_id in runs.items()}
+    assert statuses == {"stopped": "KILLED", "broken": "FAILED", "done": "FINISHED"}
+    assert client.get_run(parent).info.status == client.get_run(other).info.status == "RUNNING"

@@ -93,7 +93,7 @@ def train(
     Args:
         config: `run_name` must be set.
         register: make a new version in the registry at the end.
-        parent_run_id: MLflow run under which a new run is filed.
+        parent_run_id: MLflow run under which a new run is filed; its owner then marks the run if it does not finish.
         callbacks: passed on to Ray Train.
 
     Raises:
@@ -168,7 +168,9 @@ def train(
         status = "FAILED"
         raise deliberate_cause(error) or error from None
     finally:
-        tracking.end_run(config, run_id, status)
+        # A parent that stops this run on purpose knows better what to call an end before its time.
+        if status == "FINISHED" or parent_run_id is None:
+            tracking.end_run(config, run_id, status)
     return TrainingResult(
         run_name=config.run_name,
         run_id=run_id,
