@@ -29,6 +29,7 @@ SPREAD = 5.0
 """Each weight is drawn between a SPREADth of the configured one and SPREAD times it, evenly on a log scale."""
 
 _TRIAL_CPUS = 0.01
+_REPORTED = ("objective", "hole_psnr", "perceptual_distance", "images_seen")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +130,7 @@ def search(config: Config) -> TuningResult:
     arguments = [text for name in SEARCHED for text in (f"--losses.{name.replace('_', '-')}", repr(best[name]))]
     return TuningResult(
         best_arguments=arguments,
-        best_metrics={name: best[name] for name in ("objective", "hole_psnr", "perceptual_distance", "images_seen")},
+        best_metrics={name: best[name] for name in _REPORTED},
         num_trials=len(finished),
         table=table,
     )
@@ -178,8 +179,7 @@ def _trial(parameters: dict[str, Any], config: dict[str, Any], parent_run_id: st
 def _row(result: Any) -> dict[str, Any]:
     metrics = result.metrics or {}
     weights = (result.config or {}).get("losses", {})
-    names = ("objective", "hole_psnr", "perceptual_distance", "images_seen")
-    return {name: metrics.get(name, float("-inf") if name == "objective" else "") for name in names} | {
+    return {name: metrics.get(name, float("-inf") if name == "objective" else "") for name in _REPORTED} | {
         name: weights.get(name, "") for name in SEARCHED
     }
 

@@ -123,13 +123,8 @@ class PreparedDataset:
             raise DataError(f"no prepared dataset at {uri}; make one with jobs/prepare_data.py")
         path = storage.cache_dir() / "prepared" / f"{info.fingerprint}.arrow"
         if not path.exists():
-            _fill_cache(uri, path)
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        if table.num_rows != info.num_images:
-            raise DataError(
-                f"{uri} holds {table.num_rows} images, its dataset.json says {info.num_images}; prepare anew"
-            )
-        return cls(uri, info, table)
+            _fill_cache(uri, info, path)
+        return cls(uri, info, pa.ipc.open_file(pa.memory_map(str(path))).read_all())
 
     def row(self, index: int) -> dict[str, Any]:
         """Decode one row.
@@ -305,17 +300,23 @@ def _permutation(seed: int, epoch: int, num_rows: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
-def _fill_cache(uri: str, path: Path) -> None:
+def _fill_cache(uri: str, info: DatasetInfo, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, aside = tempfile.mkstemp(dir=path.parent)
         os.close(handle)
         try:
             # Processes of one machine may race here; each writes its own file and the last rename wins.
+            num_rows = 0
             with pa.ipc.new_file(aside, SCHEMA) as writer:
                 for name in storage.list_files(storage.join(uri, "data")):
                     shard = storage.read_bytes(storage.join(uri, "data", name))
-                    writer.write_table(pq.read_table(pa.BufferReader(shard), schema=SCHEMA))
+                    table = pq.read_table(pa.BufferReader(shard), schema=SCHEMA)
+                    writer.write_table(table)
+                    num_rows += table.num_rows
+            # Checked before anybody sees the file, which would stand in the way of the same dataset prepared anew.
+            if num_rows != info.num_images:
+                raise DataError(f"{uri} holds {num_rows} images, its dataset.json says {info.num_images}; prepare anew")
             os.replace(aside, path)
         finally:
             Path(aside).unlink(missing_ok=True)

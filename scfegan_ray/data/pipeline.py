@@ -46,6 +46,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
+from scfegan_ray import config as configuration
 from scfegan_ray import errors, images, storage
 from scfegan_ray.config import Config
 from scfegan_ray.data import colors, examples, parsing, sketches, sources
@@ -132,13 +133,7 @@ def _settings(config: Config, keys: list[str]) -> dict[str, Any]:
         del values["num_embedded"]
     values["seed"] = config.seed if embedded else None
     values["keys_sha256"] = hashlib.sha256("\n".join(keys).encode()).hexdigest()
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat.update({f"data.{name}.{inner}": setting for inner, setting in value.items()})
-        else:
-            flat[f"data.{name}"] = value
-    return flat
+    return configuration.flatten(values, "data.")
 
 
 def _place(config: Config, source: sources.FaceSource, settings: dict[str, Any]) -> str:

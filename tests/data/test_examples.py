@@ -182,10 +182,12 @@ def test_unfinished_dataset_is_none(tmp_path: Path) -> None:
         PreparedDataset.open(str(root))
 
 
-def test_lost_rows_are_noticed(tmp_path: Path) -> None:
+def test_lost_rows_are_noticed_and_not_cached(tmp_path: Path) -> None:
     uri = write_dataset(tmp_path / "set", num_images=NUM + 1)
-    with pytest.raises(DataError, match="holds 20 images, its dataset.json says 21"):
+    with pytest.raises(DataError, match=r"holds 20 images, its dataset\.json says 21"):
         PreparedDataset.open(uri)
+    # The same content prepared anew has the same fingerprint, and must not meet what was cached before.
+    assert len(PreparedDataset.open(write_dataset(tmp_path / "anew")).keys) == NUM
 
 
 @pytest.mark.parametrize(("change", "named"), [({"schema_version": 99}, "schema version 99"), ({"x": 1}, "damaged")])
