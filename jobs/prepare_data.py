@@ -1,20 +1,42 @@
-"""Make a prepared dataset from raw photographs: sketch, color map, hair region and eye positions of each face."""
+"""Make a prepared dataset from raw photographs: sketch, color map, hair region and eye positions of each face.
+
+The same command goes on with what an interrupted one left, and does nothing where all is done.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from scfegan_ray import cli
-from scfegan_ray.config import Config
 
 
-def job(config: Config, preset: str) -> dict[str, Any]:
-    """Prepare."""
+@dataclass(frozen=True)
+class Arguments(cli.Arguments):
+    """Arguments of this job."""
+
+    inspect: str | None = None
+    """Prepare nothing, but say what the dataset at this URI holds, and whether it is whole."""
+    benchmark: bool = False
+    """Prepare nothing to keep, but time each stage alone, all in one process, the Ray pipeline, and training's own
+    loading, on the first 192 photographs of the source, or on data.max_images."""
+
+
+def job(arguments: Arguments) -> dict[str, Any]:
+    """Prepare, inspect or measure."""
+    if arguments.inspect:
+        from scfegan_ray.data import report
+
+        return report.inspect(arguments.inspect, arguments.config.masks)
+    if arguments.benchmark:
+        from scfegan_ray.data import benchmark
+
+        return benchmark.run(arguments.config, session=cli.ray_session)
     from scfegan_ray.data import pipeline
 
-    made = pipeline.prepare(config)
+    made = pipeline.prepare(arguments.config, session=cli.ray_session)
     return {
         "dataset": made.uri,
         "num_images": made.info.num_images,
@@ -25,7 +47,7 @@ def job(config: Config, preset: str) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; see --help."""
-    return cli.run_job(__doc__ or "", job, argv)
+    return cli.run_job(__doc__ or "", Arguments, job, argv)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,15 @@ from dataclasses import asdict
 from typing import Any
 
 from scfegan_ray import cli
-from scfegan_ray.config import Config
 
 
-def job(config: Config, preset: str) -> dict[str, Any]:
+def job(arguments: cli.Arguments) -> dict[str, Any]:
     """Train and register."""
     from scfegan_ray.training import launch
 
-    result = asdict(launch.train(cli.named(config, launch.default_run_name(preset))))
+    config = cli.named(arguments.config, launch.default_run_name(arguments.preset))
+    with cli.ray_session():
+        result = asdict(launch.train(config))
     return {
         name: result[name]
         for name in ("run_name", "run_id", "model_uri", "checkpoint", "images_seen", "weights_sha256")
@@ -27,7 +28,7 @@ def job(config: Config, preset: str) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; see --help."""
-    return cli.run_job(__doc__ or "", job, argv)
+    return cli.run_job(__doc__ or "", cli.Arguments, job, argv)
 
 
 if __name__ == "__main__":

@@ -9,26 +9,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from scfegan_ray import cli
-from scfegan_ray.config import Config
 
 logger = logging.getLogger("scfegan_ray.jobs")
 
 
-def job(config: Config, preset: str) -> dict[str, Any]:
+def job(arguments: cli.Arguments) -> dict[str, Any]:
     """Search."""
     from scfegan_ray import tuning
     from scfegan_ray.training import launch
 
-    found = tuning.search(cli.named(config, f"tune-{launch.default_run_name(preset)}"))
-    arguments = [preset, *found.best_arguments]
+    config = cli.named(arguments.config, f"tune-{launch.default_run_name(arguments.preset)}")
+    with cli.ray_session():
+        found = tuning.search(config)
+    best = [arguments.preset, *found.best_arguments]
     logger.info("best of %d trials: %s", found.num_trials, found.best_metrics)
-    logger.info("train with it: python jobs/train.py %s", shlex.join(arguments))
-    return {"best_config": arguments, "num_trials": found.num_trials, "table": found.table}
+    logger.info("train with it: python jobs/train.py %s", shlex.join(best))
+    return {"best_config": best, "num_trials": found.num_trials, "table": found.table}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; see --help."""
-    return cli.run_job(__doc__ or "", job, argv)
+    return cli.run_job(__doc__ or "", cli.Arguments, job, argv)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ import contextlib
 import json
 import logging
 import os
+import re
 import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -23,6 +24,8 @@ from scfegan_ray.presets import PRESETS, preset
 logger = logging.getLogger(__name__)
 
 DEFAULT_PRESET = "quickstart"
+
+_NUMBER = re.compile(r"[\d.]+(e[+-]?\d+)?")
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -35,7 +38,9 @@ _ENVIRONMENT = {
 
 
 @dataclass(frozen=True)
-class _Arguments:
+class Arguments:
+    """What every job takes; a job with flags of its own adds fields with defaults."""
+
     preset: Annotated[str, tyro.conf.Positional] = DEFAULT_PRESET
     """Starting point that the other arguments override."""
     dry_run: bool = False
@@ -43,28 +48,34 @@ class _Arguments:
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
-def run_job(description: str, job: Callable[[Config, str], dict[str, Any]], argv: Sequence[str] | None) -> int:
-    """Parse arguments, do the job in a Ray session, and print its result as one line of JSON.
+ArgumentsT = TypeVar("ArgumentsT", bound=Arguments)
+
+
+def run_job(
+    description: str, kind: type[ArgumentsT], job: Callable[[ArgumentsT], dict[str, Any]], argv: Sequence[str] | None
+) -> int:
+    """Parse arguments, do the job, and print its result as one line of JSON.
 
     The result is the last line of stdout; everything else goes to stderr.
 
     Args:
         description: first lines of `--help`.
-        job: takes the config and the preset's name; returns what to print.
+        kind: of arguments.
+        job: does the work; returns what to print.
         argv: arguments; default the process's.
 
     Returns:
         Exit code: 0 done, 1 a deliberate error printed as one line, 2 usage.
     """
     try:
-        name, dry_run, config = parse(description, sys.argv[1:] if argv is None else argv)
-        if dry_run:
-            print(json.dumps(config.to_dict(), indent=2))
+        arguments = parse(description, kind, sys.argv[1:] if argv is None else argv)
+        if arguments.dry_run:
+            print(json.dumps(arguments.config.to_dict(), indent=2))
             return 0
         with contextlib.redirect_stdout(sys.stderr):
             _set_up_log()
-            with ray_session():
-                result = job(config, name)
+            _set_up_environment()
+            result = job(arguments)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except ScFeganError as error:
@@ -77,8 +88,8 @@ def run_job(description: str, job: Callable[[Config, str], dict[str, Any]], argv
     return 0
 
 
-def parse(description: str, argv: Sequence[str]) -> tuple[str, bool, Config]:
-    """Return (preset's name, whether this is a dry run, config) of a command line.
+def parse(description: str, kind: type[ArgumentsT], argv: Sequence[str]) -> ArgumentsT:
+    """Parse a command line.
 
     Raises:
         ConfigError: the preset is unknown or a value is refused.
@@ -86,47 +97,35 @@ def parse(description: str, argv: Sequence[str]) -> tuple[str, bool, Config]:
     """
     description = f"{description}\n\nPresets: {', '.join(PRESETS)}."
 
-    name = _find_preset(argv)
-    arguments = tyro.cli(_Arguments, default=_Arguments(config=preset(name)), args=list(argv), description=description)
+    switches = [f.name.replace("_", "-") for f in fields(kind) if f.default is False]
+    name = _find_preset(argv, switches)
+    arguments = tyro.cli(kind, default=kind(config=preset(name)), args=list(argv), description=description)
     if arguments.preset != name:
         raise ConfigError(f"cannot tell which argument is the preset; put {arguments.preset} first")
-    return name, arguments.dry_run, arguments.config
+    return arguments
 
 
-def _find_preset(argv: Sequence[str]) -> str:
+def _find_preset(argv: Sequence[str], switches: Sequence[str]) -> str:
     """Return the positional argument, which may stand anywhere among the flags and decides the flags' defaults."""
+    without_value = {"-h", "--help"} | {f"--{start}{name}" for name in switches for start in ("", "no-")}
     is_value = False
     for token in argv:
         if is_value:
             is_value = False
         elif token.startswith("-"):
-            is_value = "=" not in token and token not in ("-h", "--help", "--dry-run", "--no-dry-run")
-        elif not token.isdigit():  # digits are further values of a flag that takes several
+            is_value = "=" not in token and token not in without_value
+        elif not _NUMBER.fullmatch(token):  # a number is a further value of a flag that takes several
             return token
     return DEFAULT_PRESET
 
 
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
-    """Join the cluster that `RAY_ADDRESS` names (a submitted job has it set), else start one on this machine.
-
-    A cluster of our own gets a token of its own through the environment: Ray would otherwise write one to the home
-    folder, after which `ray start` and `ray job submit` disagree about it. It also gets a temporary folder of its own:
-    in Ray's usual one a `ray start` that was killed may have left an address where nobody answers any more, which
-    parts of Ray Train would ask.
-    """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("RAY_COLOR_PREFIX", "1" if sys.stderr.isatty() else "0")
-    joins = bool(os.environ.get("RAY_ADDRESS"))
-    if not joins:
-        os.environ.setdefault("RAY_TMPDIR", str(Path(tempfile.gettempdir(), f"scfegan-{os.getuid()}")))
-        if "RAY_AUTH_MODE" not in os.environ:
-            os.environ["RAY_AUTH_MODE"] = "token"
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    """Join the cluster that `RAY_ADDRESS` names (a submitted job has it set), else start one on this machine."""
     import ray
     import ray.data
 
+    joins = _joins_cluster()
     logger.info("joining the Ray cluster" if joins else "starting Ray on this machine")
     ray.init(address=None if joins else "local", log_to_driver=True, logging_level=logging.WARNING)
     # Importing Ray Data sets its own level; what it says of its plans is for its log files.
@@ -140,6 +139,28 @@ def ray_session() -> Iterator[None]:
 def named(config: Config, run_name: str) -> Config:
     """Give a config a run name where it has none."""
     return config if config.run_name else replace(config, run_name=run_name)
+
+
+def _joins_cluster() -> bool:
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def _set_up_environment() -> None:
+    """Set what Ray and MLflow read when they are imported.
+
+    A cluster of our own gets a token of its own through the environment: Ray would otherwise write one to the home
+    folder, after which `ray start` and `ray job submit` disagree about it. It also gets a temporary folder of its own:
+    in Ray's usual one a `ray start` that was killed may have left an address where nobody answers any more, which
+    parts of Ray Train would ask.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_COLOR_PREFIX", "1" if sys.stderr.isatty() else "0")
+    if not _joins_cluster():
+        os.environ.setdefault("RAY_TMPDIR", str(Path(tempfile.gettempdir(), f"scfegan-{os.getuid()}")))
+        if "RAY_AUTH_MODE" not in os.environ:
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _set_up_log() -> None:

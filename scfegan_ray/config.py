@@ -37,6 +37,9 @@ class SketchConfig:
     detector: Literal["auto", "hed", "opencv"] = "auto"
     """hed: the HED network; opencv: plain gradients; auto: hed, or opencv with a warning when its weights cannot be
     had."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the HED network. bfloat16 is several times as fast where the hardware has it, and moves 2 sketch pixels in
+    1,000. auto: bfloat16, on all workers, where the machine that starts the preparation computes it natively."""
     working_size_px: int = 0
     """Side at which edges are detected, before the lines are brought to the data's size; 0 takes 128 more than the
     data's size, at most 384 (HED misses the eyes of very small faces; beyond 384 it costs more than it shows)."""
@@ -53,6 +56,9 @@ class SketchConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        for name, choices in (("detector", ("auto", "hed", "opencv")), ("precision", ("auto", "float32", "bfloat16"))):
+            value = getattr(self, name)
+            _check(value in choices, f"data.sketch.{name} is {value!r}; give one of {', '.join(choices)}")
         _check_fraction("data.sketch.threshold", self.threshold)
         _check_positive("data.sketch.clahe_tiles", self.clahe_tiles)
         for name in ("clahe_clip", "smoothing_sigma", "min_component_px"):
@@ -86,13 +92,61 @@ class ColorConfig:
         _check_positive("data.color.num_superpixels", self.num_superpixels)
 
 
+CELEBA_HQ_EYES = (0.3796, 0.4780, 0.6216, 0.4790)
+"""Mean centers of both eyes over 580 faces of CelebAMask-HQ with both labeled: left x, left y, right x, right y as seen
+in the image, as fractions of the side; their spread is 0.008 across and 0.005 down."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParserConfig:
+    """A network that labels photographs which nobody labeled."""
+
+    model: str | None = None
+    """ONNX file of a face parser, weights inside; local path or s3:// URI. Default: none; such photographs get no hair
+    and the eyes of `data.eyes`."""
+    classes: str = "celebamask"
+    """What the network's classes are, in its own order. celebamask: the ids of CelebAMask-HQ (background skin nose
+    eye_g l_eye r_eye l_brow r_brow l_ear r_ear mouth u_lip l_lip hair hat ear_r neck_l neck cloth), as SegFormer
+    parsers have them; bisenet: the order of zllrunning's BiSeNet and its ports (background skin l_brow r_brow l_eye
+    r_eye eye_g l_ear r_ear ear_r nose mouth u_lip l_lip neck neck_l cloth hair hat). Or all names, separated by commas;
+    `background` or nothing stands for a class to be ignored, and a name may come twice. `l_` is the subject's left."""
+    size_px: int = 512
+    """Side at which the network sees a photograph."""
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    """Order of the network's input channels."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Subtracted from each input channel, in `channel_order`, where a photograph spans 0 to 1 (default: ImageNet's)."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """What each channel is then divided by; 0.00392157 with a mean of 0 makes the input span 0 to 255."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(
+            self.classes.strip(),
+            "data.parser.classes is empty; give celebamask, bisenet, or the network's class names separated by commas",
+        )
+        _check(self.size_px >= 32, f"data.parser.size_px is {self.size_px}; give at least 32")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            _check(len(values) == 3, f"data.parser.{name} has {len(values)} values; give 3, one for each channel")
+        for value in self.std:
+            _check_positive("a value of data.parser.std", value)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Where raw faces come from and how they are prepared."""
 
     source: str = "embedded"
-    """Raw faces: `embedded` (portraits drawn by this package), a folder of images, or a folder in the official
-    CelebAMask-HQ layout; local path or s3:// URI."""
+    """Raw faces: `embedded` (portraits drawn by this package), a folder of images, a folder in the official
+    CelebAMask-HQ layout, a .zip of either, or a .parquet file or folder of them with an image column; local path or
+    s3:// URI."""
+    image_column: str = "image"
+    """Column of encoded images in a Parquet source: bytes, or a struct with a field `bytes`."""
+    max_megapixels: float = 100.0
+    """Photographs of more pixels are refused before they are decoded, which takes 3 to 8 bytes a pixel."""
+    max_images: int | None = None
+    """Take no more than this many photographs of the source, the first ones by name. Default: all."""
     num_embedded: int = 256
     """How many faces to draw when the source is `embedded`."""
     prepared: str | None = None
@@ -105,15 +159,42 @@ class DataConfig:
     license: str | None = None
     """License tag of the photographs, carried to the registered model. Default: what the source says of itself."""
     shard_images: int = 64
-    """Images per Parquet file."""
+    """Images per Parquet file; an interrupted preparation does at most this many per worker again."""
+    gpus_per_actor: float | None = None
+    """GPU that each preparing actor takes for the edge detector; actors take one CPU core each. Default: the cluster's
+    GPUs shared among its cores, none where it has none."""
     sketch: SketchConfig = field(default_factory=SketchConfig)
     color: ColorConfig = field(default_factory=ColorConfig)
+    parser: ParserConfig = field(default_factory=ParserConfig)
+    eyes: tuple[float, float, float, float] = CELEBA_HQ_EYES
+    """Where the eyes are in aligned faces without labels, as fractions of the side: x and y of the eye at the image's
+    left, then of the one at its right (default: the mean of CelebA-HQ)."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         _check_fraction("data.test_fraction", self.test_fraction)
+        _check(
+            len(self.eyes) == 4,
+            f"data.eyes has {len(self.eyes)} values; give 4: x and y of the left eye, then of the right one",
+        )
+        for value in self.eyes:
+            _check_fraction("a value of data.eyes", value)
+        _check(
+            self.eyes[0] < self.eyes[2],
+            f"data.eyes has its left eye at x = {self.eyes[0]} and its right one at {self.eyes[2]}; "
+            "left and right are the image's: swap them",
+        )
         _check_positive("data.num_embedded", self.num_embedded)
+        _check(self.max_images is None or self.max_images > 0, f"data.max_images is {self.max_images}; give 1 or more")
         _check_positive("data.shard_images", self.shard_images)
+        _check(
+            0 < self.max_megapixels <= 170,
+            f"data.max_megapixels is {self.max_megapixels}; give a value above 0, up to 170 (what Pillow takes)",
+        )
+        _check(
+            self.gpus_per_actor is None or 0 <= self.gpus_per_actor <= 1,
+            f"data.gpus_per_actor is {self.gpus_per_actor}; give a share of one GPU, from 0 to 1",
+        )
         _check(self.size_px >= 16, f"data.size_px is {self.size_px}; give at least 16")
 
 

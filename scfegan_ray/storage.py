@@ -8,15 +8,24 @@ S3 filesystem reads by itself.
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
+import io
 import os
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pyarrow import fs as pafs
 
-from scfegan_ray.errors import StorageError
+from scfegan_ray.errors import ScFeganError, StorageError
+
+_OF_ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP)
+_READ_AHEAD_BYTES = 1 << 18
+_ASIDE_SUFFIX = ".part"
+_ABANDONED_SECONDS = 60.0
 
 
 def absolute(uri: str) -> str:
@@ -56,21 +65,57 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     place = absolute(uri)
     if is_local(place):
         return pafs.LocalFileSystem(), place
+    scheme, _, path = place.partition("://")
+    settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
     with _errors("use", uri):
-        filesystem, path = pafs.FileSystem.from_uri(place)
+        filesystem = _object_store(f"{scheme}://{path.partition('/')[0]}", settings)
+    # Not the path that Arrow makes of a whole URI: it takes spaces, # and % of an object's name for syntax.
     return filesystem, path
 
 
-def read_bytes(uri: str) -> bytes:
-    """Read one file or object whole.
+@functools.lru_cache(maxsize=16)
+def _object_store(bucket: str, settings: tuple[tuple[str, str], ...]) -> pafs.FileSystem:
+    """Connect to a bucket once per process and state of the AWS variables, which Arrow reads by itself."""
+    filesystem, _ = pafs.FileSystem.from_uri(bucket)
+    return filesystem
+
+
+def read_bytes(uri: str, *, limit: int | None = None) -> bytes:
+    """Read one file or object: all of it, or its first `limit` bytes.
 
     Raises:
         StorageError: it is missing or cannot be read.
     """
     filesystem, path = resolve(uri)
     with _errors("read", uri), filesystem.open_input_stream(path) as stream:
-        data: bytes = stream.read()
+        data: bytes = stream.read(limit)
     return data
+
+
+def reason_of_one_file(uri: str, error: StorageError) -> str | None:
+    """Tell whether a failed read of a URI says something of that one file only, and what; None where storage failed."""
+    cause = error.__cause__
+    number = getattr(cause, "errno", None)
+    if number in _OF_ONE_FILE:
+        return os.strerror(number)
+    # On this machine, an error that is not the system's comes from what the file holds.
+    return str(cause) if number is None and is_local(uri) else None
+
+
+def open_seekable(uri: str) -> io.BufferedReader:
+    """Open one file or object for reads at any place of it; `errors_of_reading` is for what happens later.
+
+    Raises:
+        StorageError: it is missing or cannot be opened.
+    """
+    filesystem, path = resolve(uri)
+    with _errors("read", uri):
+        return io.BufferedReader(filesystem.open_input_file(path), _READ_AHEAD_BYTES)
+
+
+def errors_of_reading(uri: str) -> contextlib.AbstractContextManager[None]:
+    """Turn what the storage raises within the context into a `StorageError` that names the place."""
+    return _errors("read", uri)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -87,9 +132,12 @@ def write_bytes(uri: str, data: bytes) -> None:
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_ASIDE_SUFFIX}")
         try:
-            aside.write_bytes(data)
+            with aside.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())  # a name must not outlive a power cut that its content did not
             aside.replace(target)
         finally:
             aside.unlink(missing_ok=True)
@@ -107,20 +155,84 @@ def exists(uri: str) -> bool:
     return found
 
 
-def list_files(uri: str, *, recursive: bool = True) -> list[str]:
-    """List the files under a folder as sorted paths relative to it; an absent folder has none.
+def is_file(uri: str) -> bool:
+    """Tell whether there is one file or object at a URI.
 
-    Hidden files and folders (a leading dot) are left out.
+    Raises:
+        StorageError: the store cannot be asked.
+    """
+    filesystem, path = resolve(uri)
+    with _errors("look up", uri):
+        found: bool = filesystem.get_file_info(path).type == pafs.FileType.File
+    return found
+
+
+def list_files(uri: str, *, refuse: Callable[[str, str], None] | None = None) -> list[str]:
+    """List the files under a folder, at any depth, as sorted paths relative to it; an absent folder has none.
+
+    Hidden files and folders (a leading dot) are left out. Links are followed.
+
+    Args:
+        uri: the folder.
+        refuse: told (relative path, reason) of each local entry that cannot be listed or is no file; without it the
+            first folder that cannot be listed is an error, and what is no file is passed over.
 
     Raises:
         StorageError: the folder cannot be listed.
     """
     filesystem, path = resolve(uri)
-    selector = pafs.FileSelector(path, recursive=recursive, allow_not_found=True)
     with _errors("list", uri):
-        infos = filesystem.get_file_info(selector)
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            return sorted(_list_local(path, refuse))
+        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     names = (info.path[len(path) :].lstrip("/") for info in infos if info.type == pafs.FileType.File)
     return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
+
+
+def _list_local(root: str, refuse: Callable[[str, str], None] | None) -> Iterator[str]:
+    seen: set[tuple[int, int]] = set()
+    waiting = [""]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            place = os.stat(os.path.join(root, folder))
+            if (place.st_dev, place.st_ino) in seen:
+                continue  # a link to a folder that was walked, perhaps the one it lies in
+            seen.add((place.st_dev, place.st_ino))
+            entries = list(os.scandir(os.path.join(root, folder)))
+        except FileNotFoundError:
+            if folder:
+                continue
+            return
+        except OSError as error:
+            if refuse is None or not folder:
+                raise
+            refuse(_readable(folder), f"the folder cannot be listed: {error.strerror}")
+            continue
+        for entry in entries:
+            name = os.path.join(folder, entry.name)
+            if entry.name.startswith("."):
+                continue
+            reason = ""
+            try:
+                if entry.is_dir():
+                    waiting.append(name)
+                    continue
+                if not entry.is_file():
+                    reason = "a link to nowhere" if entry.is_symlink() else "not a regular file"
+            except OSError as error:
+                reason = str(error.strerror)
+            if not reason and _readable(name) != name:
+                reason = "the file's name is not valid UTF-8"
+            if not reason:
+                yield name
+            elif refuse is not None:
+                refuse(_readable(name), reason)
+
+
+def _readable(name: str) -> str:
+    # The system gives bytes that are no UTF-8 as lone surrogates, which neither Arrow nor a terminal takes.
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def delete(uri: str) -> None:
@@ -136,6 +248,22 @@ def delete(uri: str) -> None:
             filesystem.delete_dir(path)
         elif kind == pafs.FileType.File:
             filesystem.delete_file(path)
+
+
+def delete_abandoned(uri: str) -> None:
+    """Delete what writers that were killed left behind in a folder, unseen by `list_files`.
+
+    Raises:
+        StorageError: it cannot be deleted.
+    """
+    if not is_local(uri):
+        return  # an object store shows nothing before all of it is there
+    dead = time.time() - _ABANDONED_SECONDS
+    with _errors("clean", uri):
+        for aside in Path(absolute(uri)).glob(f".*{_ASIDE_SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):
+                if aside.stat().st_mtime < dead:
+                    aside.unlink()
 
 
 def check_writable(uri: str) -> None:
@@ -181,7 +309,7 @@ def cache_dir() -> Path:
 def _errors(verb: str, uri: str) -> Iterator[None]:
     try:
         yield
-    except StorageError:
+    except ScFeganError:
         raise
     except (OSError, ValueError) as error:
         cure = (

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from s3 import server as s3_server
 
 from scfegan_ray.config import (
     Config,
@@ -29,6 +32,27 @@ TINY = Config(
     evaluation=EvaluationConfig(num_images=2, grid_images=2, batch_size=2),
     tune=TuneConfig(num_trials=2, reports=2),
 )
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Run a real S3 server with an empty bucket `lab`; the AWS variables that reach it."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as environment:
+        yield environment
+
+
+@pytest.fixture
+def small_place(tmp_path: Path) -> Iterator[Path]:
+    """Give a folder that takes no more than 400 kB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.fixture(autouse=True)

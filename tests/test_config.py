@@ -7,7 +7,7 @@ import json
 import pytest
 
 from scfegan_ray import config as configuration
-from scfegan_ray.config import Config, DataConfig, LossConfig, MaskConfig, ModelConfig, TrainConfig
+from scfegan_ray.config import Config, DataConfig, LossConfig, MaskConfig, ModelConfig, ParserConfig, TrainConfig
 from scfegan_ray.errors import ConfigError
 from scfegan_ray.presets import PRESETS, preset
 
@@ -15,6 +15,18 @@ from scfegan_ray.presets import PRESETS, preset
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_preset_survives_json(name: str) -> None:
     config = preset(name)
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_parser_survives_json() -> None:
+    parser = ParserConfig(
+        model="s3://models/parser.onnx",
+        classes="bisenet",
+        channel_order="bgr",
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 0.5, 2.0),
+    )
+    config = Config(data=DataConfig(parser=parser, eyes=(0.3, 0.4, 0.7, 0.5)))
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -58,6 +70,13 @@ def test_unknown_preset_lists_those_that_exist() -> None:
         (lambda: Config(run_name="a/b"), "run_name is 'a/b'"),
         (lambda: Config(run_name="prepared"), "run_name is 'prepared'"),
         (lambda: Config(seed=-1), "seed is -1"),
+        (lambda: ParserConfig(classes=" "), "data.parser.classes is empty; give celebamask, bisenet"),
+        (lambda: ParserConfig(size_px=0), "data.parser.size_px is 0"),
+        (lambda: ParserConfig(mean=(0.5,)), "data.parser.mean has 1 values; give 3"),  # type: ignore[arg-type]
+        (lambda: ParserConfig(std=(1.0, 1.0, 0.0)), "a value of data.parser.std is 0.0"),
+        (lambda: DataConfig(eyes=(0.4, 0.5, 0.6)), "data.eyes has 3 values; give 4"),  # type: ignore[arg-type]
+        (lambda: DataConfig(eyes=(0.4, 0.5, 0.6, 1.5)), "a value of data.eyes is 1.5"),
+        (lambda: DataConfig(eyes=(0.6, 0.5, 0.4, 0.5)), "left and right are the image's: swap them"),
     ],
 )
 def test_bad_value_is_named(make: object, named: str) -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "scfegan_ray"
-WITH_RAY = {"data.pipeline", "training.worker", "training.launch", "tuning"}
+WITH_RAY = {"data.pipeline", "data.benchmark", "training.worker", "training.launch", "tuning"}
 WITH_MLFLOW = {"tracking", "serving", "inference", "training.worker", "training.launch", "tuning"}
 MODULES = sorted(
     str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".")
@@ -32,7 +32,7 @@ def test_plain_modules_import_neither_ray_nor_mlflow(tmp_path: Path) -> None:
 
 
 def test_command_line_needs_no_heavy_import(tmp_path: Path) -> None:
-    code = "import sys; from scfegan_ray import cli; cli.parse('', ['--seed', '1'])\n"
+    code = "import sys; from scfegan_ray import cli; cli.parse('', cli.Arguments, ['--seed', '1'])\n"
     code += "print(sorted({'ray', 'mlflow', 'torch', 'cv2', 'pyarrow'} & set(sys.modules)))"
     assert run(code, tmp_path) == "[]"
 

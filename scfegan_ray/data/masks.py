@@ -6,6 +6,9 @@ distribution (and from one seed the same shape) whatever the size of the data.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.random import Generator
@@ -83,31 +86,28 @@ def draw_brush(mask: NDArray[np.uint8], config: MaskConfig, rng: Generator) -> N
     if share > _ALL_PAINTED:
         return mask.copy()
 
-    bare = _to_size(mask, _CANVAS_PX)
-    hole_px = cv2.countNonZero(bare)
-    painted: NDArray[np.uint8] = np.zeros_like(bare)
-    missing = round(share * hole_px)
-    for _ in range(_MAX_COLOR_STROKES):
-        places = cv2.findNonZero(bare)
-        if places is None:
+    hole = _to_size(mask, _CANVAS_PX)
+    places = np.flatnonzero(hole.view(np.bool_))
+    missing = round(share * len(places))
+    # Long lines in small holes would leave no say in the share: strokes reach about as far as the hole is wide.
+    reach = min(config.max_length * _CANVAS_PX, len(places) ** 0.5)
+    num_bare, bare = len(places), hole
+    for path, width_px in _zigzags(1 + rng.integers(4, size=_MAX_COLOR_STROKES), reach, config, rng):
+        if missing <= 0:
             break
-        stroke: NDArray[np.uint8] = np.zeros_like(bare)
-        start = places.reshape(-1, 2)[rng.integers(len(places))].astype(np.float64)
-        # Long lines in small holes would leave no say in the share: strokes reach about as far as the hole is wide.
-        reach = min(config.max_length * _CANVAS_PX, hole_px**0.5)
-        points = _zigzag(start, 1 + int(rng.integers(4)), reach, config, rng)
-        _draw_polyline(stroke, points, _brush_px(config, rng))
-        stroke &= bare
-        gained = cv2.countNonZero(stroke)
+        # Bare hole is soon met: while anything is missing, a twentieth of the hole or more is bare.
+        while not bare[place := divmod(int(places[rng.integers(len(places))]), _CANVAS_PX)]:
+            pass
+        left = bare.copy()
+        _draw_polyline(left, path + _to_fixed_point(np.array(place[::-1])), width_px, 0)
+        num_left = cv2.countNonZero(left)
+        gained = num_bare - num_left
         # The stroke that reaches the share is kept where that comes closer to it than leaving it out.
         if gained - missing > missing:
             break
-        painted |= stroke
-        bare &= ~stroke
+        num_bare, bare = num_left, left
         missing -= gained
-        if missing <= 0:
-            break
-    return _to_size(painted, mask.shape[0]) & mask
+    return _to_size(hole ^ bare, mask.shape[0]) & mask
 
 
 def draw_noise(mask: NDArray[np.uint8], config: MaskConfig, rng: Generator) -> NDArray[np.uint8]:
@@ -121,42 +121,61 @@ def draw_noise(mask: NDArray[np.uint8], config: MaskConfig, rng: Generator) -> N
     Returns:
         (S, S) uint8 in {0, 1}, 0 outside the hole.
     """
-    # 16-bit draws cost a quarter of floats, and this runs for every image seen.
-    draws = rng.integers(0, 1 << 16, mask.shape, np.uint16)
+    # This runs for every image seen: words of 64 bits, each cut into four draws, are the cheapest there are.
+    words = rng.integers(0, 1 << 64, -(-mask.size // 4), np.uint64)
+    draws = words.view(np.uint16)[: mask.size].reshape(mask.shape)
     return (draws < round(config.noise_probability * (1 << 16))).view(np.uint8) & mask
 
 
 def _draw_lines(eyes: NDArray[np.float64], config: MaskConfig, rng: Generator) -> NDArray[np.uint8]:
     """Draw Algorithm 1 without hair on the canvas; eyes: (2, 2) x, y in pixels of the canvas."""
     canvas: NDArray[np.uint8] = np.zeros((_CANVAS_PX, _CANVAS_PX), np.uint8)
+    num_lines = 1 + int(rng.integers(config.max_lines))
+    starts = np.concatenate([rng.random((num_lines, 2)) * _CANVAS_PX, eyes[rng.integers(2, size=num_lines)]])
+    num_vertices = np.ones(2 * num_lines, np.int64)
+    num_vertices[:num_lines] += rng.integers(config.max_vertices, size=num_lines)
     reach = config.max_length * _CANVAS_PX
-    for _ in range(1 + int(rng.integers(config.max_lines))):
-        start = rng.random(2) * _CANVAS_PX
-        num_vertices = 1 + int(rng.integers(config.max_vertices))
-        _draw_polyline(canvas, _zigzag(start, num_vertices, reach, config, rng), _brush_px(config, rng))
-        _draw_polyline(canvas, _zigzag(eyes[rng.integers(2)], 1, reach, config, rng), _brush_px(config, rng))
+    strokes = _zigzags(num_vertices, reach, config, rng)
+    for start, (path, width_px) in zip(_to_fixed_point(starts), strokes, strict=True):
+        _draw_polyline(canvas, start + path, width_px, 1)
     return canvas
 
 
-def _zigzag(
-    start: NDArray[np.float64], num_vertices: int, reach: float, config: MaskConfig, rng: Generator
-) -> NDArray[np.float64]:
-    """Return (num_vertices + 1, 2) points x, y: each step turns around, give or take the largest angle."""
-    turns = rng.uniform(-config.max_angle_degrees, config.max_angle_degrees, num_vertices)
-    angles = np.radians(rng.random() * 360.0 + turns + 180.0 * (np.arange(num_vertices) % 2))
-    lengths = rng.random(num_vertices) * reach
-    steps = np.stack([lengths * np.sin(angles), lengths * np.cos(angles)], axis=1)
-    return np.concatenate([start[None], start + np.cumsum(steps, axis=0)])
+def _zigzags(
+    num_vertices: NDArray[np.int64], reach: float, config: MaskConfig, rng: Generator
+) -> Iterator[tuple[NDArray[np.int32], int]]:
+    """Choose the shapes of polylines, all at once because numpy takes as long for one as for dozens.
+
+    Args:
+        num_vertices: (N,) vertices of each after its start; at every one it turns around, give or take the largest
+            angle.
+        reach: longest segment, in pixels of the canvas.
+        config: largest angle, brush widths.
+        rng: source of every random number.
+
+    Yields:
+        For each the points x, y relative to its start, (num_vertices + 1, 2) int32 fixed-point pixels of the canvas,
+        and the width of its brush in whole ones.
+    """
+    shape = (len(num_vertices), int(num_vertices.max()))
+    turns = rng.uniform(-config.max_angle_degrees, config.max_angle_degrees, shape)
+    angles = np.radians(rng.random((shape[0], 1)) * 360.0 + turns + 180.0 * (np.arange(shape[1]) % 2))
+    lengths = rng.random(shape) * reach
+    points = np.zeros((shape[0], shape[1] + 1, 2))
+    np.cumsum(lengths * np.sin(angles), axis=1, out=points[:, 1:, 0])
+    np.cumsum(lengths * np.cos(angles), axis=1, out=points[:, 1:, 1])
+    widths_px = np.maximum(1, np.rint(rng.uniform(config.min_brush, config.max_brush, shape[0]) * _CANVAS_PX))
+    for path, count, width_px in zip(_to_fixed_point(points), num_vertices, widths_px, strict=True):
+        yield path[: count + 1], int(width_px)
 
 
-def _brush_px(config: MaskConfig, rng: Generator) -> int:
-    return max(1, round(rng.uniform(config.min_brush, config.max_brush) * _CANVAS_PX))
+def _to_fixed_point(points: NDArray[Any]) -> NDArray[np.int32]:
+    return np.rint(points * (1 << _FRACTION_BITS)).astype(np.int32)
 
 
-def _draw_polyline(canvas: NDArray[np.uint8], points: NDArray[np.float64], width_px: int) -> None:
+def _draw_polyline(canvas: NDArray[np.uint8], points: NDArray[np.int32], width_px: int, value: int) -> None:
     # cv2 rounds the joints and the ends of thick lines.
-    fixed_point = np.rint(points * (1 << _FRACTION_BITS)).astype(np.int32)
-    cv2.polylines(canvas, [fixed_point], False, 1, width_px, cv2.LINE_8, _FRACTION_BITS)
+    cv2.polylines(canvas, [points], False, value, width_px, cv2.LINE_8, _FRACTION_BITS)
 
 
 def _draw_disk(size_px: int, config: MaskConfig, rng: Generator) -> NDArray[np.uint8]:

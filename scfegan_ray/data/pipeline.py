@@ -1,108 +1,103 @@
-"""Raw faces to a prepared dataset with Ray Data.
+"""Raw faces to a prepared dataset with Ray Data; what it makes is described in `prepared`.
 
 Each block of the Ray dataset is one shard: the keys it shall hold. One stage of actors turns it into a Parquet file
-and gives back a summary, so pixels never cross a process border.
+and gives back a line about it, so pixels never cross a process border. A shard's file is written whole or not at all
+and says what it was made from; so a preparation that was stopped at any moment goes on with the shards that lack.
 
 | stage | reads columns | gives columns |
 | --- | --- | --- |
-| `_PrepareShard` | shard: int64, key: string | key, sha256, reason, error, message: string |
+| `_MakeShard` | shard: int64, key: string | prepared, refused: int64; began, ended: float64; error, message: string |
 
-`sha256` is that of the stored row; `reason` is empty, or says why the image was left out. `error` and `message` are
-empty, or the class and text of what ended the whole preparation: Ray would pass it on as the text of a traceback.
-
-The prepared dataset:
-
-| path | holds |
-| --- | --- |
-| `data/part-NNNNN.parquet` | one row an image, columns below |
-| `rejected.parquet` | key and reason of each image that was left out |
-| `preview.png` | 16 rows of what was made, with a sample hole |
-| `dataset.json` | `examples.DatasetInfo`; written last |
-
-| column | type | meaning |
-| --- | --- | --- |
-| key | string | the image's path relative to the source, unique |
-| image | PNG bytes | (S, S, 3) uint8 RGB ground truth |
-| sketch | PNG bytes | (S, S) uint8, 255 on one-pixel lines, else 0 |
-| color | PNG bytes | (S, S, 3) uint8 RGB, each segment in its median color, never pure black |
-| hair | PNG bytes or null | (S, S) uint8, 255 where hair is; null where nobody labelled the photograph |
-| eyes | 4 float32 | x, y of the eye at the image's left, then of the one at its right, in pixels |
-| sha256 | string | hex digest over the columns before it |
+`began` and `ended` are seconds of the clock. `error` and `message` are empty, or the class and text of what ended the
+whole preparation: Ray would pass it on as the text of a traceback.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import dataclasses
 import hashlib
 import io
 import json
 import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 import ray.data
 
 from scfegan_ray import config as configuration
-from scfegan_ray import errors, images, storage
-from scfegan_ray.config import Config
-from scfegan_ray.data import colors, examples, parsing, sketches, sources
+from scfegan_ray import errors, storage
+from scfegan_ray.config import Config, DataConfig
+from scfegan_ray.data import decoding, parsing, prepared, report, shards, sketches, sources
 from scfegan_ray.errors import DataError, ScFeganError
 from scfegan_ray.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-PREVIEW_ROWS = 16
-PREVIEW_SIDE_PX = 128
+_SUMMARY_THREADS = 8
+_NOT_OF_THE_DATA = ("prepared", "license", "gpus_per_actor")
 
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """What a preparation made: the dataset's URI and description, and (key, reason) of what was left out."""
+    """What a preparation made.
+
+    Attributes:
+        uri: of the dataset.
+        info: its description.
+        rejected: (key, reason) of what was left out.
+        busy_seconds: from the first image's start to the last one's end; 0 where nothing was left to do.
+        num_made: images prepared in these seconds.
+    """
 
     uri: str
-    info: examples.DatasetInfo
+    info: prepared.DatasetInfo
     rejected: list[tuple[str, str]]
+    busy_seconds: float = 0.0
+    num_made: int = 0
 
 
-def prepare(config: Config) -> Preparation:
-    """Make the prepared dataset that a config asks for, or find it already made.
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is to be made: the shards' keys, and everything that shapes them."""
+
+    source: sources.FaceSource
+    listing: sources.Listing
+    settings: dict[str, Any]
+    uri: str
+    shards: list[list[str]]
+
+
+def prepare(
+    config: Config, *, session: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+) -> Preparation:
+    """Make the prepared dataset that a config asks for, go on making it, or find it already made.
 
     Args:
         config: `data` says what to read and how; with `data.prepared` unset the dataset goes under the storage path,
-            named by everything that shapes it, so that another setting makes another dataset.
+            named by everything that shapes it, so that another setting makes another dataset. `masks` shape the
+            sample holes of the report only.
+        session: entered only when there is something to make; Ray must run within it.
 
     Raises:
-        DataError: the source is missing or empty, no image of it can be used, or the place holds a dataset that was
-            made with other settings.
+        DataError: the source is missing or empty, no image of it can be used, or the place holds a dataset, whole or
+            begun, of other settings.
         StorageError: the source cannot be read or the place cannot be written.
+        ModelError: weights that are needed cannot be had.
     """
-    source = sources.open_source(config.data, config.seed)
-    keys = source.keys()
-    if not keys:
-        kinds = " ".join(sources.IMAGE_SUFFIXES)
-        raise DataError(f"no images ({kinds}) under {config.data.source}; check --data.source")
-    settings = _settings(config, keys)
-    uri = _place(config, source, settings)
-    found = examples.DatasetInfo.read(uri)
+    plan = _make_plan(config)
+    found = prepared.DatasetInfo.read(plan.uri)
     if found is not None:
-        differing = sorted(
-            name
-            for name in settings.keys() | found.preparation.keys()
-            if settings.get(name) != found.preparation.get(name)
-        )
-        if differing:
-            name = differing[0]
-            raise DataError(
-                f"{uri} was prepared with {name} = {found.preparation.get(name)}, now it is {settings.get(name)}; "
-                "choose another --data.prepared or delete that folder"
-            )
-        logger.info("%s is already prepared: %d images", uri, found.num_images)
-        return Preparation(uri, found, _read_rejected(uri))
-    return _make(config, source, keys, settings, uri)
+        _check_same(plan, found.preparation, "was prepared")
+        logger.info("%s is already prepared: %d images", plan.uri, found.num_images)
+        return Preparation(plan.uri, found, _read_rejected(plan.uri))
+    return _make(config, plan, session)
 
 
 def ensure_prepared(config: Config) -> str:
@@ -112,7 +107,7 @@ def ensure_prepared(config: Config) -> str:
         DataError: as `prepare`; or the dataset holds another image size than the config.
     """
     uri = storage.absolute(config.data.prepared) if config.data.prepared else None
-    info = examples.DatasetInfo.read(uri) if uri else None
+    info = prepared.DatasetInfo.read(uri) if uri else None
     if uri is None or info is None:
         made = prepare(config)
         uri, info = made.uri, made.info
@@ -124,186 +119,221 @@ def ensure_prepared(config: Config) -> str:
     return uri
 
 
-def _settings(config: Config, keys: list[str]) -> dict[str, Any]:
-    """Return everything that shapes the prepared images, flat, for comparison and for the default place."""
-    values = {name: value for name, value in config.to_dict()["data"].items() if name not in ("prepared", "license")}
-    embedded = config.data.source == "embedded"
-    values["source"] = "embedded" if embedded else storage.absolute(config.data.source)
+def num_cores() -> int:
+    """Return the cores of the cluster that is there now, each of which one actor prepares images on."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _make_plan(config: Config) -> _Plan:
+    source, listing = sources.open_source(config.data, config.seed)
+    if not listing.keys:
+        kinds = " ".join(decoding.IMAGE_SUFFIXES)
+        raise DataError(f"no images ({kinds}) under {config.data.source}; check --data.source")
+    values = {name: value for name, value in config.to_dict()["data"].items() if name not in _NOT_OF_THE_DATA}
+    embedded = config.data.source == sources.EMBEDDED
+    values["source"] = sources.EMBEDDED if embedded else storage.absolute(config.data.source)
     if not embedded:
         del values["num_embedded"]
     values["seed"] = config.seed if embedded else None
-    values["keys_sha256"] = hashlib.sha256("\n".join(keys).encode()).hexdigest()
-    return configuration.flatten(values, "data.")
-
-
-def _place(config: Config, source: sources.FaceSource, settings: dict[str, Any]) -> str:
+    values["schema_version"] = prepared.SCHEMA_VERSION
+    values["keys_sha256"] = hashlib.sha256("\n".join(listing.keys).encode()).hexdigest()
+    if config.data.parser.model:
+        values["parser"]["sha256"] = parsing.load_parser(config.data.parser).digest
+    settings = configuration.flatten(values, "data.")
     if config.data.prepared:
-        return storage.absolute(config.data.prepared)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-    name = f"{source.name}-{config.data.size_px}-{digest}"
-    return storage.join(storage.absolute(config.storage.path), "prepared", name)
+        uri = storage.absolute(config.data.prepared)
+    else:
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+        name = f"{source.name}-{config.data.size_px}-{digest}"
+        uri = storage.join(storage.absolute(config.storage.path), "prepared", name)
+    per_shard = config.data.shard_images
+    keys = [listing.keys[start : start + per_shard] for start in range(0, len(listing.keys), per_shard)]
+    return _Plan(source, listing, settings, uri, keys)
 
 
-def _make(
-    config: Config, source: sources.FaceSource, keys: list[str], settings: dict[str, Any], uri: str
-) -> Preparation:
+def _check_same(plan: _Plan, before: dict[str, Any], what: str) -> None:
+    for name in sorted(plan.settings.keys() | before.keys()):
+        if plan.settings.get(name) == before.get(name):
+            continue
+        difference = (
+            "from other photographs than the source holds now"
+            if name == "data.keys_sha256"
+            else f"with {name} = {before.get(name)}, now it is {plan.settings.get(name)}"
+        )
+        raise DataError(f"{plan.uri} {what} {difference}; choose another --data.prepared or delete that folder")
+
+
+def _make(config: Config, plan: _Plan, session: Callable[[], contextlib.AbstractContextManager[None]]) -> Preparation:
     foreign = [
         name
-        for name in storage.list_files(uri)
-        if name not in ("preview.png", "rejected.parquet") and not name.startswith("data/part-")
+        for name in storage.list_files(plan.uri)
+        if name not in prepared.OTHER_FILES and not name.startswith("data/part-")
     ]
     if foreign:
-        raise DataError(f"{uri} holds other files ({foreign[0]}); choose an empty --data.prepared")
-    storage.check_writable(uri)
-    # What an interrupted preparation left behind is no dataset: it lacks dataset.json.
-    storage.delete(storage.join(uri, "data"))
-    # One detector for all workers, so that no dataset mixes two.
-    detector = sketches.settle_detector(config.data.sketch.detector)
-    try:
-        summaries = _run(config, source, keys, uri, detector)
-        good = sorted((row["key"], row["sha256"]) for row in summaries if not row["reason"])
-        rejected = sorted((row["key"], row["reason"]) for row in summaries if row["reason"])
-        if not good:
-            raise DataError(
-                f"none of the {len(keys)} images of {config.data.source} can be used: {': '.join(rejected[0])}"
-            )
-        for key, reason in rejected:
-            logger.warning("left out %s: %s", key, reason)
-        fingerprint = hashlib.sha256("\n".join(f"{key} {digest}" for key, digest in good).encode()).hexdigest()
-        info = examples.DatasetInfo(
-            schema_version=examples.SCHEMA_VERSION,
-            size_px=config.data.size_px,
-            num_images=len(good),
-            num_rejected=len(rejected),
-            test_fraction=config.data.test_fraction,
-            fingerprint=fingerprint,
-            license=config.data.license or source.license,
-            source=str(settings["data.source"]),
-            sketch_detector=detector,
-            color_segments="labels" if source.has_labels else "superpixels",
-            eyes="labels" if source.has_labels else "canonical",
-            has_hair=source.has_labels,
-            preparation=settings,
+        raise DataError(f"{plan.uri} holds other files ({foreign[0]}); choose an empty --data.prepared")
+    storage.check_writable(plan.uri)
+    there = _read_shards(plan, _finished(plan))
+    settled = _settle(config.data, plan.uri, list(there.values()))
+    missing = [number for number in range(len(plan.shards)) if number not in there]
+    busy_seconds, num_made = 0.0, 0
+    if missing:
+        if there:
+            logger.info("going on with the %d of %d shards that are there", len(there), len(plan.shards))
+        with session():
+            busy_seconds, num_made = _run(plan, settled, missing)
+        there |= _read_shards(plan, missing)
+        settled = _settle(config.data, plan.uri, list(there.values()))
+    rows = [row for number in sorted(there) for row in there[number].rows]
+    rejected = sorted(plan.listing.refused + [one for shard in there.values() for one in shard.refused])
+    if not rows:
+        storage.delete(storage.join(plan.uri, "data"))
+        raise DataError(
+            f"none of the {len(rejected)} images of {config.data.source} can be used: {': '.join(rejected[0])}"
         )
-        _write_rejected(uri, rejected)
-        _write_preview(config, uri)
-        storage.write_bytes(storage.join(uri, "dataset.json"), info.to_json())
-    except BaseException:
-        for leftover in ("data", "rejected.parquet", "preview.png"):
-            storage.delete(storage.join(uri, leftover))
-        raise
-    logger.info("prepared %d images, left out %d: %s", len(good), len(rejected), uri)
-    return Preparation(uri, info, rejected)
+    for key, reason in rejected:
+        logger.warning("left out %s: %s", key, reason)
+    info = _describe(config, plan, settled, rows, rejected)
+    storage.delete_abandoned(storage.join(plan.uri, "data"))
+    _write_rejected(plan.uri, rejected)
+    report.write(plan.uri, info, rows, rejected, config.masks)
+    storage.write_bytes(storage.join(plan.uri, "dataset.json"), info.to_json())
+    logger.info("prepared %d images, left out %d: %s", info.num_images, info.num_rejected, plan.uri)
+    return Preparation(plan.uri, info, rejected, busy_seconds, num_made)
 
 
-def _run(config: Config, source: sources.FaceSource, keys: list[str], uri: str, detector: str) -> list[dict[str, Any]]:
-    per_shard = config.data.shard_images
+def _finished(plan: _Plan) -> list[int]:
+    """Return the numbers of the shards whose files are there."""
+    names = set(storage.list_files(storage.join(plan.uri, "data")))
+    numbers = [at for at in range(len(plan.shards)) if shards.place(plan.uri, at).rpartition("/")[2] in names]
+    if len(numbers) < len(names):
+        raise DataError(f"{plan.uri} holds shards of another dataset; choose another --data.prepared or delete it")
+    return numbers
+
+
+def _read_shards(plan: _Plan, numbers: list[int]) -> dict[int, shards.Shard]:
+    """Read what shards say of themselves.
+
+    Raises:
+        DataError: one was made with other settings, or does not hold the images that it should.
+    """
+    with ThreadPoolExecutor(_SUMMARY_THREADS) as pool:
+        read = dict(zip(numbers, pool.map(lambda at: shards.read(shards.place(plan.uri, at)), numbers), strict=True))
+    for number, shard in read.items():
+        _check_same(plan, shard.settings, "holds shards of a preparation that was begun")
+        if {row["key"] for row in shard.rows} | {key for key, _ in shard.refused} != set(plan.shards[number]):
+            raise DataError(f"{shards.place(plan.uri, number)} holds other images than it should; delete it")
+    return read
+
+
+def _settle(config: DataConfig, uri: str, there: list[shards.Shard]) -> DataConfig:
+    """Decide once for all workers what the settings leave open, as it was decided for the shards that are there."""
+    if not there:
+        return dataclasses.replace(config, sketch=sketches.settle(config.sketch))
+    settled = there[0].settled
+    if any(shard.settled != settled for shard in there):
+        raise DataError(f"two preparations of {uri} chose different edge detectors; delete it and start anew")
+    return dataclasses.replace(config, sketch=dataclasses.replace(config.sketch, **settled))
+
+
+def _run(plan: _Plan, config: DataConfig, missing: list[int]) -> tuple[float, int]:
+    """Make shards on the cluster; return the seconds between the first one's start and the last one's end, and how
+    many images were prepared in them.
+    """
+    total = sum(len(plan.shards[number]) for number in missing)
+    logger.info("preparing %d images at %d px from %s", total, config.size_px, plan.source.name)
     blocks = [
-        pa.table({"shard": pa.array([start // per_shard] * len(part), pa.int64()), "key": part})
-        for start in range(0, len(keys), per_shard)
-        if (part := keys[start : start + per_shard])
+        pa.table({"shard": pa.array([number] * len(plan.shards[number]), pa.int64()), "key": plan.shards[number]})
+        for number in missing
     ]
-    logger.info("preparing %d images at %d px from %s", len(keys), config.data.size_px, source.name)
+    num_gpus = ray.cluster_resources().get("GPU", 0.0) / num_cores()
     dataset = ray.data.from_arrow(blocks).map_batches(
-        _PrepareShard,
-        fn_constructor_kwargs={"config": config, "source": source, "uri": uri, "detector": detector},
+        _MakeShard,
+        fn_constructor_kwargs={"config": config, "source": plan.source, "uri": plan.uri, "settings": plan.settings},
         batch_size=None,
         batch_format="pyarrow",
-        # The pool grows with the cluster, up to one actor per shard.
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(blocks)),
+        # One actor per core from the start; the pool grows with the cluster, up to one per shard. A shard lasts long
+        # enough that no actor needs a second one in its queue, where it would be missed by an idle one at the end.
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1,
+            max_size=len(blocks),
+            initial_size=min(num_cores(), len(blocks)),
+            max_tasks_in_flight_per_actor=1,
+        ),
         num_cpus=1,
+        num_gpus=min(1.0, num_gpus) if config.gpus_per_actor is None else config.gpus_per_actor,
     )
-    summaries: list[dict[str, Any]] = []
+    began, ended, done = float("inf"), 0.0, 0
+    num_prepared = 0
     progress: Progress | None = None
-    for shard in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        rows = shard.to_pylist()
-        if rows[0]["error"]:
-            raise getattr(errors, rows[0]["error"])(rows[0]["message"])
-        summaries += rows
+    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in block.to_pylist():
+            if row["error"]:
+                raise getattr(errors, row["error"])(row["message"])
+            began, ended = min(began, row["began"]), max(ended, row["ended"])
+            num_prepared += row["prepared"]
+            done += row["prepared"] + row["refused"]
         # The rate counts from the first shard, when the actors have started.
-        progress = progress or Progress("prepare", total=len(keys), start=len(summaries), log=logger.info)
-        progress.update(len(summaries))
-    if len(summaries) != len(keys):
-        raise DataError(f"{len(keys) - len(summaries)} of {len(keys)} images got lost in preparation; run it again")
-    return summaries
+        progress = progress or Progress("prepare", total=total, start=done, log=logger.info)
+        progress.update(done)
+    if done != total:
+        raise DataError(f"{total - done} of {total} images got lost in preparation; run it again")
+    return ended - began, num_prepared
 
 
-class _PrepareShard:
+class _MakeShard:
     """Ray Data stage: the keys of one shard to its Parquet file."""
 
-    def __init__(self, config: Config, source: sources.FaceSource, uri: str, detector: str) -> None:
-        cv2.setNumThreads(1)
-        self._config = config.data
-        self._source = source
-        self._uri = uri
-        self._detector_name = detector
+    def __init__(self, config: DataConfig, source: sources.FaceSource, uri: str, settings: dict[str, Any]) -> None:
+        self._maker = shards.ShardMaker(config, source, uri, settings)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Prepare one shard.
+        """Make one shard.
 
         Args:
             block: columns shard and key.
 
         Returns:
-            Columns key, sha256, reason, error, message; see the module's docstring.
+            One row; see the module's docstring.
         """
-        keys = block.column("key").to_pylist()
-        nothing = [""] * len(keys)
+        began, prepared_count, refused, error, message = time.time(), 0, 0, "", ""
         try:
-            digests, reasons = self._write_shard(block.column("shard")[0].as_py(), keys)
-        except ScFeganError as error:
-            ended = {"error": [type(error).__name__] * len(keys), "message": [str(error)] * len(keys)}
-            return pa.table({"key": keys, "sha256": nothing, "reason": nothing} | ended)
-        return pa.table(
-            {
-                "key": keys,
-                "sha256": [digests.get(key, "") for key in keys],
-                "reason": [reasons.get(key, "") for key in keys],
-                "error": nothing,
-                "message": nothing,
-            }
-        )
+            number = block.column("shard")[0].as_py()
+            prepared_count, refused = self._maker.make(number, block.column("key").to_pylist())
+        except ScFeganError as raised:
+            error, message = type(raised).__name__, str(raised)
+        row = {"prepared": prepared_count, "refused": refused, "began": began, "ended": time.time()}
+        return pa.Table.from_pylist([row | {"error": error, "message": message}])
 
-    @functools.cached_property
-    def _detector(self) -> sketches.EdgeDetector:
-        return sketches.make_detector(self._detector_name)
 
-    def _write_shard(self, shard: int, keys: list[str]) -> tuple[dict[str, str], dict[str, str]]:
-        """Write one Parquet file; return the digest or the reason of each key."""
-        rows: list[dict[str, Any]] = []
-        reasons: dict[str, str] = {}
-        for key in keys:
-            try:
-                rows.append(self._prepare(key))
-            except DataError as error:
-                reasons[key] = str(error).removeprefix(f"{key}: ")
-        if rows:
-            buffer = io.BytesIO()
-            pq.write_table(
-                pa.Table.from_pylist(rows, schema=examples.SCHEMA), buffer, row_group_size=32, compression="none"
-            )
-            storage.write_bytes(storage.join(self._uri, "data", f"part-{shard:05d}.parquet"), buffer.getvalue())
-        return {row["key"]: row["sha256"] for row in rows}, reasons
-
-    def _prepare(self, key: str) -> dict[str, Any]:
-        face = self._source.load(key, self._config.size_px)
-        sketch = sketches.make_sketches(face.image[None], self._detector, self._config.sketch)[0]
-        color = colors.make_color_map(face.image, face.labels, self._config.color)
-        hair = None if face.labels is None else parsing.hair_region(face.labels)
-        row: dict[str, Any] = {
-            "key": key,
-            "image": examples.encode_png(face.image),
-            "sketch": examples.encode_png(sketch * np.uint8(255)),
-            "color": examples.encode_png(color),
-            "hair": None if hair is None else examples.encode_png(hair * np.uint8(255)),
-            "eyes": face.eyes.astype(np.float32),
-        }
-        digest = hashlib.sha256()
-        for name in ("key", "image", "sketch", "color", "hair", "eyes"):
-            value = row[name]
-            data = value.encode() if isinstance(value, str) else b"" if value is None else bytes(value)
-            digest.update(len(data).to_bytes(8, "big") + data)
-        return row | {"sha256": digest.hexdigest()}
+def _describe(
+    config: Config,
+    plan: _Plan,
+    settled: DataConfig,
+    rows: list[dict[str, Any]],
+    rejected: list[tuple[str, str]],
+) -> prepared.DatasetInfo:
+    num_test = sum(prepared.is_test_key(row["key"], config.data.test_fraction) for row in rows)
+    has_parser = config.data.parser.model is not None
+    labels = "labels" if plan.source.has_labels else "parser" if has_parser else None
+    return prepared.DatasetInfo(
+        schema_version=prepared.SCHEMA_VERSION,
+        size_px=config.data.size_px,
+        num_images=len(rows),
+        num_train=len(rows) - num_test,
+        num_test=num_test,
+        num_rejected=len(rejected),
+        num_shards=len(plan.shards),
+        test_fraction=config.data.test_fraction,
+        fingerprint=prepared.fingerprint(rows),
+        license=config.data.license or plan.source.license,
+        source=str(plan.settings["data.source"]),
+        sketch_detector=settled.sketch.detector,
+        sketch_precision=settled.sketch.precision,
+        color_segments=labels or "superpixels",
+        eyes=labels or "canonical",
+        hair=labels or "none",
+        preparation=plan.settings,
+    )
 
 
 def _write_rejected(uri: str, rejected: list[tuple[str, str]]) -> None:
@@ -321,31 +351,3 @@ def _write_rejected(uri: str, rejected: list[tuple[str, str]]) -> None:
 def _read_rejected(uri: str) -> list[tuple[str, str]]:
     table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(uri, "rejected.parquet"))))
     return list(zip(table.column("key").to_pylist(), table.column("reason").to_pylist(), strict=True))
-
-
-def _write_preview(config: Config, uri: str) -> None:
-    rows: list[dict[str, Any]] = []
-    for name in storage.list_files(storage.join(uri, "data")):
-        if len(rows) >= PREVIEW_ROWS:
-            break
-        shard = storage.read_bytes(storage.join(uri, "data", name))
-        rows += [examples.decode_row(row) for row in pq.read_table(pa.BufferReader(shard)).to_pylist()]
-    sheet = []
-    for row in rows[:PREVIEW_ROWS]:
-        example = examples.evaluation_example(row, config.masks)
-        keep = 1 - example["mask"]
-        hair = np.zeros_like(row["sketch"]) if row["hair"] is None else row["hair"]
-        sheet.append(
-            [
-                row["image"],
-                255 - row["sketch"] * np.uint8(255),
-                row["color"],
-                hair * np.uint8(255),
-                row["image"] * keep + (1 - keep) * np.uint8(128),
-                255 - example["sketch"][..., 0] * np.uint8(255),
-                example["color"],
-            ]
-        )
-    titles = ["image", "sketch", "color", "hair", "incomplete", "sketch in hole", "brushed color"]
-    picture = images.contact_sheet(sheet, titles, PREVIEW_SIDE_PX)
-    storage.write_bytes(storage.join(uri, "preview.png"), examples.encode_png(picture))

@@ -1,42 +1,74 @@
-"""Raw faces: a folder of images, the official CelebAMask-HQ layout, or portraits drawn by this package."""
+"""Raw faces: a folder of images, the official CelebAMask-HQ layout, either of them zipped, Parquet files with an image
+column, or portraits drawn by this package.
+
+A source is small and is sent to every worker; a worker asks it for one key after the other.
+"""
 
 from __future__ import annotations
 
+import bisect
+import logging
 import re
-from collections import defaultdict
-from dataclasses import dataclass
-from typing import Protocol
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Protocol
 
-import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from scfegan_ray import storage
 from scfegan_ray.config import DataConfig
-from scfegan_ray.data import faces, parsing
+from scfegan_ray.data import decoding, faces, parsing, trees
 from scfegan_ray.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-MIN_SIDE_PX = 16
+logger = logging.getLogger(__name__)
+
+EMBEDDED = "embedded"
+"""Name of the source that needs no files."""
+
+_PHOTOGRAPHS = "CelebA-HQ-img"
+_PART_MASKS = "CelebAMask-HQ-mask-anno"
+_LAYOUT = re.compile(rf"((?:[^/]+/)?){_PHOTOGRAPHS}/")
+_READ_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a source holds.
+
+    Attributes:
+        keys: of all faces, unique, always in the same order.
+        refused: (key, reason) of entries that cannot even be tried.
+    """
+
+    keys: list[str]
+    refused: list[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """One square face, at the size that was asked for.
+    """One square face.
 
     Attributes:
-        image: (S, S, 3) uint8 RGB.
+        image: (S, S, 3) uint8 RGB, at the size that was asked for.
+        photograph: (W, W, 3) uint8 RGB, the same square with the detail that was asked for, as far as it has it.
         labels: (S, S) uint8, index into `parsing.LABELS`, or None where nobody labelled the photograph.
-        eyes: (4,) float32: x, y of the eye at the image's left, then of the one at its right, in pixels.
+        eyes: (4,) float32: x, y of the eye at the image's left, then of the one at its right, in pixels; or None
+            where they follow from the labels, or from the alignment of the photographs.
     """
 
     image: NDArray[np.uint8]
-    labels: NDArray[np.uint8] | None
-    eyes: NDArray[np.float32]
+    photograph: NDArray[np.uint8]
+    labels: NDArray[np.uint8] | None = None
+    eyes: NDArray[np.float32] | None = None
 
 
 class FaceSource(Protocol):
-    """Where raw faces come from; small enough to be sent to every worker."""
+    """Where raw faces come from."""
 
     @property
     def name(self) -> str:
@@ -53,15 +85,17 @@ class FaceSource(Protocol):
         """Whether every face comes with a label map."""
         ...
 
-    def keys(self) -> list[str]:
-        """Return the sorted, unique keys of all faces."""
-        ...
-
-    def load(self, key: str, size_px: int) -> Face:
+    def load(self, key: str, size_px: int, detail_px: int) -> Face:
         """Read one face.
 
+        Args:
+            key: one that was listed.
+            size_px: side of the image that is wanted.
+            detail_px: side from which the photograph need not be larger.
+
         Raises:
-            DataError: this image cannot be used; others may.
+            DataError: this image cannot be used, others may; the text is the reason, without the key.
+            StorageError: the storage fails.
         """
         ...
 
@@ -70,43 +104,40 @@ class FaceSource(Protocol):
 class EmbeddedFaces:
     """Portraits drawn by `faces.draw_face`, with exact labels: no download, the same on every machine."""
 
-    count: int
-    seed: int
-    name: str = "embedded"
+    name: str = EMBEDDED
     license: str = "CC0-1.0"
     has_labels: bool = True
 
-    def keys(self) -> list[str]:
+    @staticmethod
+    def list_keys(count: int, seed: int) -> list[str]:
         """Return one key per portrait."""
-        return [f"embedded/{self.seed}/{index:07d}" for index in range(self.count)]
+        return [f"embedded/{seed}/{index:07d}" for index in range(count)]
 
-    def load(self, key: str, size_px: int) -> Face:
+    def load(self, key: str, size_px: int, detail_px: int) -> Face:
         """Draw one portrait."""
         _, seed, index = key.split("/")
         drawn = faces.draw_face(int(seed), int(index), size_px)
-        return Face(drawn.image, drawn.labels, np.asarray(drawn.eyes, np.float32))
+        return Face(drawn.image, drawn.image, drawn.labels, np.asarray(drawn.eyes, np.float32))
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFolder:
-    """Every image under a folder, found recursively; keys are paths relative to it."""
+    """Every image of a tree, at any depth; keys are paths within it.
 
-    root: str
+    Attributes:
+        tree: where the files lie.
+        max_megapixels: larger photographs are refused.
+    """
+
+    tree: trees.FileTree
+    max_megapixels: float
     name: str = "folder"
     license: str = "unknown"
     has_labels: bool = False
 
-    def keys(self) -> list[str]:
-        """List the folder's images."""
-        return [name for name in storage.list_files(self.root) if name.lower().endswith(IMAGE_SUFFIXES)]
-
-    def load(self, key: str, size_px: int) -> Face:
-        """Read, crop and resize one photograph; its eyes are where aligned faces have them.
-
-        Raises:
-            DataError: this image cannot be used.
-        """
-        return Face(_load_photograph(self.root, key, size_px), None, parsing.canonical_eyes(size_px))
+    def load(self, key: str, size_px: int, detail_px: int) -> Face:
+        """Read, crop and resize one photograph; see `FaceSource`."""
+        return _face(self.tree.read(key), self.max_megapixels, size_px, detail_px)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,51 +145,148 @@ class CelebAMaskHQ:
     """The official layout: `CelebA-HQ-img/N.jpg` and `CelebAMask-HQ-mask-anno/K/NNNNN_part.png`.
 
     Attributes:
-        parts: image number -> paths of its part masks, relative to the root.
+        tree: where the files lie.
+        root: path of the layout within the tree: empty, or ending with a slash.
+        max_megapixels: larger photographs are refused.
+        parts: image number -> start of the paths of its part masks, and one bit per class of `parsing.LABELS` that it
+            has: all of the official set's 400,000 names would be much to send around.
     """
 
+    tree: trees.FileTree
     root: str
-    parts: dict[int, tuple[str, ...]]
+    max_megapixels: float
+    parts: dict[int, tuple[str, int]] = field(repr=False)
     name: str = "celebamask-hq"
     license: str = "CelebAMask-HQ: non-commercial research only"
     has_labels: bool = True
 
     @classmethod
-    def open(cls, root: str) -> CelebAMaskHQ:
-        """List the part masks once, so that loading a face asks the store only for files that exist."""
-        parts: dict[int, list[str]] = defaultdict(list)
-        for name in storage.list_files(storage.join(root, "CelebAMask-HQ-mask-anno")):
-            found = re.fullmatch(r"(?:.*/)?(\d+)_(\w+)\.png", name)
-            if found and found[2] in parsing.LABELS:
-                parts[int(found[1])].append(f"CelebAMask-HQ-mask-anno/{name}")
-        return cls(root, {number: tuple(names) for number, names in parts.items()})
+    def open(cls, tree: trees.FileTree, root: str, names: list[str], max_megapixels: float) -> CelebAMaskHQ:
+        """Find the part masks among the names of a tree once, so that loading a face asks only for what exists."""
+        parts: dict[int, tuple[str, int]] = {}
+        for name in names:
+            found = re.fullmatch(rf"({_PART_MASKS}/(?:.*/)?(\d+))_(\w+)\.png", name.removeprefix(root))
+            if found and found[3] in parsing.LABELS:
+                start, bits = parts.get(int(found[2]), (found[1], 0))
+                parts[int(found[2])] = start, bits | 1 << parsing.LABELS.index(found[3])
+        return cls(tree, root, max_megapixels, parts)
 
-    def keys(self) -> list[str]:
-        """List the photographs."""
-        names = storage.list_files(storage.join(self.root, "CelebA-HQ-img"))
-        return [f"CelebA-HQ-img/{name}" for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+    def load(self, key: str, size_px: int, detail_px: int) -> Face:
+        """Read one photograph with its labels; see `FaceSource`."""
+        number = PurePosixPath(key).stem
+        start, bits = self.parts.get(int(number), ("", 0)) if number.isdigit() else ("", 0)
+        if not bits:
+            raise DataError(f"no part masks NNNNN_part.png under {_PART_MASKS}")
+        masks = {}
+        for at, part in enumerate(parsing.LABELS):
+            if bits >> at & 1:
+                name = f"{start}_{part}.png"
+                try:
+                    data = self.tree.read(self.root + name)
+                    masks[part] = _central_square(decoding.decode_mask(data, max_megapixels=self.max_megapixels))
+                except DataError as error:
+                    raise DataError(f"{name}: {error}") from error
+        face = _face(self.tree.read(self.root + key), self.max_megapixels, size_px, detail_px)
+        return Face(face.image, face.photograph, parsing.merge_parts(masks, size_px))
 
-    def load(self, key: str, size_px: int) -> Face:
-        """Read one photograph with its labels.
+
+@dataclass(frozen=True)
+class ParquetImages:
+    """Parquet files with a column of encoded images, as bytes or as a struct with a field `bytes`.
+
+    Attributes:
+        uris: of the files, by their paths under the source.
+        column: holds the images.
+        max_megapixels: larger photographs are refused.
+    """
+
+    uris: dict[str, str] = field(repr=False)
+    column: str
+    max_megapixels: float
+    name: str = "parquet"
+    license: str = "unknown"
+    has_labels: bool = False
+
+    def list_keys(self) -> list[str]:
+        """Return one key per row: the file's path and the row's number.
 
         Raises:
-            DataError: the photograph or one of its part masks cannot be used.
+            DataError: a file is no Parquet, or has no such column of images.
+            StorageError: a file cannot be read.
         """
-        stem = key.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-        names = self.parts.get(int(stem), ()) if stem.isdigit() else ()
-        if not names:
-            raise DataError(f"{key}: no part masks NNNNN_part.png under CelebAMask-HQ-mask-anno")
-        masks = {}
-        for name in names:
-            part = name.rsplit(".", 1)[0].split("_", 1)[1]
-            mask = _decode(storage.read_bytes(storage.join(self.root, name)), cv2.IMREAD_GRAYSCALE, name)
-            masks[part] = _square(mask, size_px, cv2.INTER_NEAREST) > 127
-        labels = parsing.merge_parts(masks, size_px)
-        image = _load_photograph(self.root, key, size_px)
-        return Face(image, labels, parsing.eye_positions(labels))
+        return [f"{name}/{row:08d}" for name, uri in self.uris.items() for row in range(self._num_rows(uri))]
+
+    def _num_rows(self, uri: str) -> int:
+        with _open_parquet(uri) as file:
+            schema = file.schema_arrow
+            kind = schema.field(self.column).type if self.column in schema.names else None
+            if kind is not None and pa.types.is_struct(kind):
+                kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else None
+            if kind is None or not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+                raise DataError(
+                    f"{uri} has no column {self.column!r} of encoded images, but {', '.join(schema.names)}; name it "
+                    "with --data.image-column"
+                )
+            count: int = file.metadata.num_rows
+        return count
+
+    def load(self, key: str, size_px: int, detail_px: int) -> Face:
+        """Read one row; rows that are asked for in their order are read in one go. See `FaceSource`."""
+        name, _, row = key.rpartition("/")
+        data = self._cursor.read(self.uris[name], int(row))
+        if data is None:
+            raise DataError("the row holds no image")
+        return _face(data, self.max_megapixels, size_px, detail_px)
+
+    @property
+    def _cursor(self) -> _ParquetCursor:
+        cursor: _ParquetCursor = self.__dict__.setdefault("cursor", _ParquetCursor(self.column))
+        return cursor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "cursor"}
 
 
-def open_source(config: DataConfig, seed: int) -> FaceSource:
+class _ParquetCursor:
+    """Reads rows of one column, fast where each lies a little behind the one before, with few of them in memory."""
+
+    def __init__(self, column: str) -> None:
+        self._column = column
+        self._uri = ""
+        self._file: pq.ParquetFile | None = None
+        self._starts: list[int] = []
+        self._group = -1
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._batch: list[Any] = []
+        self._first = 0
+
+    def read(self, uri: str, row: int) -> bytes | None:
+        if uri != self._uri:
+            self._open(uri)
+        group = bisect.bisect_right(self._starts, row) - 1
+        with trees.errors_of_content(uri, "damaged in its Parquet file"):
+            if group != self._group or row < self._first:
+                assert self._file is not None
+                self._batches = self._file.iter_batches(_READ_ROWS, row_groups=[group], columns=[self._column])
+                self._first, self._batch = self._starts[group], []
+            self._group = -1  # until the row is there
+            while row >= self._first + len(self._batch):
+                self._first += len(self._batch)
+                column = next(self._batches).column(0)
+                self._batch = (column.field("bytes") if pa.types.is_struct(column.type) else column).to_pylist()
+            self._group = group
+        data: bytes | None = self._batch[row - self._first]
+        return data
+
+    def _open(self, uri: str) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file, self._uri, self._group = _open_parquet(uri), uri, -1
+        meta = self._file.metadata
+        self._starts = np.cumsum([0, *(meta.row_group(at).num_rows for at in range(meta.num_row_groups))]).tolist()
+
+
+def open_source(config: DataConfig, seed: int) -> tuple[FaceSource, Listing]:
     """Find out what a source URI holds.
 
     Args:
@@ -166,45 +294,69 @@ def open_source(config: DataConfig, seed: int) -> FaceSource:
         seed: of the embedded faces.
 
     Raises:
-        DataError: the folder is missing.
+        DataError: there is nothing, or nothing of a known kind.
         StorageError: it cannot be listed.
     """
-    if config.source == "embedded":
-        return EmbeddedFaces(config.num_embedded, seed)
+    source, listing = _open(config, seed)
+    return source, Listing(listing.keys[: config.max_images], listing.refused)
+
+
+def _open(config: DataConfig, seed: int) -> tuple[FaceSource, Listing]:
+    if config.source == EMBEDDED:
+        return EmbeddedFaces(), Listing(EmbeddedFaces.list_keys(config.num_embedded, seed), [])
     root = storage.absolute(config.source)
     if not storage.exists(root):
-        raise DataError(f"no folder of faces at {root}; check --data.source")
-    if storage.exists(storage.join(root, "CelebA-HQ-img")):
-        return CelebAMaskHQ.open(root)
-    return ImageFolder(root)
+        raise DataError(f"no faces at {root}; check --data.source")
+    refused: list[tuple[str, str]] = []
+    tree, names = _list(root, lambda name, reason: refused.append((name, reason)))
+    photographs = [name for name in names if PurePosixPath(name).suffix.lower() in decoding.IMAGE_SUFFIXES]
+    # The official archive has the layout in a folder of its own.
+    layout = next((found[1] for name in photographs if (found := _LAYOUT.match(name))), None)
+    if layout is not None:
+        keys = [name.removeprefix(layout) for name in photographs if name.startswith(f"{layout}{_PHOTOGRAPHS}/")]
+        return CelebAMaskHQ.open(tree, layout, names, config.max_megapixels), Listing(keys, refused)
+    tables = [name for name in names if name.lower().endswith(".parquet")]
+    if tables and not photographs and isinstance(tree, trees.Folder):
+        uris = {name: storage.join(tree.root, name) for name in tables}
+        rows = ParquetImages(uris, config.image_column, config.max_megapixels)
+        return rows, Listing(rows.list_keys(), refused)
+    others = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in names)
+    for suffix in decoding.IMAGE_SUFFIXES:
+        del others[suffix]
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
+        logger.info("passed over %d files that are no images by their names: %s", others.total(), kinds)
+    return ImageFolder(tree, config.max_megapixels), Listing(photographs, refused)
 
 
-def _load_photograph(root: str, key: str, size_px: int) -> NDArray[np.uint8]:
-    bgr = _decode(storage.read_bytes(storage.join(root, key)), cv2.IMREAD_COLOR, key)
-    return cv2.cvtColor(_square(bgr, size_px, cv2.INTER_AREA), cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+def _list(root: str, refuse: Callable[[str, str], None]) -> tuple[trees.FileTree, list[str]]:
+    if not storage.is_file(root):
+        folder = trees.Folder(root)
+        return folder, folder.names(refuse)
+    parent, _, name = root.rpartition("/")
+    if name.lower().endswith(".parquet"):
+        return trees.Folder(parent), [name]
+    if name.lower().endswith(".zip"):
+        archive = trees.ZipArchive(root)
+        return archive, archive.names(refuse)
+    raise DataError(f"{root} is one file; give a folder of images, a .zip of one, or .parquet as --data.source")
 
 
-def _decode(data: bytes, flags: int, name: str) -> NDArray[np.uint8]:
-    # OpenCV raises for an empty buffer or a header that promises too many pixels, and returns None for the rest.
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        too_large = "MAX_IMAGE" in str(error)
-        raise DataError(
-            f"{name}: {'more pixels than is safe to decode' if too_large else 'not a readable image'}"
-        ) from None
-    if image is None:
-        raise DataError(f"{name}: not a readable image")
-    if min(image.shape[:2]) < MIN_SIDE_PX:
-        raise DataError(f"{name}: {image.shape[1]}x{image.shape[0]} pixels, smaller than {MIN_SIDE_PX}")
-    return image.astype(np.uint8, copy=False)
+def _face(data: bytes, max_megapixels: float, size_px: int, detail_px: int) -> Face:
+    enough_px = max(size_px, detail_px)
+    photograph = decoding.decode_photograph(data, max_megapixels=max_megapixels, at_least_px=enough_px)
+    seen = decoding.resize(photograph, enough_px) if photograph.shape[0] > enough_px else photograph
+    return Face(decoding.resize(photograph, size_px), seen)
 
 
-def _square(image: NDArray[np.uint8], size_px: int, shrink: int) -> NDArray[np.uint8]:
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    crop = image[top : top + side, left : left + side]
-    # Area averaging only makes sense downwards; labels keep nearest either way.
-    method = cv2.INTER_CUBIC if shrink == cv2.INTER_AREA and side < size_px else shrink
-    return cv2.resize(crop, (size_px, size_px), interpolation=method).astype(np.uint8, copy=False)
+def _central_square(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    side = min(mask.shape)
+    top, left = ((length - side) // 2 for length in mask.shape)
+    return mask[top : top + side, left : left + side]
+
+
+def _open_parquet(uri: str) -> pq.ParquetFile:
+    stream = storage.open_seekable(uri)
+    with trees.errors_of_content(uri, f"{uri} is no readable Parquet file, copy it again"):
+        # Column chunks are read piece by piece: some writers put thousands of photographs into one.
+        return pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)

@@ -21,7 +21,7 @@ from ray.train.v2.api.callback import UserCallback
 from scfegan_ray import config as configuration
 from scfegan_ray import storage, tracking
 from scfegan_ray.config import Config
-from scfegan_ray.data import examples, pipeline
+from scfegan_ray.data import examples, pipeline, prepared
 from scfegan_ray.errors import ConfigError, deliberate_cause
 from scfegan_ray.models.features import settle_features
 from scfegan_ray.training import checkpoint
@@ -106,7 +106,7 @@ def train(
     storage.check_writable(root)
     check_resources(config)
     dataset_uri = pipeline.ensure_prepared(config)
-    dataset = examples.DatasetInfo.read(dataset_uri)
+    dataset = prepared.DatasetInfo.read(dataset_uri)
     assert dataset is not None, "it was just prepared"
     uri = tracking.tracking_uri(config)
     tags = {
@@ -152,8 +152,8 @@ def train(
         if register:
             with result.checkpoint.as_directory() as folder:
                 generator, _ = checkpoint.load_generator(Path(folder))
-            prepared = examples.PreparedDataset.open(dataset_uri)
-            example = next(examples.evaluation_batches(prepared, config.masks, 1, 1))
+            rows = prepared.PreparedDataset.open(dataset_uri)
+            example = next(examples.evaluation_batches(rows, config.masks, 1, 1))
             model_uri = tracking.register(
                 generator,
                 config,
@@ -219,7 +219,7 @@ def check_resources(config: Config) -> None:
 
 
 def _open_run(
-    config: Config, place: str, dataset: examples.DatasetInfo, tags: dict[str, str], parent_run_id: str | None
+    config: Config, place: str, dataset: prepared.DatasetInfo, tags: dict[str, str], parent_run_id: str | None
 ) -> dict[str, Any]:
     """Return what `run.json` knows of a run: written when it starts, so that a resume goes on with the same."""
     record = storage.join(place, "run.json")
@@ -239,7 +239,7 @@ def _open_run(
     return values
 
 
-def _check_same(config: Config, known: dict[str, Any], dataset: examples.DatasetInfo) -> None:
+def _check_same(config: Config, known: dict[str, Any], dataset: prepared.DatasetInfo) -> None:
     before, now = (configuration.flatten(values) for values in (known["config"], config.to_dict()))
     cure = f"use another --run-name than {config.run_name} or the old setting"
     for name in sorted(before.keys() | now.keys()):

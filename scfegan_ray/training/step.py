@@ -12,18 +12,6 @@ from scfegan_ray.models.features import Features
 from scfegan_ray.training.state import TrainingState
 
 
-def training_precision(setting: str, device: torch.device) -> torch.dtype:
-    """Turn the setting `train.precision` into a type; `auto` is bfloat16 only where the hardware has it."""
-    if setting == "auto":
-        native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bf16()
-        return torch.bfloat16 if native else torch.float32
-    return torch.bfloat16 if setting == "bfloat16" else torch.float32
-
-
-def _cpu_has_bf16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 def train_step(
     state: TrainingState,
     batch: Batch,

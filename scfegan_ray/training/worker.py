@@ -16,15 +16,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from scfegan_ray.config import Config
-from scfegan_ray.data import examples
+from scfegan_ray.data import examples, prepared
 from scfegan_ray.evaluation import Evaluator
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import load_features
+from scfegan_ray.precision import resolve_precision
 from scfegan_ray.progress import Progress
 from scfegan_ray.tracking import open_tracker
 from scfegan_ray.training import checkpoint
 from scfegan_ray.training.state import TrainingState
-from scfegan_ray.training.step import train_step, training_precision
+from scfegan_ray.training.step import train_step
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +58,13 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         with last.as_directory() as folder:
             checkpoint.load(state, Path(folder))
         logger.info("resuming at %d images", state.images_seen)
-    precision = training_precision(config.train.precision, device)
+    precision = resolve_precision(config.train.precision, device)
     generator = _distribute(state.generator)
     discriminator = _distribute(state.discriminator)
     features = load_features(settings["features"]).to(device)
 
     # Data: this worker's share of each global batch.
-    dataset = examples.PreparedDataset.open(settings["dataset"])
+    dataset = prepared.PreparedDataset.open(settings["dataset"])
     batch_size, masks = config.train.batch_size, config.masks
     batches = examples.training_batches(
         dataset,

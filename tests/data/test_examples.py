@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scfegan_ray.config import MaskConfig
-from scfegan_ray.data import examples
+from scfegan_ray.data import examples, prepared
 from scfegan_ray.data.examples import PreparedDataset
 from scfegan_ray.errors import DataError
 
@@ -30,10 +30,10 @@ def write_dataset(root: Path, *, num_images: int = NUM, fingerprint: str = "abc"
         rows.append(
             {
                 "key": f"face-{index:02d}",
-                "image": examples.encode_png(np.full((SIZE, SIZE, 3), index, np.uint8)),
-                "sketch": examples.encode_png(np.eye(SIZE, dtype=np.uint8) * np.uint8(255)),
-                "color": examples.encode_png(rng.integers(1, 256, (SIZE, SIZE, 3), np.uint8)),
-                "hair": examples.encode_png(hair) if index % 2 else None,
+                "image": prepared.encode_png(np.full((SIZE, SIZE, 3), index, np.uint8)),
+                "sketch": prepared.encode_png(np.eye(SIZE, dtype=np.uint8) * np.uint8(255)),
+                "color": prepared.encode_png(rng.integers(1, 256, (SIZE, SIZE, 3), np.uint8)),
+                "hair": prepared.encode_png(hair) if index % 2 else None,
                 "eyes": [12.0, 15.0, 20.0, 15.0],
                 "sha256": "",
             }
@@ -41,21 +41,25 @@ def write_dataset(root: Path, *, num_images: int = NUM, fingerprint: str = "abc"
     (root / "data").mkdir(parents=True)
     order = rng.permutation(NUM)  # shards hold rows in any order
     for shard, part in enumerate(np.split(order, 4)):
-        table = pa.Table.from_pylist([rows[i] for i in part], schema=examples.SCHEMA)
+        table = pa.Table.from_pylist([rows[i] for i in part], schema=prepared.SCHEMA)
         pq.write_table(table, root / "data" / f"part-{shard:05d}.parquet")
-    info = examples.DatasetInfo(
-        schema_version=examples.SCHEMA_VERSION,
+    info = prepared.DatasetInfo(
+        schema_version=prepared.SCHEMA_VERSION,
         size_px=SIZE,
         num_images=num_images,
+        num_train=18,
+        num_test=6,
         num_rejected=0,
+        num_shards=4,
         test_fraction=0.25,
         fingerprint=fingerprint,
         license="CC0-1.0",
         source="test",
         sketch_detector="opencv",
+        sketch_precision="float32",
         color_segments="labels",
         eyes="labels",
-        has_hair=True,
+        hair="labels",
         preparation={},
     )
     (root / "dataset.json").write_bytes(info.to_json())
@@ -92,11 +96,11 @@ def test_rows_are_in_key_order_whatever_the_shards(dataset: PreparedDataset) -> 
 def test_split_is_a_function_of_the_key(dataset: PreparedDataset) -> None:
     assert sorted([*dataset.train_rows, *dataset.test_rows]) == list(range(NUM))
     for at in dataset.test_rows:
-        assert examples.is_test_key(dataset.keys[at], 0.25)
-    share = np.mean([examples.is_test_key(f"k{i}", 0.25) for i in range(4000)])
+        assert prepared.is_test_key(dataset.keys[at], 0.25)
+    share = np.mean([prepared.is_test_key(f"k{i}", 0.25) for i in range(4000)])
     assert share == pytest.approx(0.25, abs=0.03)
     # A larger share keeps what was already held back.
-    assert all(examples.is_test_key(f"k{i}", 0.5) for i in range(500) if examples.is_test_key(f"k{i}", 0.25))
+    assert all(prepared.is_test_key(f"k{i}", 0.5) for i in range(500) if prepared.is_test_key(f"k{i}", 0.25))
 
 
 def test_every_image_once_per_epoch_in_another_order() -> None:
@@ -171,13 +175,13 @@ def test_png_round_trip() -> None:
     rng = np.random.default_rng(0)
     for shape in ((5, 7), (5, 7, 3)):
         image = rng.integers(0, 256, shape, np.uint8)
-        assert np.array_equal(examples.decode_png(examples.encode_png(image)), image)
+        assert np.array_equal(prepared.decode_png(prepared.encode_png(image)), image)
 
 
 def test_unfinished_dataset_is_none(tmp_path: Path) -> None:
     root = Path(write_dataset(tmp_path / "set"))
     (root / "dataset.json").unlink()
-    assert examples.DatasetInfo.read(str(root)) is None
+    assert prepared.DatasetInfo.read(str(root)) is None
     with pytest.raises(DataError, match="no prepared dataset at"):
         PreparedDataset.open(str(root))
 

@@ -1,7 +1,14 @@
-"""The stage of the preparation, called as Ray Data calls it, without Ray running."""
+"""What is made, what is kept and what is refused; the shards are made in this process instead of on Ray."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,51 +16,349 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scfegan_ray.config import Config
-from scfegan_ray.data import examples, pipeline
-from scfegan_ray.data.sources import EmbeddedFaces, ImageFolder
+from scfegan_ray import storage
+from scfegan_ray.config import Config, DataConfig
+from scfegan_ray.data import faces, pipeline, prepared, shards
+from scfegan_ray.errors import DataError, StorageError
+
+
+class Cluster:
+    """Stands for Ray: makes shards here, and stops where it is told to."""
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+        self.stop_after: int | None = None
+        self.num_sessions = 0
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        self.num_sessions += 1
+        yield
+
+    def run(self, plan: pipeline._Plan, config: DataConfig, missing: list[int]) -> tuple[float, int]:
+        maker = shards.ShardMaker(config, plan.source, plan.uri, plan.settings)
+        for done, number in enumerate(missing):
+            if done == self.stop_after:
+                raise KeyboardInterrupt
+            maker.make(number, plan.shards[number])
+            self.made.append(number)
+        return 1.0, sum(len(plan.shards[number]) for number in missing)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    made = Cluster()
+    monkeypatch.setattr(pipeline, "_run", made.run)
+    return made
+
+
+@pytest.fixture
+def config(tiny: Config, tmp_path: Path) -> Config:
+    return replace(tiny, data=replace(tiny.data, prepared=str(tmp_path / "made")))
+
+
+def content(uri: str) -> dict[str, bytes]:
+    return {
+        name: Path(uri, name).read_bytes() for name in storage.list_files(uri) if name.startswith(("data/", "dataset"))
+    }
+
+
+def test_dataset_holds_every_image_once(config: Config, cluster: Cluster) -> None:
+    made = pipeline.prepare(config, session=cluster.session)
+    assert cluster.made == [0, 1, 2]
+    dataset = prepared.PreparedDataset.open(made.uri)
+    assert dataset.keys == [f"embedded/0/{at:07d}" for at in range(12)]
+    info = dataset.info
+    assert info == made.info
+    assert (info.num_images, info.num_rejected, info.num_shards) == (12, 0, 3)
+    assert (info.num_train, info.num_test) == (len(dataset.train_rows), len(dataset.test_rows))
+    assert (info.color_segments, info.eyes, info.hair) == ("labels", "labels", "labels")
+    assert (info.sketch_detector, info.sketch_precision) == ("opencv", "float32")
+    assert info.preparation["data.sketch.threshold"] == 0.4
+    assert sorted(os.listdir(made.uri)) == ["data", *prepared.OTHER_FILES]
+
+
+def test_nothing_is_left_to_do(config: Config, cluster: Cluster) -> None:
+    first = pipeline.prepare(config, session=cluster.session)
+    before = content(first.uri)
+    again = pipeline.prepare(config, session=cluster.session)
+    assert (again.info, again.rejected) == (first.info, first.rejected)
+    assert cluster.num_sessions == 1, "Ray is not started for nothing"
+    assert content(first.uri) == before
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 2])
+def test_interrupted_preparation_goes_on(config: Config, cluster: Cluster, stop_after: int, tmp_path: Path) -> None:
+    whole = pipeline.prepare(replace(config, data=replace(config.data, prepared=str(tmp_path / "whole"))))
+    cluster.made.clear()
+    cluster.stop_after = stop_after
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.prepare(config, session=cluster.session)
+    uri = str(tmp_path / "made")
+    assert prepared.DatasetInfo.read(uri) is None
+    with pytest.raises(DataError, match="no prepared dataset"):
+        prepared.PreparedDataset.open(uri)
+    kept = content(uri)
+    assert len(kept) == stop_after
+    cluster.stop_after = None
+    made = pipeline.prepare(config, session=cluster.session)
+    assert cluster.made == [0, 1, 2], "no shard is made twice"
+    assert made.info == whole.info
+    assert content(uri).items() >= kept.items()
+    # Parquet writes no time, so that the same work gives the same bytes.
+    assert content(uri) == content(whole.uri)
+
+
+def test_last_step_that_was_killed_is_done_again(config: Config, cluster: Cluster) -> None:
+    made = pipeline.prepare(config, session=cluster.session)
+    for name in prepared.OTHER_FILES:
+        Path(made.uri, name).unlink()
+    cluster.made.clear()
+    assert pipeline.prepare(config, session=cluster.session).info == made.info
+    assert cluster.made == [] and cluster.num_sessions == 1
+
+
+def test_abandoned_scraps_go(config: Config, cluster: Cluster, tmp_path: Path) -> None:
+    cluster.stop_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.prepare(config)
+    old, young = (tmp_path / "made" / "data" / f".part-0000{at}.parquet.abc.part" for at in (1, 2))
+    for scrap in (old, young):
+        scrap.write_bytes(b"half a sha")
+    os.utime(old, (time.time() - 3600,) * 2)
+    cluster.stop_after = None
+    pipeline.prepare(config)
+    assert not old.exists()
+    assert young.exists(), "somebody may still be writing it"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"size_px": 64}, "with data.size_px = 32, now it is 64"),
+        ({"shard_images": 3}, "with data.shard_images = 4, now it is 3"),
+        ({"num_embedded": 13}, "from other photographs than the source holds now|data.num_embedded = 12, now it is 13"),
+        ({"test_fraction": 0.5}, "with data.test_fraction = 0.25, now it is 0.5"),
+    ],
+)
+def test_other_settings_are_refused(
+    config: Config, cluster: Cluster, finished: bool, change: dict[str, object], said: str
+) -> None:
+    cluster.stop_after = None if finished else 1
+    with contextlib.suppress(KeyboardInterrupt):
+        pipeline.prepare(config)
+    before = content(str(config.data.prepared))
+    with pytest.raises(DataError, match=f"({said}); choose another --data.prepared or delete that folder"):
+        pipeline.prepare(replace(config, data=replace(config.data, **change)))  # type: ignore[arg-type]
+    assert content(str(config.data.prepared)) == before
+
+
+def test_masks_license_and_resources_do_not_shape_a_dataset(config: Config, cluster: Cluster) -> None:
+    pipeline.prepare(config)
+    other = replace(
+        config,
+        masks=replace(config.masks, max_lines=2),
+        data=replace(config.data, license="mine", gpus_per_actor=0.0),
+    )
+    pipeline.prepare(other)
+    assert len(cluster.made) == 3
+
+
+def test_settings_name_the_default_place(tiny: Config, cluster: Cluster) -> None:
+    places = {
+        pipeline.prepare(replace(tiny, data=replace(tiny.data, **change))).uri  # type: ignore[arg-type]
+        for change in ({}, {"size_px": 64}, {"num_embedded": 5}, {"sketch": replace(tiny.data.sketch, threshold=0.5)})
+    }
+    assert len(places) == 4
+    assert all("/runs/prepared/embedded-" in place for place in places)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for at in range(6):
+        (folder / f"{at}.png").write_bytes(prepared.encode_png(faces.draw_face(0, at, 48).image))
+    return folder
+
+
+def test_photographs_that_changed_are_refused(config: Config, cluster: Cluster, photographs: Path) -> None:
+    config = replace(config, data=replace(config.data, source=str(photographs)))
+    cluster.stop_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.prepare(config)
+    shutil.copy(photographs / "0.png", photographs / "new.png")
+    with pytest.raises(DataError, match="begun from other photographs than the source holds now"):
+        pipeline.prepare(config)
+
+
+def test_each_refused_image_is_a_row(config: Config, cluster: Cluster, photographs: Path) -> None:
+    (photographs / "2.png").write_bytes(b"no")
+    (photographs / "a\nb,<i>.jpg").write_bytes(b"")
+    os.mkfifo(photographs / "pipe.png")
+    made = pipeline.prepare(replace(config, data=replace(config.data, source=str(photographs))))
+    expected = [
+        ("2.png", "not a readable image"),
+        ("a\nb,<i>.jpg", "empty file"),
+        ("pipe.png", "not a regular file"),
+    ]
+    assert made.rejected == expected
+    table = pq.read_table(Path(made.uri, "rejected.parquet")).to_pydict()
+    assert list(zip(table["key"], table["reason"], strict=True)) == expected
+    assert (made.info.num_images, made.info.num_rejected) == (5, 3)
+    assert (made.info.color_segments, made.info.eyes, made.info.hair) == ("superpixels", "canonical", "none")
+
+
+def test_source_without_one_good_image(config: Config, cluster: Cluster, photographs: Path) -> None:
+    for path in photographs.iterdir():
+        path.write_bytes(b"no")
+    config = replace(config, data=replace(config.data, source=str(photographs)))
+    with pytest.raises(DataError, match=r"none of the 6 images of .* can be used: 0\.png: not a readable image"):
+        pipeline.prepare(config)
+    # Repaired, they are not held against the source.
+    for at in range(6):
+        (photographs / f"{at}.png").write_bytes(prepared.encode_png(np.full((40, 40, 3), at, np.uint8)))
+    assert pipeline.prepare(config).info.num_images == 6
+
+
+def test_empty_source(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(DataError, match=r"no images \(\.avif .*\) under .*nothing; check --data.source"):
+        pipeline.prepare(replace(config, data=replace(config.data, source=str(tmp_path / "nothing"))))
+
+
+def test_place_that_holds_something_else(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match=r"holds other files \(thesis\.tex\); choose an empty --data.prepared"):
+        pipeline.prepare(config)
+
+
+def test_damaged_shard_of_an_interrupted_preparation(config: Config, cluster: Cluster, tmp_path: Path) -> None:
+    cluster.stop_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.prepare(config)
+    (tmp_path / "made" / "data" / "part-00000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"part-00000\.parquet is no shard of a prepared dataset .*; delete"):
+        pipeline.prepare(config)
+
+
+def test_two_detectors_are_not_mixed(config: Config, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.stop_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.prepare(config)
+    first = shards.place(str(config.data.prepared), 0)
+    table = pq.read_table(first)
+    said = table.schema.metadata[b"scfegan_ray"].replace(b'"detector": "opencv"', b'"detector": "hed"')
+    pq.write_table(table.replace_schema_metadata({b"scfegan_ray": said}), first)
+    cluster.stop_after = None
+    seen: list[str] = []
+
+    def spy(plan: pipeline._Plan, data: DataConfig, missing: list[int]) -> tuple[float, int]:
+        seen.append(data.sketch.detector)
+        return cluster.run(plan, replace(data, sketch=replace(data.sketch, detector="opencv")), missing)
+
+    monkeypatch.setattr(pipeline, "_run", spy)
+    for _ in range(2):
+        with pytest.raises(DataError, match="chose different edge detectors"):
+            pipeline.prepare(config)
+    assert seen == ["hed"], "what is there decides for the rest"
 
 
 def block(keys: list[str], shard: int = 3) -> pa.Table:
     return pa.table({"shard": pa.array([shard] * len(keys), pa.int64()), "key": keys})
 
 
-def test_shard_holds_the_documented_columns(tiny: Config, tmp_path: Path) -> None:
-    source = EmbeddedFaces(3, seed=0)
-    stage = pipeline._PrepareShard(tiny, source, str(tmp_path), "opencv")
-    summary = stage(block(source.keys())).to_pylist()
-    assert [row["key"] for row in summary] == source.keys()
-    assert all(len(row["sha256"]) == 64 and not row["reason"] and not row["error"] for row in summary)
-    table = pq.read_table(tmp_path / "data" / "part-00003.parquet")
-    assert table.schema.equals(examples.SCHEMA)
-    assert table.column("sha256").to_pylist() == [row["sha256"] for row in summary]
-    row = examples.decode_row(table.to_pylist()[1])
-    face = source.load(source.keys()[1], 32)
-    assert np.array_equal(row["image"], face.image)
-    assert row["eyes"] == pytest.approx(face.eyes)
-    assert set(np.unique(row["hair"])) <= {0, 1} and set(np.unique(row["sketch"])) == {0, 1}
+def test_stage_gives_one_line_about_its_shard(config: Config, tmp_path: Path) -> None:
+    plan = pipeline._make_plan(config)
+    stage = pipeline._MakeShard(config.data, plan.source, plan.uri, plan.settings)
+    [row] = stage(block(plan.shards[0])).to_pylist()
+    assert (row["prepared"], row["refused"], row["error"], row["message"]) == (4, 0, "", "")
+    assert row["began"] <= row["ended"]
+    assert (tmp_path / "made" / "data" / "part-00003.parquet").exists()
 
 
-def test_digest_covers_the_content(tiny: Config, tmp_path: Path) -> None:
-    digests = []
-    for seed in (0, 0, 1):
-        source = EmbeddedFaces(1, seed=seed)
-        stage = pipeline._PrepareShard(tiny, source, str(tmp_path), "opencv")
-        digests.append(stage(block(source.keys())).column("sha256")[0].as_py())
-    assert digests[0] == digests[1] != digests[2]
+def test_stage_names_what_ends_the_job(config: Config) -> None:
+    plan = pipeline._make_plan(config)
+    stage = pipeline._MakeShard(config.data, plan.source, "/proc/nowhere", plan.settings)
+    [row] = stage(block(plan.shards[0])).to_pylist()
+    assert row["error"] == "StorageError"
+    assert "cannot write /proc/nowhere/data/part-00003.parquet" in row["message"]
 
 
-def test_unreadable_image_has_a_reason_and_no_row(tiny: Config, tmp_path: Path) -> None:
-    (tmp_path / "bad.jpg").write_bytes(b"no")
-    stage = pipeline._PrepareShard(tiny, ImageFolder(str(tmp_path)), str(tmp_path / "out"), "opencv")
-    [row] = stage(block(["bad.jpg"])).to_pylist()
-    assert (row["reason"], row["sha256"], row["error"]) == ("not a readable image", "", "")
-    assert not (tmp_path / "out").exists()
+def test_ensure_prepared_checks_the_size(config: Config, cluster: Cluster) -> None:
+    uri = pipeline.ensure_prepared(config)
+    assert pipeline.ensure_prepared(config) == uri
+    with pytest.raises(DataError, match="holds 32-pixel images, the run wants 64; give --data.size-px 32"):
+        pipeline.ensure_prepared(replace(config, data=replace(config.data, size_px=64)))
 
 
-def test_what_ends_the_job_is_named_in_every_row(tiny: Config) -> None:
-    source = EmbeddedFaces(2, seed=0)
-    stage = pipeline._PrepareShard(tiny, source, "/proc/nowhere", "opencv")
-    rows = stage(block(source.keys())).to_pylist()
-    assert [row["error"] for row in rows] == ["StorageError"] * 2
-    assert all("cannot write /proc/nowhere/data/part-00003.parquet" in row["message"] for row in rows)
+def test_full_place_keeps_what_is_finished(config: Config, cluster: Cluster, small_place: Path) -> None:
+    config = replace(config, data=replace(config.data, prepared=str(small_place / "made"), num_embedded=100))
+    with pytest.raises(StorageError, match="No space left"):
+        pipeline.prepare(config)
+    assert 0 < len(cluster.made) < 25
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_place)], check=True)
+    assert pipeline.prepare(config).info.num_images == 100
+    assert cluster.made == list(range(25))
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "parquet"])
+def test_everything_in_an_object_store(
+    kind: str,
+    config: Config,
+    cluster: Cluster,
+    photographs: Path,
+    s3: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    base = f"s3://lab/{kind} ü#%20"
+    (photographs / "2.png").write_bytes(b"no")
+    if kind == "folder":
+        source = f"{base}/raw"
+        for path in photographs.iterdir():
+            storage.write_bytes(storage.join(source, path.name), path.read_bytes())
+    else:
+        source = f"{base}/raw.{kind}"
+        packed = tmp_path / f"raw.{kind}"
+        if kind == "zip":
+            shutil.make_archive(str(tmp_path / "raw"), "zip", photographs)
+        else:
+            pq.write_table(pa.table({"image": [path.read_bytes() for path in sorted(photographs.iterdir())]}), packed)
+        storage.write_bytes(source, packed.read_bytes())
+    config = replace(config, data=replace(config.data, source=source, prepared=f"{base}/made", shard_images=2))
+    cluster.stop_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.prepare(config)
+    cluster.stop_after = None
+    made = pipeline.prepare(config)
+    assert cluster.made == [0, 1, 2]
+    assert (made.info.num_images, made.info.num_rejected) == (5, 1)
+    assert storage.list_files(made.uri) == [*(f"data/part-0000{at}.parquet" for at in range(3)), *prepared.OTHER_FILES]
+    local = replace(config, data=replace(config.data, source=str(photographs), prepared=str(tmp_path / "local")))
+    if kind != "parquet":
+        assert pipeline.prepare(local).info.fingerprint == made.info.fingerprint
+    dataset = prepared.PreparedDataset.open(made.uri)
+    assert len(dataset.keys) == 5 and dataset.row(0)["image"].shape == (32, 32, 3)
+    assert pipeline.prepare(config).info == made.info
+
+
+def test_failing_storage_keeps_what_is_finished(
+    config: Config, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = storage.write_bytes
+
+    def full(uri: str, data: bytes) -> None:
+        if uri.endswith("part-00002.parquet"):
+            raise StorageError("cannot write: No space left on device")
+        write(uri, data)
+
+    monkeypatch.setattr(storage, "write_bytes", full)
+    with pytest.raises(StorageError, match="No space left"):
+        pipeline.prepare(config)
+    monkeypatch.undo()
+    assert sorted(os.listdir(Path(str(config.data.prepared), "data"))) == ["part-00000.parquet", "part-00001.parquet"]

@@ -1,22 +1,30 @@
-"""Raw faces of all three kinds, and images that are not what they seem."""
+"""Raw faces of every kind: folders, the official layout, zips, Parquet, drawn portraits."""
 
 from __future__ import annotations
 
+import pickle
+import shutil
+import zipfile
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from scfegan_ray.config import DataConfig
-from scfegan_ray.data import parsing
-from scfegan_ray.data.sources import CelebAMaskHQ, EmbeddedFaces, ImageFolder, open_source
+from scfegan_ray.data import parsing, sources
 from scfegan_ray.errors import DataError
 
 
 def write(path: Path, image: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), image)
+
+
+def open_at(place: Path, **how: object) -> tuple[sources.FaceSource, sources.Listing]:
+    return sources.open_source(DataConfig(source=str(place), **how), seed=0)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -31,90 +39,193 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def test_folder_is_read_recursively_in_order(folder: Path) -> None:
-    source = open_source(DataConfig(source=str(folder)), seed=0)
-    assert isinstance(source, ImageFolder)
-    assert source.keys() == ["a.JPG", "b/wide.png", "ünïcode 1.webp"]
+def zipped(folder: Path) -> Path:
+    return Path(shutil.make_archive(str(folder), "zip", folder))
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_images_at_any_depth_in_order(folder: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="scfegan_ray"):
+        source, listing = open_at(folder if kind == "folder" else zipped(folder))
+    assert listing == sources.Listing(["a.JPG", "b/wide.png", "ünïcode 1.webp"], [])
+    assert "passed over 1 files that are no images by their names: 1 .txt" in caplog.text
+    assert (source.name, source.license, source.has_labels) == ("folder", "unknown", False)
+    sent = pickle.loads(pickle.dumps(source))
+    assert (sent.load("ünïcode 1.webp", 32, 32).image == 10).all()
 
 
 @pytest.mark.parametrize("size_px", [16, 64, 200])
 def test_central_square_in_rgb(folder: Path, size_px: int) -> None:
-    face = ImageFolder(str(folder)).load("b/wide.png", size_px)
+    source, _ = open_at(folder)
+    face = source.load("b/wide.png", size_px, 100)
     assert face.image.shape == (size_px, size_px, 3)
     assert (face.image == [255, 0, 0]).all()
-    assert face.labels is None
-    assert face.eyes == pytest.approx(parsing.canonical_eyes(size_px))
+    assert face.labels is None and face.eyes is None
+
+
+def test_photograph_keeps_the_detail_that_is_asked_for(tmp_path: Path) -> None:
+    write(tmp_path / "large.png", np.zeros((700, 600, 3), np.uint8))
+    source, _ = open_at(tmp_path)
+    sizes = [source.load("large.png", *asked).photograph.shape[0] for asked in ((64, 192), (256, 192), (64, 900))]
+    assert sizes == [192, 256, 600]
+
+
+def test_only_the_first_images(folder: Path) -> None:
+    assert open_at(folder, max_images=2)[1].keys == ["a.JPG", "b/wide.png"]
+    assert len(open_at(folder, max_images=99)[1].keys) == 3
+
+
+def test_large_photographs_are_refused(folder: Path) -> None:
+    source, _ = open_at(folder, max_megapixels=0.004)
+    with pytest.raises(DataError, match=r"^50x100 pixels, more than 0.004 megapixels$"):
+        source.load("a.JPG", 32, 32)
+    assert source.load("b/wide.png", 32, 32).image.shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize(
-    ("name", "data"),
+    ("name", "content", "message"),
     [
-        ("empty.jpg", b""),
-        ("text.jpg", b"this is no photograph"),
-        ("cut.png", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"),
-        ("bomb.png", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\xea\x60\x00\x00\xea\x60\x08\x02\x00\x00\x00"),
+        ("nowhere", None, r"no faces at .*/nowhere; check --data.source"),
+        ("face.jpg", b"x", r"face\.jpg is one file; give a folder of images, a \.zip of one, or \.parquet"),
+        ("faces.zip", b"PK no", r"faces\.zip is no readable zip archive"),
+        ("faces.parquet", b"PAR1 no", r"faces\.parquet is no readable Parquet file"),
     ],
 )
-def test_unreadable_image_is_named(folder: Path, name: str, data: bytes) -> None:
-    (folder / name).write_bytes(data)
-    with pytest.raises(DataError, match=name):
-        ImageFolder(str(folder)).load(name, 32)
-
-
-def test_tiny_image_is_refused(folder: Path) -> None:
-    write(folder / "tiny.png", np.zeros((3, 90, 3), np.uint8))
-    with pytest.raises(DataError, match=r"tiny\.png: 90x3 pixels, smaller than 16"):
-        ImageFolder(str(folder)).load("tiny.png", 32)
-
-
-def test_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no folder of faces at .*/nowhere; check --data.source"):
-        open_source(DataConfig(source=str(tmp_path / "nowhere")), seed=0)
+def test_what_is_no_source_is_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        open_at(tmp_path / name)
 
 
 @pytest.fixture
 def official(tmp_path: Path) -> Path:
-    """Lay one 64-pixel photograph out as CelebAMask-HQ does, with labels at half its size and three channels."""
+    """Lay three photographs out as CelebAMask-HQ does, with labels at half their size and three channels."""
     root = tmp_path / "hq"
-    write(root / "CelebA-HQ-img" / "7.jpg", np.full((64, 64, 3), 128, np.uint8))
-    write(root / "CelebA-HQ-img" / "8.jpg", np.full((64, 64, 3), 128, np.uint8))
+    for number in (7, 8, 2007):
+        write(root / "CelebA-HQ-img" / f"{number}.jpg", np.full((64, 64, 3), 128, np.uint8))
     for part, rows, columns in [
         ("skin", slice(8, 30), slice(4, 28)),
         ("r_eye", slice(12, 14), slice(8, 10)),
         ("l_eye", slice(12, 14), slice(20, 22)),
         ("hair", slice(0, 8), slice(0, 32)),
+        ("tail", slice(0, 32), slice(0, 32)),
     ]:
         mask = np.zeros((32, 32, 3), np.uint8)
         mask[rows, columns] = 255
         write(root / "CelebAMask-HQ-mask-anno" / "0" / f"00007_{part}.png", mask)
+    write(root / "CelebAMask-HQ-mask-anno" / "1" / "02007_skin.png", np.full((32, 32), 255, np.uint8))
+    (root / "README.txt").write_text("terms")
     return root
 
 
-def test_official_layout(official: Path) -> None:
-    source = open_source(DataConfig(source=str(official)), seed=0)
-    assert isinstance(source, CelebAMaskHQ)
-    assert source.keys() == ["CelebA-HQ-img/7.jpg", "CelebA-HQ-img/8.jpg"]
+@pytest.mark.parametrize("kind", ["folder", "parent", "zip", "zip of parent"])
+def test_official_layout(official: Path, kind: str) -> None:
+    place = {"folder": official, "parent": official.parent}.get(kind)
+    if place is None:
+        inner = official if kind == "zip" else official.parent
+        place = Path(shutil.make_archive(str(inner.parent / f"{inner.name}-archive"), "zip", inner))
+    source, listing = open_at(place)
+    assert isinstance(source, sources.CelebAMaskHQ)
+    assert listing == sources.Listing([f"CelebA-HQ-img/{number}.jpg" for number in (2007, 7, 8)], [])
     assert "non-commercial" in source.license
-    face = source.load("CelebA-HQ-img/7.jpg", 64)
+    source = pickle.loads(pickle.dumps(source))
+    face = source.load("CelebA-HQ-img/7.jpg", 64, 64)
     assert face.labels is not None
     assert parsing.LABELS[face.labels[2, 2]] == "hair"
     assert parsing.LABELS[face.labels[40, 30]] == "skin"
     # The subject's right eye is at the image's left.
-    assert face.eyes == pytest.approx([17.5, 25.5, 41.5, 25.5], abs=0.6)
+    assert parsing.eye_positions(face.labels) == pytest.approx([17.5, 25.5, 41.5, 25.5], abs=0.6)
+    other = source.load("CelebA-HQ-img/2007.jpg", 64, 64)
+    assert other.labels is not None and (other.labels == parsing.LABELS.index("skin")).all()
 
 
 def test_photograph_without_labels_is_refused(official: Path) -> None:
-    source = CelebAMaskHQ.open(str(official))
-    with pytest.raises(DataError, match=r"CelebA-HQ-img/8\.jpg: no part masks"):
-        source.load("CelebA-HQ-img/8.jpg", 32)
+    source, _ = open_at(official)
+    with pytest.raises(DataError, match=r"^no part masks NNNNN_part\.png"):
+        source.load("CelebA-HQ-img/8.jpg", 32, 32)
+
+
+def test_damaged_part_mask_is_named(official: Path) -> None:
+    source, _ = open_at(official)
+    (official / "CelebAMask-HQ-mask-anno" / "0" / "00007_hair.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(DataError, match=r"^CelebAMask-HQ-mask-anno/0/00007_hair\.png: not a readable image"):
+        source.load("CelebA-HQ-img/7.jpg", 32, 32)
+
+
+def png(value: int) -> bytes:
+    ok, data = cv2.imencode(".png", np.full((40, 40, 3), value, np.uint8))
+    assert ok
+    return data.tobytes()
+
+
+def parquet(path: Path, images: list[bytes | None], column: str = "image", as_struct: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = [{"bytes": data, "path": "x"} for data in images] if as_struct else images
+    pq.write_table(pa.table({"label": list(range(len(images))), column: values}), path, row_group_size=7)
+
+
+@pytest.mark.parametrize("as_struct", [False, True])
+def test_parquet_with_an_image_column(tmp_path: Path, as_struct: bool) -> None:
+    parquet(tmp_path / "t" / "b.parquet", [png(value) for value in range(50)], as_struct=as_struct)
+    parquet(tmp_path / "t" / "a.parquet", [png(100), None, b"no"], as_struct=as_struct)
+    source, listing = open_at(tmp_path / "t")
+    assert listing.keys[:4] == ["a.parquet/00000000", "a.parquet/00000001", "a.parquet/00000002", "b.parquet/00000000"]
+    assert len(listing.keys) == 53
+    source = pickle.loads(pickle.dumps(source))
+    for row in (0, 1, 2, 20, 19, 49, 3, 48, 0):  # in order, skipping, and going back
+        assert (source.load(f"b.parquet/{row:08d}", 32, 32).image == row).all()
+    assert (source.load("a.parquet/00000000", 32, 32).image == 100).all()
+    with pytest.raises(DataError, match="^the row holds no image$"):
+        source.load("a.parquet/00000001", 32, 32)
+    with pytest.raises(DataError, match="^not a readable image"):
+        source.load("a.parquet/00000002", 32, 32)
+    assert (pickle.loads(pickle.dumps(source)).load("b.parquet/00000009", 32, 32).image == 9).all()
+
+
+def test_single_parquet_file_and_its_column(tmp_path: Path) -> None:
+    parquet(tmp_path / "p.parquet", [png(5)], column="photo")
+    with pytest.raises(DataError, match="has no column 'image' of encoded images, but label, photo; name it with"):
+        open_at(tmp_path / "p.parquet")
+    with pytest.raises(DataError, match="no column 'label' of encoded images"):
+        open_at(tmp_path / "p.parquet", image_column="label")
+    source, listing = open_at(tmp_path / "p.parquet", image_column="photo")
+    assert listing.keys == ["p.parquet/00000000"]
+    assert (source.load(listing.keys[0], 32, 32).image == 5).all()
+
+
+def test_damaged_parquet_costs_its_images(tmp_path: Path) -> None:
+    parquet(tmp_path / "p.parquet", [png(value) for value in range(14)])
+    with pq.ParquetFile(tmp_path / "p.parquet") as file:
+        at = file.metadata.row_group(0).column(1).dictionary_page_offset
+    data = bytearray((tmp_path / "p.parquet").read_bytes())
+    data[at : at + 16] = b"\xff" * 16
+    (tmp_path / "p.parquet").write_bytes(data)
+    source, listing = open_at(tmp_path / "p.parquet")
+    with pytest.raises(DataError, match="damaged in its Parquet file"):
+        source.load(listing.keys[0], 32, 32)
+    assert (source.load(listing.keys[13], 32, 32).image == 13).all()
+
+
+def test_folder_of_images_may_hold_tables_too(folder: Path) -> None:
+    parquet(folder / "labels.parquet", [b"x"])
+    assert open_at(folder)[0].name == "folder"
+
+
+def test_archive_in_a_folder_of_its_own(folder: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.ZIP", "w") as archive:
+        archive.write(folder / "a.JPG", "faces/a.JPG")
+    source, listing = open_at(tmp_path / "x.ZIP")
+    assert listing.keys == ["faces/a.JPG"]
+    assert source.load("faces/a.JPG", 50, 50).image.shape == (50, 50, 3)
 
 
 def test_embedded_faces_depend_on_seed_and_index_only() -> None:
-    few, many = EmbeddedFaces(3, seed=1), EmbeddedFaces(9, seed=1)
-    assert few.keys() == many.keys()[:3]
-    key = few.keys()[2]
-    first, second = few.load(key, 32), many.load(key, 32)
+    source, few = sources.open_source(DataConfig(num_embedded=3), seed=1)
+    _, many = sources.open_source(DataConfig(num_embedded=9), seed=1)
+    assert few.keys == many.keys[:3]
+    first, second = source.load(few.keys[2], 32, 64), source.load(many.keys[2], 32, 64)
     assert (first.image == second.image).all()
-    assert first.labels is not None
-    other = EmbeddedFaces(3, seed=2)
-    assert (other.load(other.keys()[2], 32).image != first.image).any()
+    assert first.labels is not None and first.eyes is not None
+    _, other = sources.open_source(DataConfig(num_embedded=3), seed=2)
+    assert (source.load(other.keys[2], 32, 64).image != first.image).any()

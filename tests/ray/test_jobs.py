@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from running import result_of, run
 
 from scfegan_ray.config import Config
 from scfegan_ray.inference import FaceEditor
 
 pytestmark = pytest.mark.ray
 
-ROOT = Path(__file__).parent.parent.parent
 TINY_ARGUMENTS = shlex.split("""
     --data.num-embedded 12 --data.size-px 32 --data.test-fraction 0.25 --data.shard-images 4
     --data.sketch.detector opencv --losses.features random
@@ -30,24 +30,6 @@ TINY_ARGUMENTS = shlex.split("""
     --optimization.final-rate-fraction 1
     --train.precision float32 --evaluation.num-images 2 --evaluation.grid-images 2
 """)
-
-
-def run(job: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"PYTHONWARNINGS": "ignore"},
-    )
-
-
-def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    assert done.returncode == 0, done.stderr[-3000:]
-    [line] = done.stdout.splitlines()
-    values: dict[str, Any] = json.loads(line)
-    return values
 
 
 @pytest.fixture(scope="module")
@@ -170,74 +152,6 @@ def test_same_name_resumes_to_the_same_weights_as_one_go(
 
     again = result_of(run("train", *TINY_ARGUMENTS, "--run-name", "halves", cwd=place))
     assert again == whole, "a finished run is neither trained nor registered again"
-
-
-def test_prepare_data_skips_what_cannot_be_read(place: Path) -> None:
-    from scfegan_ray.data import examples, faces
-
-    folder = place.parent / f"{place.name}-photographs"
-    (folder / "below").mkdir(parents=True)
-    for index in range(5):
-        image = faces.draw_face(0, index, 48).image
-        (folder / "below" / f"{index}.png").write_bytes(examples.encode_png(image))
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no more")
-    (folder / "empty.png").write_bytes(b"")
-    arguments = [
-        "--data.source", str(folder), "--data.prepared", "made", "--data.size-px", "32", "--data.shard-images", "2",
-        "--data.sketch.detector", "opencv",
-    ]  # fmt: skip
-    result = result_of(run("prepare_data", *arguments, cwd=place.parent))
-    made = place.parent / "made"
-    assert (result["dataset"], result["num_images"], result["num_rejected"]) == (str(made), 5, 2)
-    assert [r["key"] for r in result["rejected"]] == ["broken.jpg", "empty.png"]
-    assert all(r["reason"] for r in result["rejected"])
-    assert sorted(p.name for p in made.iterdir()) == ["data", "dataset.json", "preview.png", "rejected.parquet"]
-
-    dataset = examples.PreparedDataset.open(str(made))
-    assert dataset.keys == [f"below/{i}.png" for i in range(5)]
-    assert dataset.info.eyes == "canonical" and not dataset.info.has_hair
-    row = dataset.row(0)
-    assert row["image"].shape == (32, 32, 3) and row["hair"] is None
-    assert 0.005 < row["sketch"].mean() < 0.4
-    assert (row["color"].sum(axis=-1) > 0).all(), "black would mean unpainted"
-
-    again = run("prepare_data", *arguments, cwd=place.parent)
-    assert result_of(again) == result
-    assert "already prepared" in again.stderr
-
-    other = run("prepare_data", *arguments, "--data.sketch.threshold", "0.9", cwd=place.parent)
-    assert other.returncode == 1
-    assert "was prepared with data.sketch.threshold = 0.4, now it is 0.9" in other.stderr
-
-    wrong_size = run(
-        "train", *TINY_ARGUMENTS, "--data.prepared", "made", "--data.size-px", "64", "--run-name", "x", cwd=place.parent
-    )
-    assert wrong_size.returncode == 1
-    assert "holds 32-pixel images, the run wants 64" in wrong_size.stderr
-
-
-@pytest.mark.parametrize(
-    ("files", "arguments", "message"),
-    [
-        (None, [], r"error: no folder of faces at .*/raw; check --data.source"),
-        ({}, [], r"error: no images .* under raw; check --data.source"),
-        ({"a.jpg": b"no"}, [], r"error: none of the 1 images of raw can be used: a\.jpg: not a readable image"),
-        ({"a.jpg": b"no"}, ["--storage.path", "/proc/nowhere"], r"error: cannot write /proc/nowhere.*free space"),
-    ],
-)
-def test_bad_places_are_one_line(
-    tmp_path: Path, files: dict[str, bytes] | None, arguments: list[str], message: str
-) -> None:
-    if files is not None:
-        (tmp_path / "raw").mkdir()
-        for name, data in files.items():
-            (tmp_path / "raw" / name).write_bytes(data)
-    done = run("prepare_data", "--data.source", "raw", "--data.sketch.detector", "opencv", *arguments, cwd=tmp_path)
-    assert done.returncode == 1
-    assert re.fullmatch(message, done.stderr.splitlines()[-1])
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-    assert not [p for p in tmp_path.rglob("*") if p.is_file() and "raw" not in p.parts], "nothing half-written"
 
 
 def test_tune_prints_arguments_that_train_accepts(place: Path, client: MlflowClient) -> None:

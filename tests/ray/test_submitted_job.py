@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_jobs import ROOT, TINY_ARGUMENTS
+from running import ROOT
+from test_jobs import TINY_ARGUMENTS
 
 pytestmark = pytest.mark.ray
 

@@ -15,7 +15,7 @@ from scfegan_ray.images import Batch
 from scfegan_ray.models.features import vgg_random
 from scfegan_ray.training import state as states
 from scfegan_ray.training.state import TrainingState
-from scfegan_ray.training.step import train_step, training_precision
+from scfegan_ray.training.step import train_step
 
 FEATURES = vgg_random()
 
@@ -130,12 +130,6 @@ def test_bfloat16_stays_near_float32(tiny: Config) -> None:
     reduced = step(TrainingState.build(tiny), tiny, precision=torch.bfloat16)
     for name, value in full.items():
         assert float(reduced[name]) == pytest.approx(float(value), rel=0.03, abs=3e-3), name
-
-
-@pytest.mark.parametrize(("setting", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
-def test_precision_setting(setting: str, expected: torch.dtype) -> None:
-    assert training_precision(setting, torch.device("cpu")) is expected
-    assert training_precision("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
 
 
 def test_average_halves_the_past_after_its_half_life(tiny: Config) -> None:

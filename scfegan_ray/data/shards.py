@@ -1,0 +1,221 @@
+"""One shard of keys to one Parquet file: all the work of preparation, without Ray.
+
+A shard's file says itself what it was made from: its rows, the images of the shard that were refused, and the settings
+(as metadata of the Parquet schema). So what a killed preparation leaves behind is either whole or not there, and needs
+no other record.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from scfegan_ray import storage
+from scfegan_ray.config import DataConfig
+from scfegan_ray.data import colors, parsing, prepared, sketches, sources
+from scfegan_ray.errors import DataError
+
+_METADATA = b"scfegan_ray"
+_ROW_GROUP_BYTES = 16 << 20
+_CHUNK = 8  # decoded photographs in memory at a time
+_SUMMARY_COLUMNS = ["key", "sha256", *prepared.STATISTICS]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What one shard's file says, without its pixels.
+
+    Attributes:
+        settings: everything that shaped it, as it was asked for.
+        settled: what was decided where `data.sketch` left it open.
+        rows: one dict per image: key, sha256 and `prepared.STATISTICS`.
+        refused: (key, reason) of the shard's images that cannot be used.
+        num_bytes: size of the file.
+    """
+
+    settings: dict[str, Any]
+    settled: dict[str, str]
+    rows: list[dict[str, Any]] = field(repr=False)
+    refused: list[tuple[str, str]]
+    num_bytes: int
+
+
+def place(uri: str, number: int) -> str:
+    """Return the URI of a shard's file in the dataset at a URI."""
+    return storage.join(uri, "data", f"part-{number:05d}.parquet")
+
+
+def read(uri: str) -> Shard:
+    """Read what a shard's file says of itself.
+
+    Raises:
+        DataError: it is no such file.
+        StorageError: it cannot be read.
+    """
+    stream = storage.open_seekable(uri)
+    with stream, storage.errors_of_reading(uri):
+        try:
+            with pq.ParquetFile(stream) as file:
+                said = json.loads((file.schema_arrow.metadata or {})[_METADATA])
+                rows = file.read(columns=_SUMMARY_COLUMNS).to_pylist()
+            refused = [(key, reason) for key, reason in said["refused"]]
+            return Shard(said["settings"], said["settled"], rows, refused, stream.seek(0, io.SEEK_END))
+        except (pa.ArrowInvalid, KeyError, ValueError) as error:
+            raise DataError(f"{uri} is no shard of a prepared dataset ({error}); delete the dataset") from error
+
+
+def read_some(uri: str, count: int) -> list[dict[str, Any]]:
+    """Read the first rows of a shard's file, with all their columns, but no more of it than its first row group.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    stream = storage.open_seekable(uri)
+    with stream, storage.errors_of_reading(uri), pq.ParquetFile(stream) as file:
+        rows: list[dict[str, Any]] = file.read_row_group(0).slice(0, count).to_pylist() if file.num_row_groups else []
+    return rows
+
+
+class ShardMaker:
+    """Prepares faces, one shard after the other, in one process."""
+
+    def __init__(self, config: DataConfig, source: sources.FaceSource, uri: str, settings: dict[str, Any]) -> None:
+        """Take the work's description; weights are loaded when the first face needs them.
+
+        Args:
+            config: with `sketch` settled, so that no two workers choose differently.
+            source: where the keys are read from.
+            uri: of the dataset.
+            settings: everything that shapes the shards; written into each.
+        """
+        cv2.setNumThreads(1)
+        torch.set_num_threads(1)
+        self._config = config
+        self._source = source
+        self._uri = uri
+        self._settings = settings
+
+    @functools.cached_property
+    def detector(self) -> sketches.EdgeDetector:
+        """What finds the edges of all sketches."""
+        return sketches.make_detector(self._config.sketch)
+
+    @functools.cached_property
+    def parser(self) -> parsing.FaceParser | None:
+        """What labels photographs that nobody labelled, if anything."""
+        return parsing.load_parser(self._config.parser) if self._config.parser.model else None
+
+    def make(self, number: int, keys: Sequence[str]) -> tuple[int, int]:
+        """Prepare the images of one shard and write its file.
+
+        Args:
+            number: of the shard.
+            keys: of its images.
+
+        Returns:
+            How many images were prepared, and how many were refused.
+
+        Raises:
+            StorageError: the source or the dataset's place fails.
+            ModelError: weights cannot be had.
+        """
+        rows: list[dict[str, Any]] = []
+        refused: list[tuple[str, str]] = []
+        for start in range(0, len(keys), _CHUNK):
+            loaded: list[tuple[str, sources.Face]] = []
+            for key in keys[start : start + _CHUNK]:
+                try:
+                    loaded.append((key, self.load(key)))
+                except DataError as error:
+                    refused.append((key, " ".join(str(error).split())))
+            drawn = self.sketch([face for _, face in loaded])
+            rows += [
+                self.encode(key, face, sketch, self.color(face))
+                for (key, face), sketch in zip(loaded, drawn, strict=True)
+            ]
+        self.write(number, rows, refused)
+        return len(rows), len(refused)
+
+    def load(self, key: str) -> sources.Face:
+        """Read one face, with labels of the parser where nobody labelled it, and with eyes.
+
+        Raises:
+            DataError: this image cannot be used; the text is the reason, without the key.
+        """
+        size_px = self._config.size_px
+        face = self._source.load(key, size_px, sketches.working_size_px(self._config.sketch, size_px))
+        labels = face.labels
+        if labels is None and self.parser is not None:
+            found = self.parser(face.photograph)
+            if parsing.has_face(found):
+                size = (size_px, size_px)
+                labels = np.asarray(cv2.resize(found, size, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+        eyes = face.eyes
+        if eyes is None and labels is not None:
+            eyes = parsing.eye_positions(labels, self._config.eyes)
+        if eyes is None:
+            eyes = parsing.canonical_eyes(size_px, self._config.eyes)
+        return replace(face, labels=labels, eyes=eyes)
+
+    def sketch(self, faces: Sequence[sources.Face]) -> NDArray[np.uint8]:
+        """Draw the lines of some faces: (N, S, S) uint8 in {0, 1}."""
+        photographs = [face.photograph for face in faces]
+        return sketches.make_sketches(photographs, self.detector, self._config.sketch, self._config.size_px)
+
+    def color(self, face: sources.Face) -> NDArray[np.uint8]:
+        """Paint the segments of one face: (S, S, 3) uint8 RGB."""
+        return colors.make_color_map(face.image, face.labels, self._config.color)
+
+    def encode(
+        self, key: str, face: sources.Face, sketch: NDArray[np.uint8], color: NDArray[np.uint8]
+    ) -> dict[str, Any]:
+        """Make one face's row; its columns are documented in `prepared`."""
+        hair = None if face.labels is None else parsing.hair_region(face.labels)
+        assert face.eyes is not None, "load gives every face eyes"
+        row: dict[str, Any] = {
+            "key": key,
+            "image": prepared.encode_png(face.image),
+            "sketch": prepared.encode_png(sketch * np.uint8(255)),
+            "color": prepared.encode_png(color),
+            "hair": None if hair is None else prepared.encode_png(hair * np.uint8(255)),
+            "eyes": face.eyes.astype(np.float32),
+        }
+        digest = hashlib.sha256()
+        for value in row.values():
+            data = value.encode() if isinstance(value, str) else b"" if value is None else bytes(value)
+            digest.update(len(data).to_bytes(8, "big") + data)
+        packed = color.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+        return row | {
+            "sha256": digest.hexdigest(),
+            "sketch_area": cv2.countNonZero(sketch) / sketch.size,
+            "num_colors": pc.count_distinct(pa.array(packed.reshape(-1))).as_py(),
+            "color_error": float(cv2.norm(face.image, color, cv2.NORM_L1)) / color.size,
+            "hair_area": None if hair is None else cv2.countNonZero(hair) / hair.size,
+        }
+
+    def write(self, number: int, rows: list[dict[str, Any]], refused: list[tuple[str, str]]) -> None:
+        """Write one shard's file, so that readers see all of it or nothing.
+
+        Raises:
+            StorageError: the dataset's place fails.
+        """
+        settled = {"detector": self._config.sketch.detector, "precision": self._config.sketch.precision}
+        said = json.dumps({"settings": self._settings, "settled": settled, "refused": refused}, sort_keys=True).encode()
+        table = pa.Table.from_pylist(rows, schema=prepared.SCHEMA.with_metadata({_METADATA: said}))
+        per_group = max(1, _ROW_GROUP_BYTES * table.num_rows // max(table.nbytes, 1))
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, row_group_size=per_group, compression="none")
+        storage.write_bytes(place(self._uri, number), buffer.getvalue())

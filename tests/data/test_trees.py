@@ -1,0 +1,172 @@
+"""Folders and zip archives, and what is wrong with single files in them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scfegan_ray import storage
+from scfegan_ray.data import trees
+from scfegan_ray.errors import DataError, StorageError
+
+FILES = {"a.jpg": b"first", "b/ünï code.png": b"second", "b/c/d.txt": b"third"}
+
+
+def never(name: str, reason: str) -> None:
+    raise AssertionError(f"{name}: {reason}")
+
+
+@pytest.fixture(params=["folder", "zip"])
+def tree(request: pytest.FixtureRequest, tmp_path: Path) -> trees.FileTree:
+    hidden = {".hidden/x.jpg": b"", "b/.DS_Store": b""}
+    if request.param == "folder":
+        for name, data in (FILES | hidden).items():
+            path = tmp_path / "files" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return trees.Folder(str(tmp_path / "files"))
+    with zipfile.ZipFile(tmp_path / "files.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.mkdir("b")
+        for name, data in (FILES | hidden | {"__MACOSX/a.jpg": b""}).items():
+            archive.writestr(name, data)
+    return trees.ZipArchive(str(tmp_path / "files.zip"))
+
+
+def test_lists_and_reads(tree: trees.FileTree) -> None:
+    assert tree.names(never) == sorted(FILES)
+    assert {name: tree.read(name) for name in FILES} == FILES
+
+
+def test_goes_to_workers_even_when_open(tree: trees.FileTree) -> None:
+    tree.read("a.jpg")
+    assert pickle.loads(pickle.dumps(tree)).read("b/c/d.txt") == b"third"
+
+
+def test_file_over_the_limit_is_refused(tree: trees.FileTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trees, "MAX_FILE_BYTES", 5)
+    assert tree.read("a.jpg") == b"first"
+    with pytest.raises(DataError, match="more than 0 MiB"):
+        tree.read("b/ünï code.png")
+
+
+def test_vanished_file_costs_one_image(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No such file"):
+        trees.Folder(str(tmp_path)).read("gone.jpg")
+
+
+def test_failing_storage_is_no_fault_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(uri: str, *, limit: int | None = None) -> bytes:
+        raise StorageError(f"cannot read {uri}") from OSError("AWS Error NETWORK_CONNECTION")
+
+    monkeypatch.setattr(storage, "read_bytes", fail)
+    with pytest.raises(StorageError):
+        trees.Folder("s3://bucket/faces").read("a.jpg")
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "good.jpg").write_bytes(b"x")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "broken.jpg").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "good.jpg")
+    (tmp_path / "round").symlink_to(tmp_path)
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/no\xff\xfeutf.jpg")).write_bytes(b"x")
+    refused: list[tuple[str, str]] = []
+    names = trees.Folder(str(tmp_path)).names(lambda name, reason: refused.append((name, reason)))
+    assert names == ["good.jpg", "link.jpg"]
+    assert sorted(refused) == [
+        ("broken.jpg", "a link to nowhere"),
+        ("no\\udcff\\udcfeutf.jpg", "the file's name is not valid UTF-8"),
+        ("pipe.jpg", "not a regular file"),
+    ]
+
+
+@contextlib.contextmanager
+def ordinary_user() -> Iterator[None]:
+    """Read files as somebody whom modes stop, which root is not."""
+    before = os.geteuid()
+    os.seteuid(before or 65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)  # pytest's own folders are closed to others
+        yield Path(folder)
+
+
+def test_folder_that_cannot_be_listed(open_folder: Path) -> None:
+    for name in ("open/a.jpg", "locked/b.jpg", "locked/deeper/c.jpg"):
+        (open_folder / name).parent.mkdir()
+        (open_folder / name).write_bytes(b"x")
+    (open_folder / "locked").chmod(0)
+    refused: list[tuple[str, str]] = []
+    with ordinary_user():
+        names = trees.Folder(str(open_folder)).names(lambda name, reason: refused.append((name, reason)))
+        with pytest.raises(StorageError, match="cannot list .*Permission denied"):
+            storage.list_files(str(open_folder))
+    assert names == ["open/a.jpg"]
+    assert refused == [("locked", "the folder cannot be listed: Permission denied")]
+    (open_folder / "locked").chmod(0o755)
+
+
+def test_file_without_permission(open_folder: Path) -> None:
+    (open_folder / "secret.jpg").write_bytes(b"x")
+    (open_folder / "secret.jpg").chmod(0)
+    with ordinary_user(), pytest.raises(DataError, match="Permission denied"):
+        trees.Folder(str(open_folder)).read("secret.jpg")
+
+
+def damage(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0xFF
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_damaged_file_of_an_archive(tmp_path: Path, method: int) -> None:
+    path = tmp_path / "files.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("bad.jpg", bytes(range(256)) * 20)
+        archive.writestr("good.jpg", b"good")
+    damage(path, 30 + len("bad.jpg") + 60)
+    archive_tree = trees.ZipArchive(str(path))
+    with pytest.raises(DataError, match="damaged in the archive"):
+        archive_tree.read("bad.jpg")
+    assert archive_tree.read("good.jpg") == b"good"
+
+
+def test_encrypted_file_of_an_archive(tmp_path: Path) -> None:
+    path = tmp_path / "files.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.jpg", b"x")
+    data = bytearray(path.read_bytes())
+    data[6] |= 1  # the flag in the file's own header, and the one in the directory
+    data[data.rindex(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="encrypted"):
+        trees.ZipArchive(str(path)).read("a.jpg")
+
+
+def test_archive_bomb_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trees, "MAX_FILE_BYTES", 1000)
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.jpg", bytes(50_000_000))
+    with pytest.raises(DataError, match="more than"):
+        trees.ZipArchive(str(tmp_path / "bomb.zip")).read("bomb.jpg")
+
+
+def test_no_archive(tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_bytes(b"<html>sign in first</html>")
+    with pytest.raises(DataError, match=r"x\.zip is no readable zip archive, copy it again: "):
+        trees.ZipArchive(str(tmp_path / "x.zip")).names(never)

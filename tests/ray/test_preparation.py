@@ -1,0 +1,219 @@
+"""Preparation on Ray as a user runs it: interrupted, killed, repeated, on an object store, in a full place.
+
+What does not depend on Ray is tested in `tests/data/test_pipeline.py`, where it costs less.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import result_of, run, start
+
+from scfegan_ray import storage
+from scfegan_ray.data import faces, prepared
+
+pytestmark = pytest.mark.ray
+
+ARGUMENTS = ("--data.size-px", "32", "--data.sketch.detector", "opencv", "--model.num-downsamples", "2")
+PATIENCE_SECONDS = 120.0
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source") / "photographs"
+    (folder / "below").mkdir(parents=True)
+    for index in range(7):
+        (folder / "below" / f"{index} ü.png").write_bytes(prepared.encode_png(faces.draw_face(0, index, 48).image))
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no more")
+    (folder / "empty.png").write_bytes(b"")
+    return folder
+
+
+def prepare(cwd: Path, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+    return run("prepare_data", *ARGUMENTS, *arguments, cwd=cwd, **how)
+
+
+def test_what_cannot_be_read_is_left_out(photographs: Path, tmp_path: Path) -> None:
+    arguments = ("--data.source", str(photographs), "--data.prepared", "made", "--data.shard-images", "2")
+    result = result_of(prepare(tmp_path, *arguments))
+    made = tmp_path / "made"
+    assert (result["dataset"], result["num_images"], result["num_rejected"]) == (str(made), 7, 2)
+    assert [r["key"] for r in result["rejected"]] == ["broken.jpg", "empty.png"]
+    assert all(r["reason"] for r in result["rejected"])
+    assert sorted(p.name for p in made.iterdir()) == ["data", *prepared.OTHER_FILES]
+
+    dataset = prepared.PreparedDataset.open(str(made))
+    assert dataset.keys == [f"below/{i} ü.png" for i in range(7)]
+    assert (dataset.info.eyes, dataset.info.hair) == ("canonical", "none")
+    row = dataset.row(0)
+    assert row["image"].shape == (32, 32, 3) and row["hair"] is None
+    assert 0.005 < row["sketch"].mean() < 0.4
+    assert (row["color"].sum(axis=-1) > 0).all(), "black would mean unpainted"
+
+    again = prepare(tmp_path, *arguments)
+    assert result_of(again) == result
+    assert "already prepared" in again.stderr and "starting Ray" not in again.stderr
+
+    inspected = result_of(prepare(tmp_path, "--inspect", "made"))
+    assert inspected["finished"] and inspected["num_images"] == 7
+    assert inspected["statistics"]["hole_area"]["mean"] > 0.05
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "message"),
+    [
+        (None, [], r"error: no faces at .*/raw; check --data.source"),
+        ({"a.jpg": b"no"}, [], r"error: none of the 1 images of raw can be used: a\.jpg: not a readable image"),
+        ({"a.jpg": b"no"}, ["--storage.path", "/proc/nowhere"], r"error: cannot write /proc/nowhere.*free space"),
+        ({"a.jpg": b"no"}, ["--data.parser.model", "no.onnx"], r"error: .*cannot read no\.onnx.*"),
+    ],
+)
+def test_bad_places_are_one_line(
+    tmp_path: Path, files: dict[str, bytes] | None, arguments: list[str], message: str
+) -> None:
+    if files is not None:
+        (tmp_path / "raw").mkdir()
+        for name, data in files.items():
+            (tmp_path / "raw" / name).write_bytes(data)
+    done = prepare(tmp_path, "--data.source", "raw", *arguments)
+    assert done.returncode == 1
+    assert re.fullmatch(message, done.stderr.splitlines()[-1])
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and "raw" not in p.parts], "nothing half-written"
+
+
+MANY = ("--data.num-embedded", "240", "--data.shard-images", "4", "--data.prepared", "made")
+NUM_SHARDS = 60
+
+
+def shards_in(folder: Path) -> dict[str, int]:
+    """Return the finished shards and when each was written."""
+    data = folder / "made" / "data"
+    return {p.name: p.stat().st_mtime_ns for p in data.glob("part-*.parquet")} if data.exists() else {}
+
+
+def start_and_wait(folder: Path, more: int) -> subprocess.Popen[str]:
+    """Start the job and wait until it has finished some more shards."""
+    count = len(shards_in(folder)) + more
+    process = start("prepare_data", *ARGUMENTS, *MANY, cwd=folder)
+    end = time.monotonic() + PATIENCE_SECONDS
+    while len(shards_in(folder)) < count:
+        assert process.poll() is None, f"it ended before it could be disturbed: {process.communicate()[1][-2000:]}"
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return process
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    """Return the process ids of the actors that prepare shards below a job."""
+    parents, titles = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                titles[int(entry.name)] = (entry / "cmdline").read_text()
+            except OSError:
+                continue
+
+    def is_below(pid: int) -> bool:
+        while pid in parents:
+            pid = parents[pid]
+            if pid == process.pid:
+                return True
+        return False
+
+    return [pid for pid, title in titles.items() if "_MakeShard" in title and is_below(pid)]
+
+
+def test_nothing_is_lost_whoever_is_stopped(tmp_path: Path) -> None:
+    with start_and_wait(tmp_path, 3) as process:
+        process.send_signal(signal.SIGINT)
+        _, log = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert log.splitlines()[-1] == "error: interrupted; run the same command again to go on"
+    interrupted = shards_in(tmp_path)
+
+    with start_and_wait(tmp_path, 3) as process:
+        process.kill()
+        process.communicate(timeout=60)
+    killed = shards_in(tmp_path)
+    assert 6 <= len(killed) < NUM_SHARDS
+    assert not (tmp_path / "made" / "dataset.json").exists()
+    inspected = prepare(tmp_path, "--inspect", "made")
+    assert not result_of(inspected)["finished"] and "unfinished" in inspected.stderr
+    mixed = prepare(tmp_path, *MANY, "--data.color.median-px", "5")
+    assert mixed.returncode == 1
+    assert "was begun with data.color.median_px = 3, now it is 5; choose another --data.prepared" in mixed.stderr
+
+    with start_and_wait(tmp_path, 3) as process:
+        workers = workers_of(process)
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+        out, log = process.communicate(timeout=PATIENCE_SECONDS)
+    assert workers, "nobody was killed"
+    assert process.returncode == 0, log[-3000:]
+    assert re.search(rf"going on with the \d+ of {NUM_SHARDS} shards that are there", log)
+    assert json.loads(out)["num_images"] == 240
+
+    finished = shards_in(tmp_path)
+    assert len(finished) == NUM_SHARDS
+    assert finished.items() >= killed.items() >= interrupted.items(), "finished shards are not made again"
+    dataset = prepared.PreparedDataset.open(str(tmp_path / "made"))
+    assert dataset.keys == [f"embedded/0/{at:07d}" for at in range(240)]
+    scraps = [p.name for p in (tmp_path / "made" / "data").iterdir() if p.name not in finished]
+    assert len(scraps) <= 4, "one for each worker that was killed while it wrote, gone a minute later"
+
+
+def test_source_and_dataset_in_an_object_store(
+    s3: dict[str, str], photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    base = "s3://lab/by-jobs"
+    archive = Path(shutil.make_archive(str(tmp_path / "raw"), "zip", photographs))
+    storage.write_bytes(f"{base}/raw.zip", archive.read_bytes())
+    arguments = ("--data.source", f"{base}/raw.zip", "--storage.path", f"{base}/runs")
+    result = result_of(prepare(tmp_path, *arguments))
+    assert result["dataset"].startswith(f"{base}/runs/prepared/")
+    assert (result["num_images"], result["num_rejected"]) == (7, 2)
+    assert storage.list_files(result["dataset"]) == ["data/part-00000.parquet", *prepared.OTHER_FILES]
+    assert result_of(prepare(tmp_path, *arguments)) == result
+    assert result_of(prepare(tmp_path, "--inspect", result["dataset"]))["num_images"] == 7
+    assert [p.name for p in tmp_path.iterdir()] == ["raw.zip"], "nothing is left on this machine"
+
+    wrong = prepare(tmp_path, *arguments, environment={"AWS_SECRET_ACCESS_KEY": "no"})
+    assert wrong.returncode == 1
+    assert re.search(r"^error: cannot .* s3://lab/.*check the URI and the AWS_\* variables", wrong.stderr, re.MULTILINE)
+
+
+def test_full_place_is_one_line(small_place: Path, tmp_path: Path) -> None:
+    arguments = ("--data.num-embedded", "160", "--data.shard-images", "4", "--data.prepared", str(small_place / "made"))
+    done = prepare(tmp_path, *arguments)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: cannot write .*No space left on device.*free space", done.stderr.splitlines()[-1])
+    kept = {path.name for path in (small_place / "made" / "data").iterdir()}
+    assert kept and all(re.fullmatch(r"part-\d{5}\.parquet", name) for name in kept), "whole shards, no scraps"
+
+
+def test_benchmark_prints_every_stage(tmp_path: Path) -> None:
+    done = prepare(tmp_path, "--benchmark", "--data.max-images", "24", "--data.shard-images", "4")
+    result = result_of(done)
+    rates = result["images_per_second"]
+    stages = ["read, decode, resize, label", "sketch", "color", "encode", "write", "all stages, one process"]
+    assert list(rates)[:6] == stages
+    assert all(rate > 0 for rate in rates.values())
+    assert result["images"] == 24 and result["pipeline_share"] > 0
+    assert result["peak_memory_bytes"] > 1 << 28
+    for name in rates:
+        assert re.search(rf"{re.escape(name)} +[\d.]+ images/s", done.stderr)
+    assert list(tmp_path.iterdir()) == [], "a benchmark keeps nothing"
