@@ -5,6 +5,7 @@ The same command goes on with what an interrupted one left, and does nothing whe
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +22,12 @@ class Arguments(cli.Arguments):
     """Prepare nothing, but say what the dataset at this URI holds, and whether it is whole."""
     benchmark: bool = False
     """Prepare nothing to keep, but time each stage alone, all in one process, the Ray pipeline, and training's own
-    loading, on the first 192 photographs of the source, or on data.max_images."""
+    loading, on the first photographs of the source: two shards per core, or data.max_images."""
 
 
 def job(arguments: Arguments) -> dict[str, Any]:
     """Prepare, inspect or measure."""
+    session = functools.partial(cli.ray_session, dashboard=False)
     if arguments.inspect:
         from scfegan_ray.data import report
 
@@ -33,10 +35,10 @@ def job(arguments: Arguments) -> dict[str, Any]:
     if arguments.benchmark:
         from scfegan_ray.data import benchmark
 
-        return benchmark.run(arguments.config, session=cli.ray_session)
+        return benchmark.run(arguments.config, session=session)
     from scfegan_ray.data import pipeline
 
-    made = pipeline.prepare(arguments.config, session=cli.ray_session)
+    made = pipeline.prepare(arguments.config, session=session)
     return {
         "dataset": made.uri,
         "num_images": made.info.num_images,

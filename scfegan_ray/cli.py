@@ -120,14 +120,19 @@ def _find_preset(argv: Sequence[str], switches: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def ray_session() -> Iterator[None]:
-    """Join the cluster that `RAY_ADDRESS` names (a submitted job has it set), else start one on this machine."""
+def ray_session(*, dashboard: bool = True) -> Iterator[None]:
+    """Join the cluster that `RAY_ADDRESS` names (a submitted job has it set), else start one on this machine.
+
+    Args:
+        dashboard: start one, too. Ray Train needs it; without it a twentieth of 2 cores is free for work.
+    """
     import ray
     import ray.data
 
     joins = _joins_cluster()
     logger.info("joining the Ray cluster" if joins else "starting Ray on this machine")
-    ray.init(address=None if joins else "local", log_to_driver=True, logging_level=logging.WARNING)
+    own = {} if joins else {"address": "local", "include_dashboard": dashboard}
+    ray.init(log_to_driver=True, logging_level=logging.WARNING, **own)
     # Importing Ray Data sets its own level; what it says of its plans is for its log files.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:

@@ -12,7 +12,7 @@ import warnings
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from scfegan_ray.errors import DataError
 
@@ -108,7 +108,7 @@ def _decode(data: bytes, max_megapixels: float, at_least_px: int | None) -> Imag
             return _upright(image)
         except DataError:
             raise
-        except Image.UnidentifiedImageError:
+        except UnidentifiedImageError:
             raise DataError("not a readable image") from None
         except Image.DecompressionBombError:
             raise DataError(f"more than {max_megapixels:g} megapixels") from None

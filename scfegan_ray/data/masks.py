@@ -7,7 +7,6 @@ distribution (and from one seed the same shape) whatever the size of the data.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import cv2
 import numpy as np
@@ -99,7 +98,7 @@ def draw_brush(mask: NDArray[np.uint8], config: MaskConfig, rng: Generator) -> N
         while not bare[place := divmod(int(places[rng.integers(len(places))]), _CANVAS_PX)]:
             pass
         left = bare.copy()
-        _draw_polyline(left, path + _to_fixed_point(np.array(place[::-1])), width_px, 0)
+        _draw_polyline(left, path + _to_fixed_point(np.array(place[::-1], np.float64)), width_px, 0)
         num_left = cv2.countNonZero(left)
         gained = num_bare - num_left
         # The stroke that reaches the share is kept where that comes closer to it than leaving it out.
@@ -169,7 +168,7 @@ def _zigzags(
         yield path[: count + 1], int(width_px)
 
 
-def _to_fixed_point(points: NDArray[Any]) -> NDArray[np.int32]:
+def _to_fixed_point(points: NDArray[np.float64]) -> NDArray[np.int32]:
     return np.rint(points * (1 << _FRACTION_BITS)).astype(np.int32)
 
 

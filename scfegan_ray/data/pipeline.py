@@ -236,8 +236,10 @@ def _settle(config: DataConfig, uri: str, there: list[shards.Shard]) -> DataConf
 
 
 def _run(plan: _Plan, config: DataConfig, missing: list[int]) -> tuple[float, int]:
-    """Make shards on the cluster; return the seconds between the first one's start and the last one's end, and how
-    many images were prepared in them.
+    """Make shards on the cluster.
+
+    Returns:
+        The seconds between the first one's start and the last one's end, and how many images were prepared in them.
     """
     total = sum(len(plan.shards[number]) for number in missing)
     logger.info("preparing %d images at %d px from %s", total, config.size_px, plan.source.name)
@@ -245,10 +247,12 @@ def _run(plan: _Plan, config: DataConfig, missing: list[int]) -> tuple[float, in
         pa.table({"shard": pa.array([number] * len(plan.shards[number]), pa.int64()), "key": plan.shards[number]})
         for number in missing
     ]
+    # With one shard per actor at a time the pool is never more than fully busy, which is Ray Data's sign to grow it.
+    ray.data.DataContext.get_current().autoscaling_config.actor_pool_util_upscaling_threshold = 0.8
     num_gpus = ray.cluster_resources().get("GPU", 0.0) / num_cores()
     dataset = ray.data.from_arrow(blocks).map_batches(
         _MakeShard,
-        fn_constructor_kwargs={"config": config, "source": plan.source, "uri": plan.uri, "settings": plan.settings},
+        fn_constructor_args=[shards.ShardMaker(config, plan.source, plan.uri, plan.settings)],
         batch_size=None,
         batch_format="pyarrow",
         # One actor per core from the start; the pool grows with the cluster, up to one per shard. A shard lasts long
@@ -283,26 +287,34 @@ def _run(plan: _Plan, config: DataConfig, missing: list[int]) -> tuple[float, in
 class _MakeShard:
     """Ray Data stage: the keys of one shard to its Parquet file."""
 
-    def __init__(self, config: DataConfig, source: sources.FaceSource, uri: str, settings: dict[str, Any]) -> None:
-        self._maker = shards.ShardMaker(config, source, uri, settings)
+    def __init__(self, maker: shards.ShardMaker) -> None:
+        self._maker = maker
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Make one shard.
+        """Make one shard; see `make_shard`."""
+        return make_shard(self._maker, block)
 
-        Args:
-            block: columns shard and key.
 
-        Returns:
-            One row; see the module's docstring.
-        """
-        began, prepared_count, refused, error, message = time.time(), 0, 0, "", ""
-        try:
-            number = block.column("shard")[0].as_py()
-            prepared_count, refused = self._maker.make(number, block.column("key").to_pylist())
-        except ScFeganError as raised:
-            error, message = type(raised).__name__, str(raised)
-        row = {"prepared": prepared_count, "refused": refused, "began": began, "ended": time.time()}
-        return pa.Table.from_pylist([row | {"error": error, "message": message}])
+def make_shard(maker: shards.ShardMaker, block: pa.Table) -> pa.Table:
+    """Make the shard of one block.
+
+    Args:
+        maker: does the work.
+        block: columns shard and key.
+
+    Returns:
+        One row; see the module's docstring.
+    """
+    began, num_prepared, num_refused, error, message = time.time(), 0, 0, "", ""
+    try:
+        maker.set_up()
+        began = time.time()
+        number = block.column("shard")[0].as_py()
+        num_prepared, num_refused = maker.make(number, block.column("key").to_pylist())
+    except ScFeganError as raised:
+        error, message = type(raised).__name__, str(raised)
+    row = {"prepared": num_prepared, "refused": num_refused, "began": began, "ended": time.time()}
+    return pa.Table.from_pylist([row | {"error": error, "message": message}])
 
 
 def _describe(

@@ -1,4 +1,4 @@
-"""What a prepared dataset looks like: statistics of its maps and of the holes drawn over it, a preview, an HTML page."""
+"""What a prepared dataset looks like: statistics of its maps and of holes drawn over it, a preview, an HTML page."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def write(
     values = _values(rows, sample, mask_config)
     preview = _draw_preview(sample, values["hole_area"], mask_config)
     storage.write_bytes(storage.join(uri, "preview.png"), prepared.encode_png(preview))
-    page = _write_page(uri, info, rows, rejected, values, preview)
+    page = _write_page(uri, info, rows, rejected, values, preview, mask_config)
     storage.write_bytes(storage.join(uri, "report.html"), page.encode())
 
 
@@ -203,8 +203,11 @@ def _write_page(
     rejected: Sequence[tuple[str, str]],
     values: Mapping[str, NDArray[np.float64]],
     preview: NDArray[np.uint8],
+    mask_config: MaskConfig,
 ) -> str:
     num_bald = sum(row["hair_area"] is None for row in rows)
+    least, most = mask_config.min_hole_area, mask_config.max_hole_area
+    in_range = ((values["hole_area"] >= least) & (values["hole_area"] <= most)).mean()
     facts = {
         "images": f"{info.num_images} of {info.size_px} px: {info.num_train} to train, {info.num_test} held back",
         "left out": str(info.num_rejected),
@@ -214,12 +217,14 @@ def _write_page(
         "color segments": info.color_segments,
         "eyes": info.eyes,
         "hair": info.hair if info.hair == "none" else f"{info.hair}, unknown in {num_bald} images",
+        "holes": f"{in_range:.1%} of {len(values['hole_area'])} drawn here cover {least:.0%} to {most:.0%}; "
+        f"hair, where it is known, is added to {mask_config.hair_probability:.0%}",
         "fingerprint": info.fingerprint,
     }
     statistics = []
     for name, of in values.items():
         bars = images.histogram(of, name, upper=_upper(name, of), width_px=420)
-        cells = [f"{value:.4g}" for value in _summary(of).values()]
+        cells = [f"{value:.3g}" for value in _summary(of).values()]
         statistics.append([_text(_MEANING[name]), *map(_text, cells), _embed(bars)])
     reasons = Counter(_kind(reason) for _, reason in rejected).most_common()
     sections = [
@@ -229,10 +234,9 @@ def _write_page(
         _table(["", "mean", *(f"{at} %" for at in _PERCENTILES), ""], statistics),
         "<h2>Look at these first</h2>",
         _table(["", "images"], [[_text(what), _text(", ".join(keys))] for what, keys in _odd(rows).items()]),
-        "<h2>Left out</h2>",
+        f"<h2>Left out: {len(rejected)}</h2>",
         _table(["reason", "images"], [[_text(reason), str(count)] for reason, count in reasons]),
-        _table(["image", "reason"], [[_text(key), _text(reason)] for key, reason in rejected[:_LISTED]]),
-        f"<p>{len(rejected)} in all; each is a row of rejected.parquet.</p>",
+        _table([f"the first {_LISTED}", ""], [[_text(key), _text(reason)] for key, reason in rejected[:_LISTED]]),
         "<h2>Preview</h2>",
         _embed(preview),
         "<h2>Settings</h2>",
@@ -241,7 +245,7 @@ def _write_page(
     style = (
         "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem}"
         "table{border-collapse:collapse;margin:.5rem 0}td,th{padding:.15rem .8rem .15rem 0;text-align:left;"
-        "vertical-align:top;overflow-wrap:anywhere}tr+tr{border-top:1px solid #ddd}img{max-width:100%}"
+        "vertical-align:top;overflow-wrap:break-word}tr+tr{border-top:1px solid #ddd}img{max-width:100%}"
     )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -272,6 +276,8 @@ def _kind(reason: str) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
     lines = ["<tr>" + "".join(f"<th>{_text(cell)}" for cell in head)] if head else []
     lines += ["<tr>" + "".join(f"<td>{cell}" for cell in row) for row in rows]
     return f"<table>{''.join(lines)}</table>"

@@ -47,7 +47,7 @@ class Shard:
     """
 
     settings: dict[str, Any]
-    settled: dict[str, str]
+    settled: dict[str, Any]
     rows: list[dict[str, Any]] = field(repr=False)
     refused: list[tuple[str, str]]
     num_bytes: int
@@ -93,7 +93,7 @@ class ShardMaker:
     """Prepares faces, one shard after the other, in one process."""
 
     def __init__(self, config: DataConfig, source: sources.FaceSource, uri: str, settings: dict[str, Any]) -> None:
-        """Take the work's description; weights are loaded when the first face needs them.
+        """Take the work's description.
 
         Args:
             config: with `sketch` settled, so that no two workers choose differently.
@@ -101,12 +101,15 @@ class ShardMaker:
             uri: of the dataset.
             settings: everything that shapes the shards; written into each.
         """
-        cv2.setNumThreads(1)
-        torch.set_num_threads(1)
         self._config = config
         self._source = source
         self._uri = uri
         self._settings = settings
+        self._is_set_up = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave weights behind; who works with them loads them."""
+        return ShardMaker, (self._config, self._source, self._uri, self._settings)
 
     @functools.cached_property
     def detector(self) -> sketches.EdgeDetector:
@@ -117,6 +120,24 @@ class ShardMaker:
     def parser(self) -> parsing.FaceParser | None:
         """What labels photographs that nobody labelled, if anything."""
         return parsing.load_parser(self._config.parser) if self._config.parser.model else None
+
+    def set_up(self) -> None:
+        """Make this process ready: load weights and libraries, and keep to one core, for every core has a process.
+
+        Raises:
+            ModelError: weights cannot be had.
+        """
+        if self._is_set_up:
+            return
+        cv2.setNumThreads(1)
+        torch.set_num_threads(1)
+        blank = np.full((self._config.size_px, self._config.size_px, 3), 128, np.uint8)
+        face = sources.Face(blank, blank, None, parsing.canonical_eyes(self._config.size_px))
+        # The first face through takes a second longer: libraries load parts of themselves when they are first used.
+        self.encode("", face, self.sketch([face] * _CHUNK)[0], self.color(face))
+        if self.parser is not None:
+            self.parser(blank)
+        self._is_set_up = True
 
     def make(self, number: int, keys: Sequence[str]) -> tuple[int, int]:
         """Prepare the images of one shard and write its file.

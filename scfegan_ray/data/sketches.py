@@ -37,8 +37,8 @@ _HED_MARGIN_PX = 16
 _LARGE_LEVELS = 3  # resolutions of HED that outgrow a processor's cache
 
 _PIXELS_PER_PASS = {"cpu": 1 << 20, "cuda": 1 << 21}
-# A CPU gains nothing from more than 6 images at a time. On a GPU the widest layer then takes 256 MB in bfloat16, so
-# that several processes can share one.
+# A CPU gains nothing from more. On a GPU the widest layer then takes 256 MB in bfloat16, so that several processes can
+# share one.
 
 _RIDGE_SIGMA_PX = 1.2
 _RIDGE_CURVATURE = 0.018
@@ -95,28 +95,26 @@ class HedDetector:
         mean = torch.tensor(_MEAN_RGB)
         # Pixels less a whole number stay exact in bfloat16, where pixels less the mean would lose up to half a gray
         # level; the first layer's bias makes up for the difference.
-        self._offset = mean.round().to(self._device)
+        offset = mean.round()
+        self._offset = offset.to(self._device)
         self._trunk: list[list[tuple[Tensor, Tensor]]] = []
         self._sides: list[Tensor] = []
         try:
-            fuse = torch.tensor(arrays["fuse/kernel"]).flatten()
-            bias = torch.tensor(arrays["fuse/bias"]).sum()
-            for level, count in enumerate(_TRUNK, 1):
+            # The fusion weighs each side output where it is smallest; only their sum is made at full size.
+            weights = arrays["fuse/kernel"].flatten()
+            self._bias = float(arrays["fuse/bias"].sum())
+            for level, (count, weight) in enumerate(zip(_TRUNK, weights, strict=True), 1):
                 layers = []
                 for index in range(1, count + 1):
                     kernel = self._place(arrays[f"conv{level}_{index}/kernel"])
-                    shift = torch.tensor(arrays[f"conv{level}_{index}/bias"]).to(self._device)
+                    bias = torch.tensor(arrays[f"conv{level}_{index}/bias"])
                     if level == index == 1:
                         kernel = kernel.flip(1)  # the weights want BGR
-                        rest = (self._offset - mean.to(self._device)).view(1, 3, 1, 1)
-                        shift = shift + (kernel.float() * rest).sum(dim=(1, 2, 3))
-                    layers.append((kernel, shift.to(precision)))
+                        bias = bias + (kernel.float().cpu().sum(dim=(2, 3)) * (offset - mean)).sum(dim=1)
+                    layers.append((kernel, bias.to(self._device, precision)))
                 self._trunk.append(layers)
-                # The fusion weighs each side output where it is smallest; only the sum is made at full size.
-                weight = float(fuse[level - 1])
-                self._sides.append(self._place(arrays[f"side{level}/kernel"] * np.float32(weight)))
-                bias = bias + weight * torch.tensor(arrays[f"side{level}/bias"]).sum()
-            self._bias = float(bias)
+                self._sides.append(self._place(arrays[f"side{level}/kernel"] * weight))
+                self._bias += float(arrays[f"side{level}/bias"].sum() * weight)
         except KeyError as error:
             raise ModelError(f"HED weights lack {error}; pass what weights.hed_arrays returns") from error
 

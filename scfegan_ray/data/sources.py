@@ -1,5 +1,4 @@
-"""Raw faces: a folder of images, the official CelebAMask-HQ layout, either of them zipped, Parquet files with an image
-column, or portraits drawn by this package.
+"""Raw faces: folders of images, the official CelebAMask-HQ layout, zips, Parquet, or portraits drawn by this package.
 
 A source is small and is sent to every worker; a worker asks it for one key after the other.
 """
@@ -244,6 +243,7 @@ class ParquetImages:
         return cursor
 
     def __getstate__(self) -> dict[str, Any]:
+        """Leave the open file behind."""
         return {name: value for name, value in self.__dict__.items() if name != "cursor"}
 
 

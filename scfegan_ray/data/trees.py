@@ -115,6 +115,7 @@ class ZipArchive:
             return zipfile.ZipFile(stream)
 
     def __getstate__(self) -> dict[str, Any]:
+        """Leave the open archive behind."""
         return {"uri": self.uri}
 
 

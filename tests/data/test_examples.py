@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from scfegan_ray.config import MaskConfig
 from scfegan_ray.data import examples, prepared
@@ -120,6 +122,13 @@ def test_shares_of_any_number_of_workers_are_the_same_global_batch(dataset: Prep
         assert same(whole[step], joined)
 
 
+def test_batches_are_the_examples_of_their_positions(dataset: PreparedDataset) -> None:
+    for step, batch in enumerate(batches(dataset, 4)):
+        expected = [examples.training_example(dataset, MASKS, 3, 8 * step + at) for at in range(8)]
+        assert same(batch, examples.stack(expected))
+        assert all(array.dtype == expected[0][name].dtype for name, array in batch.items())
+
+
 def test_resuming_goes_on_where_it_stopped(dataset: PreparedDataset) -> None:
     whole = batches(dataset, 5)
     assert all(same(a, b) for a, b in zip(whole[2:], batches(dataset, 3, start=16), strict=True))
@@ -171,11 +180,21 @@ def test_dataset_without_test_images_evaluates_on_all(dataset: PreparedDataset) 
     assert dataset.held_back(3) == [0, 1, 2]
 
 
-def test_png_round_trip() -> None:
-    rng = np.random.default_rng(0)
-    for shape in ((5, 7), (5, 7, 3)):
-        image = rng.integers(0, 256, shape, np.uint8)
-        assert np.array_equal(prepared.decode_png(prepared.encode_png(image)), image)
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (40, 1), (1, 40, 3), (64, 64, 3)])
+@pytest.mark.parametrize("levels", [2, 256])
+def test_png_round_trip(shape: tuple[int, ...], levels: int) -> None:
+    noise = np.random.default_rng(0).integers(0, levels, shape, np.uint8)
+    for image in (noise, np.full_like(noise, 7), np.cumsum(noise, axis=0, dtype=np.uint8)):
+        encoded = prepared.encode_png(image)
+        for data in (encoded, pa.py_buffer(encoded)):
+            decoded = prepared.decode_png(data)
+            assert decoded.dtype == np.uint8
+            assert np.array_equal(decoded, image)
+
+
+def test_others_read_our_png() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    assert np.array_equal(Image.open(io.BytesIO(prepared.encode_png(image))), image)
 
 
 def test_unfinished_dataset_is_none(tmp_path: Path) -> None:

@@ -133,6 +133,25 @@ def test_brush_on_a_single_pixel() -> None:
         assert (draw_brush(mask, MaskConfig(), np.random.default_rng(seed)) <= mask).all()
 
 
+def test_brush_on_a_hole_too_small_for_the_canvas() -> None:
+    mask = np.zeros((512, 512), np.uint8)
+    mask[100, 31] = 1
+    for seed in range(20):
+        assert (draw_brush(mask, MaskConfig(), np.random.default_rng(seed)) <= mask).all()
+
+
+def test_brush_reaches_the_share_it_drew() -> None:
+    config = MaskConfig(color_absent_probability=0.0, min_brush=0.03, max_brush=0.05)
+    mask = np.zeros((256, 256), np.uint8)
+    mask[64:192, 64:192] = 1
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        rng.random()  # whether to paint at all
+        share = rng.beta(3 * 0.6, 3 * 0.4)
+        painted = draw_brush(mask, config, np.random.default_rng(seed)).sum() / mask.sum()
+        assert painted == pytest.approx(1.0 if share > 0.95 else share, abs=0.05)
+
+
 def test_noise_is_bernoulli_inside_the_hole() -> None:
     rng = np.random.default_rng(0)
     mask = np.zeros((512, 512), np.uint8)
@@ -143,3 +162,12 @@ def test_noise_is_bernoulli_inside_the_hole() -> None:
     assert noise[:300].mean() == pytest.approx(0.159, abs=0.004)
     assert not draw_noise(mask, MaskConfig(noise_probability=0.0), rng).any()
     np.testing.assert_array_equal(draw_noise(mask, MaskConfig(noise_probability=1.0), rng), mask)
+    odd = np.ones((3, 5), np.uint8)
+    np.testing.assert_array_equal(draw_noise(odd, MaskConfig(noise_probability=1.0), rng), odd)
+
+
+def test_noise_of_neighbors_is_independent() -> None:
+    noise = draw_noise(np.ones((512, 512), np.uint8), MaskConfig(), np.random.default_rng(0)).astype(np.float64)
+    noise -= noise.mean()
+    for down, right in ((0, 1), (0, 2), (0, 3), (0, 4), (1, 0)):
+        assert abs((noise * np.roll(noise, (down, right), (0, 1))).mean() / noise.var()) < 0.01

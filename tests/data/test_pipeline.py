@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,40 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster import Cluster
 from scfegan_ray import storage
 from scfegan_ray.config import Config, DataConfig
 from scfegan_ray.data import faces, pipeline, prepared, shards
 from scfegan_ray.errors import DataError, StorageError
-
-
-class Cluster:
-    """Stands for Ray: makes shards here, and stops where it is told to."""
-
-    def __init__(self) -> None:
-        self.made: list[int] = []
-        self.stop_after: int | None = None
-        self.num_sessions = 0
-
-    @contextlib.contextmanager
-    def session(self) -> Iterator[None]:
-        self.num_sessions += 1
-        yield
-
-    def run(self, plan: pipeline._Plan, config: DataConfig, missing: list[int]) -> tuple[float, int]:
-        maker = shards.ShardMaker(config, plan.source, plan.uri, plan.settings)
-        for done, number in enumerate(missing):
-            if done == self.stop_after:
-                raise KeyboardInterrupt
-            maker.make(number, plan.shards[number])
-            self.made.append(number)
-        return 1.0, sum(len(plan.shards[number]) for number in missing)
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    made = Cluster()
-    monkeypatch.setattr(pipeline, "_run", made.run)
-    return made
 
 
 @pytest.fixture
@@ -272,8 +242,8 @@ def block(keys: list[str], shard: int = 3) -> pa.Table:
 
 def test_stage_gives_one_line_about_its_shard(config: Config, tmp_path: Path) -> None:
     plan = pipeline._make_plan(config)
-    stage = pipeline._MakeShard(config.data, plan.source, plan.uri, plan.settings)
-    [row] = stage(block(plan.shards[0])).to_pylist()
+    maker = shards.ShardMaker(config.data, plan.source, plan.uri, plan.settings)
+    [row] = pipeline.make_shard(maker, block(plan.shards[0])).to_pylist()
     assert (row["prepared"], row["refused"], row["error"], row["message"]) == (4, 0, "", "")
     assert row["began"] <= row["ended"]
     assert (tmp_path / "made" / "data" / "part-00003.parquet").exists()
@@ -281,8 +251,8 @@ def test_stage_gives_one_line_about_its_shard(config: Config, tmp_path: Path) ->
 
 def test_stage_names_what_ends_the_job(config: Config) -> None:
     plan = pipeline._make_plan(config)
-    stage = pipeline._MakeShard(config.data, plan.source, "/proc/nowhere", plan.settings)
-    [row] = stage(block(plan.shards[0])).to_pylist()
+    maker = shards.ShardMaker(config.data, plan.source, "/proc/nowhere", plan.settings)
+    [row] = pipeline.make_shard(maker, block(plan.shards[0])).to_pylist()
     assert row["error"] == "StorageError"
     assert "cannot write /proc/nowhere/data/part-00003.parquet" in row["message"]
 

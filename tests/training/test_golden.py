@@ -40,7 +40,7 @@ def curve() -> list[dict[str, float]]:
             {
                 "key": str(index),
                 "image": face.image,
-                "sketch": sketches.make_sketches(face.image[None], detector, config.data.sketch)[0],
+                "sketch": sketches.make_sketches([face.image], detector, config.data.sketch, 32)[0],
                 "color": colors.make_color_map(face.image, face.labels, config.data.color),
                 "hair": parsing.hair_region(face.labels),
                 "eyes": np.asarray(face.eyes, np.float32),
