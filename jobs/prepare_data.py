@@ -22,7 +22,7 @@ class Arguments(cli.Arguments):
     """Prepare nothing, but say what the dataset at this URI holds, and whether it is whole."""
     benchmark: bool = False
     """Prepare nothing to keep, but time each stage alone, all in one process, the Ray pipeline, and training's own
-    loading, on the first photographs of the source: 128 per core, or data.max_images."""
+    loading, on the first photographs of the source: half a minute's work, or data.max_images."""
 
 
 def job(arguments: Arguments) -> dict[str, Any]:

@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 _STAGE_IMAGES = 96
 _SHARDS_PER_CORE = 8
-_IMAGES_PER_SHARD = 16
+_PIPELINE_SECONDS = 30.0
+_ALL_IN_ONE = "all stages, one process"
 _CHUNK = 8
 _LOADING_SECONDS = 3.0
 _LOADING_BATCH = 16
@@ -40,8 +41,8 @@ def run(
     whole in one process are measured before the Ray pipeline and after it, and averaged.
 
     Args:
-        config: `data` as for a preparation; `data.max_images` says how many photographs the pipeline gets, 128 per core
-            where it is unset.
+        config: `data` as for a preparation; `data.max_images` says how many photographs the pipeline gets, half a
+            minute's work where it is unset.
         session: Ray must run within it.
 
     Returns:
@@ -60,7 +61,8 @@ def run(
             num_cores = pipeline.num_cores()
             # As many shards for each core, so that none waits for another at the end: that is no matter of speed.
             num_shards = _SHARDS_PER_CORE * num_cores
-            num_images = min(data.max_images or num_shards * _IMAGES_PER_SHARD, len(listing.keys))
+            enough = int(_PIPELINE_SECONDS * num_cores * len(keys) / seconds[_ALL_IN_ONE][0])
+            num_images = min(data.max_images or enough, len(listing.keys))
             data = replace(
                 data,
                 prepared=f"{scratch}/ray",
@@ -74,12 +76,12 @@ def run(
         _time_stages(maker, keys, config.data.shard_images, seconds)
         loading = _time_loading(config, f"{scratch}/ray", Path(scratch, "cache"))
     per_image = {name: sum(values) / (len(values) * len(keys)) for name, values in seconds.items()}
-    in_one = per_image.pop("all stages, one process")
+    in_one = per_image.pop(_ALL_IN_ONE)
     by_stages = num_cores / sum(per_image.values())
     reached = made.num_made / made.busy_seconds
     rates = {name: 1 / value for name, value in per_image.items()}
     rates |= {
-        "all stages, one process": 1 / in_one,
+        _ALL_IN_ONE: 1 / in_one,
         f"{num_cores} cores by the stages": by_stages,
         f"Ray pipeline, {num_cores} cores": reached,
         "Ray pipeline with its start and end": made.num_made / whole_seconds,
@@ -130,7 +132,7 @@ def _time_stages(maker: shards.ShardMaker, keys: list[str], per_shard: int, seco
     stop("write")
     for number, at in enumerate(range(0, len(keys), per_shard)):
         maker.make(number, keys[at : at + per_shard])
-    stop("all stages, one process")
+    stop(_ALL_IN_ONE)
 
 
 def _time_loading(config: Config, uri: str, cache: Path) -> dict[str, float]:

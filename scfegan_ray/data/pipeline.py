@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 _SUMMARY_THREADS = 8
 _MANY_SHARDS = 8  # per core
+_LOGGED = 20
 
 _ALLOCATION = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 """Lets glibc keep the memory of one image for the next: by default it goes back to the system and comes again page by
@@ -195,10 +196,13 @@ def _make(config: Config, plan: _Plan, session: Callable[[], contextlib.Abstract
         raise DataError(
             f"none of the {len(rejected)} images of {config.data.source} can be used: {': '.join(rejected[0])}"
         )
-    for key, reason in rejected:
+    for key, reason in rejected[:_LOGGED]:
         logger.warning("left out %s: %s", key, reason)
+    if len(rejected) > _LOGGED:
+        logger.warning("left out %d more; all are in %s/rejected.parquet", len(rejected) - _LOGGED, plan.uri)
     info = _describe(config, plan, settled, rows, rejected)
-    storage.delete_abandoned(storage.join(plan.uri, "data"))
+    for folder in (plan.uri, storage.join(plan.uri, "data")):
+        storage.delete_abandoned(folder)
     _write_rejected(plan.uri, rejected)
     report.write(plan.uri, info, rows, rejected, config.masks)
     storage.write_bytes(storage.join(plan.uri, "dataset.json"), info.to_json())
