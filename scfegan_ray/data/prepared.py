@@ -133,13 +133,14 @@ class DatasetInfo:
         try:
             values = json.loads(storage.read_bytes(place))
             version = values["schema_version"]
-            if version != SCHEMA_VERSION:
-                raise DataError(
-                    f"{place} has schema version {version}, this package reads {SCHEMA_VERSION}; prepare anew"
-                )
-            return cls(**values)
+            if version == SCHEMA_VERSION:
+                return cls(**values)
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{place} is damaged ({error}); delete the folder and prepare anew") from error
+        raise DataError(
+            f"{place} has schema version {version}, this package reads {SCHEMA_VERSION}; prepare it anew at another "
+            "--data.prepared, or delete that folder first"
+        )
 
 
 class PreparedDataset:

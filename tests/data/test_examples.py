@@ -213,7 +213,10 @@ def test_lost_rows_are_noticed_and_not_cached(tmp_path: Path) -> None:
     assert len(PreparedDataset.open(write_dataset(tmp_path / "anew")).keys) == NUM
 
 
-@pytest.mark.parametrize(("change", "named"), [({"schema_version": 99}, "schema version 99"), ({"x": 1}, "damaged")])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"schema_version": 99}, "has schema version 99, this package reads 2; prepare it anew"), ({"x": 1}, "damaged")],
+)
 def test_foreign_description_is_refused(tmp_path: Path, change: dict[str, Any], named: str) -> None:
     root = Path(write_dataset(tmp_path / "set"))
     values = json.loads((root / "dataset.json").read_text()) | change

@@ -32,7 +32,7 @@ SKIN, BLUE = LABELS.index("skin"), (0, 0, 255)
 PALETTE = np.array([(r, g, b) for r in (0, 128, 255) for g in (0, 128, 255) for b in (0, 128, 255)], np.uint8)
 
 
-def _network(
+def color_parser(
     colors: Sequence[Sequence[int]],
     then: Sequence[onnx.NodeProto] = (),
     outputs: Sequence[str] = ("scores",),
@@ -173,7 +173,7 @@ def test_a_face_has_skin() -> None:
 @pytest.mark.parametrize("channel_order", ["rgb", "bgr"])
 def test_each_class_of_the_network_becomes_its_label(classes: str, order: Sequence[str], channel_order: str) -> None:
     config = ParserConfig(classes=classes, size_px=SIZE, channel_order=channel_order)  # type: ignore[arg-type]
-    parser = FaceParser(_network(PALETTE[: len(order)], config=config), config)
+    parser = FaceParser(color_parser(PALETTE[: len(order)], config=config), config)
     image = PALETTE[np.arange(SIZE) % len(order)][None].repeat(SIZE, 0)
     labels = parser(image)
     assert labels.dtype == np.uint8
@@ -186,7 +186,7 @@ def test_known_orders() -> None:
     wanted = "skin l_brow r_brow l_eye r_eye eye_g l_ear r_ear ear_r nose mouth u_lip l_lip neck neck_l cloth hair hat"
     names = ("background", *wanted.split())
     config = ParserConfig(classes="bisenet", size_px=SIZE)
-    model = _network(PALETTE[:19], config=config)
+    model = color_parser(PALETTE[:19], config=config)
     image = PALETTE[np.arange(SIZE) % 19][None].repeat(SIZE, 0)
     spelled = dataclasses.replace(config, classes=",".join(names))
     np.testing.assert_array_equal(FaceParser(model, config)(image), FaceParser(model, spelled)(image))
@@ -194,20 +194,22 @@ def test_known_orders() -> None:
 
 @pytest.mark.parametrize("size", [16, 32, SIZE, 96, 256])
 def test_labels_have_the_size_of_the_image(size: int) -> None:
-    labels = FaceParser(_network(RED_BLUE), PLAIN)(_halves(size, size // 4))
+    labels = FaceParser(color_parser(RED_BLUE), PLAIN)(_halves(size, size // 4))
     assert labels.shape == (size, size)
     assert (labels[:, : size // 4] == SKIN).all()
     assert (labels[:, size // 4 :] == HAIR).all()
 
 
 def test_free_dimensions_of_the_input() -> None:
-    model = _network(RED_BLUE, input_shape=("batch", 3, "height", "width"))
-    assert (FaceParser(model, PLAIN)(_halves(SIZE, 9)) == FaceParser(_network(RED_BLUE), PLAIN)(_halves(SIZE, 9))).all()
+    model = color_parser(RED_BLUE, input_shape=("batch", 3, "height", "width"))
+    assert (
+        FaceParser(model, PLAIN)(_halves(SIZE, 9)) == FaceParser(color_parser(RED_BLUE), PLAIN)(_halves(SIZE, 9))
+    ).all()
 
 
 def test_scores_of_a_quarter_of_the_size_are_blended() -> None:
     pool = helper.make_node("AveragePool", ["scores"], ["small"], kernel_shape=[4, 4], strides=[4, 4])
-    parser = FaceParser(_network(RED_BLUE, [pool], ["small"]), PLAIN)
+    parser = FaceParser(color_parser(RED_BLUE, [pool], ["small"]), PLAIN)
     # Column 42 is in the middle of a score's cell: nearest scores could not say so.
     labels = parser(_halves(SIZE, 42))
     assert (labels[:, :42] == SKIN).all()
@@ -217,7 +219,7 @@ def test_scores_of_a_quarter_of_the_size_are_blended() -> None:
 @pytest.mark.parametrize("outputs", [("negated", "scores"), ("scores", "negated", "shifted")])
 def test_the_first_output_counts_even_where_others_lie_on_the_way(outputs: tuple[str, ...]) -> None:
     then = [helper.make_node("Neg", ["scores"], ["negated"]), helper.make_node("Neg", ["negated"], ["shifted"])]
-    parser = FaceParser(_network(RED_BLUE, then, outputs), PLAIN)
+    parser = FaceParser(color_parser(RED_BLUE, then, outputs), PLAIN)
     left, right = (SKIN, HAIR) if outputs[0] == "scores" else (HAIR, SKIN)
     labels = parser(_halves(SIZE, 20))
     assert (labels[:, :20] == left).all()
@@ -231,7 +233,7 @@ def test_class_ids(keepdims: int, dtype: int) -> None:
         helper.make_node("ArgMax", ["scores"], ["best"], axis=1, keepdims=keepdims),
         helper.make_node("Cast", ["best"], ["ids"], to=dtype),
     ]
-    labels = FaceParser(_network(RED_BLUE, then, ["ids"]), PLAIN)(_halves(2 * SIZE, 40))
+    labels = FaceParser(color_parser(RED_BLUE, then, ["ids"]), PLAIN)(_halves(2 * SIZE, 40))
     assert labels.shape == (2 * SIZE, 2 * SIZE)
     assert (labels[:, :40] == SKIN).all()
     assert (labels[:, 40:] == HAIR).all()
@@ -239,7 +241,7 @@ def test_class_ids(keepdims: int, dtype: int) -> None:
 
 def test_parser_is_loaded_with_its_digest(tmp_path: Path) -> None:
     path = tmp_path / "parser.onnx"
-    path.write_bytes(_network(RED_BLUE))
+    path.write_bytes(color_parser(RED_BLUE))
     parser = load_parser(dataclasses.replace(PLAIN, model=str(path)))
     assert parser.digest == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (parser(_halves(SIZE, 0)) == HAIR).all()
@@ -251,7 +253,7 @@ def test_missing_file_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"no network at all", b"\x89PNG\r\n\x1a\n" + bytes(64), _network(RED_BLUE)[:-40]]
+    "data", [b"", b"no network at all", b"\x89PNG\r\n\x1a\n" + bytes(64), color_parser(RED_BLUE)[:-40]]
 )
 def test_file_that_is_no_onnx(data: bytes) -> None:
     with pytest.raises(ModelError, match=r"mine\.onnx cannot be read as an ONNX network .*check --data.parser.model"):
@@ -259,7 +261,7 @@ def test_file_that_is_no_onnx(data: bytes) -> None:
 
 
 def test_weights_in_a_file_beside_it(tmp_path: Path) -> None:
-    model = onnx.load_from_string(_network(RED_BLUE))
+    model = onnx.load_from_string(color_parser(RED_BLUE))
     onnx.save(model, tmp_path / "parser.onnx", save_as_external_data=True, location="weights", size_threshold=0)
     with pytest.raises(ModelError, match="keeps its weights in another file; export it as one file"):
         load_parser(dataclasses.replace(PLAIN, model=str(tmp_path / "parser.onnx")))
@@ -279,16 +281,22 @@ SUM = [helper.make_node("Add", ["scores", "other"], ["out"])]
 @pytest.mark.parametrize(
     ("model", "named"),
     [
-        (_network(RED_BLUE, UNKNOWN, ["out"]), "has operators that OpenCV"),
-        (_network(RED_BLUE, FLAT, ["out"]), r"gives \(1, 8192\); with the 2 classes"),
-        (_network(RED_BLUE, CHANNELS_LAST, ["out"]), r"gives \(1, 64, 64, 2\).*or export it channels first"),
-        (_network(PALETTE[:19]), r"gives \(1, 19, 64, 64\); with the 2 classes .* name each of its classes"),
-        (_network(RED_BLUE, ONE_CHANNEL, ["out"]), r"in one channel, which are no ids of the 2 classes"),
-        (_network(RED_BLUE, NOT_A_NUMBER, ["out"]), "scores that are no numbers; export it in float32"),
-        (_network(RED_BLUE, input_shape=(1, 3, 32, 32)), r"takes \(1 x 3 x 32 x 32\).*set --data.parser.size-px"),
-        (_network(RED_BLUE, input_shape=(1, SIZE, SIZE, 3)), r"takes \(1 x 64 x 64 x 3\).*export it channels first"),
-        (_network(RED_BLUE, input_shape=(4, 3, SIZE, SIZE)), r"takes \(4 x .*for one image at a time"),
-        (_network(RED_BLUE, SUM, ["out"], inputs=("image", "other")), r"takes \(1 x .*\) and \(1 x .*not one input"),
+        (color_parser(RED_BLUE, UNKNOWN, ["out"]), "has operators that OpenCV"),
+        (color_parser(RED_BLUE, FLAT, ["out"]), r"gives \(1, 8192\); with the 2 classes"),
+        (color_parser(RED_BLUE, CHANNELS_LAST, ["out"]), r"gives \(1, 64, 64, 2\).*or export it channels first"),
+        (color_parser(PALETTE[:19]), r"gives \(1, 19, 64, 64\); with the 2 classes .* name each of its classes"),
+        (color_parser(RED_BLUE, ONE_CHANNEL, ["out"]), r"in one channel, which are no ids of the 2 classes"),
+        (color_parser(RED_BLUE, NOT_A_NUMBER, ["out"]), "scores that are no numbers; export it in float32"),
+        (color_parser(RED_BLUE, input_shape=(1, 3, 32, 32)), r"takes \(1 x 3 x 32 x 32\).*set --data.parser.size-px"),
+        (
+            color_parser(RED_BLUE, input_shape=(1, SIZE, SIZE, 3)),
+            r"takes \(1 x 64 x 64 x 3\).*export it channels first",
+        ),
+        (color_parser(RED_BLUE, input_shape=(4, 3, SIZE, SIZE)), r"takes \(4 x .*for one image at a time"),
+        (
+            color_parser(RED_BLUE, SUM, ["out"], inputs=("image", "other")),
+            r"takes \(1 x .*\) and \(1 x .*not one input",
+        ),
     ],
 )
 def test_network_that_does_not_fit(model: bytes, named: str) -> None:
@@ -302,14 +310,14 @@ def test_free_dimensions_that_are_not_really_free() -> None:
         helper.make_node("Constant", [], ["shape"], value=shape),
         helper.make_node("Reshape", ["scores", "shape"], ["out"]),
     ]
-    model = _network(RED_BLUE, then, ["out"], input_shape=(1, 3, "height", "width"))
+    model = color_parser(RED_BLUE, then, ["out"], input_shape=(1, 3, "height", "width"))
     with pytest.raises(ModelError, match="cannot be run at 64 pixels .*the size that it was exported for"):
         FaceParser(model, PLAIN)
 
 
 def test_more_class_ids_than_names() -> None:
     ids = [helper.make_node("ArgMax", ["scores"], ["ids"], axis=1, keepdims=0)]
-    parser = FaceParser(_network((*RED_BLUE, (0, 255, 0)), ids, ["ids"]), PLAIN)
+    parser = FaceParser(color_parser((*RED_BLUE, (0, 255, 0)), ids, ["ids"]), PLAIN)
     with pytest.raises(ModelError, match="values from 2 to 2 in one channel"):
         parser(np.full((SIZE, SIZE, 3), (0, 255, 0), np.uint8))
 
@@ -324,4 +332,4 @@ def test_more_class_ids_than_names() -> None:
 )
 def test_class_names_are_checked(classes: str, named: str) -> None:
     with pytest.raises(ModelError, match=named):
-        FaceParser(_network(RED_BLUE), dataclasses.replace(PLAIN, classes=classes))
+        FaceParser(color_parser(RED_BLUE), dataclasses.replace(PLAIN, classes=classes))

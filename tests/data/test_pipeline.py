@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from test_parsing import color_parser
 
 from cluster import Cluster
 from scfegan_ray import storage
-from scfegan_ray.config import Config, DataConfig
+from scfegan_ray.config import Config, DataConfig, ParserConfig
 from scfegan_ray.data import faces, pipeline, prepared, shards
 from scfegan_ray.errors import DataError, StorageError
 
@@ -178,6 +179,28 @@ def test_each_refused_image_is_a_row(config: Config, cluster: Cluster, photograp
     assert list(zip(table["key"], table["reason"], strict=True)) == expected
     assert (made.info.num_images, made.info.num_rejected) == (5, 3)
     assert (made.info.color_segments, made.info.eyes, made.info.hair) == ("superpixels", "canonical", "none")
+
+
+def test_face_parser_labels_photographs(config: Config, cluster: Cluster, tmp_path: Path) -> None:
+    folder, model = tmp_path / "faces", tmp_path / "parser.onnx"
+    folder.mkdir()
+    halves = np.full((64, 64, 3), (0, 0, 255), np.uint8)
+    halves[:16] = (255, 0, 0)
+    (folder / "face.png").write_bytes(prepared.encode_png(halves))
+    (folder / "wall.png").write_bytes(prepared.encode_png(np.full((64, 64, 3), (255, 0, 0), np.uint8)))
+    model.write_bytes(color_parser([(255, 0, 0), (0, 0, 255)]))
+    parser = ParserConfig(model=str(model), classes="hair,skin", size_px=64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    config = replace(config, data=replace(config.data, source=str(folder), parser=parser))
+    made = pipeline.prepare(config)
+    assert (made.info.color_segments, made.info.eyes, made.info.hair) == ("parser", "parser", "parser")
+    dataset = prepared.PreparedDataset.open(made.uri)
+    hair = dataset.row(0)["hair"]
+    assert hair[:8].all() and not hair[8:].any()
+    assert dataset.row(1)["hair"] is None, "no face was found there"
+    assert "hair parser, unknown in 1 images" in Path(made.uri, "report.html").read_text().replace("</b><td>", " ")
+    model.write_bytes(color_parser([(255, 0, 0), (0, 0, 250)]))
+    with pytest.raises(DataError, match=r"was prepared with data\.parser\.sha256 = \w{64}, now it is"):
+        pipeline.prepare(config)
 
 
 def test_source_without_one_good_image(config: Config, cluster: Cluster, photographs: Path) -> None:
