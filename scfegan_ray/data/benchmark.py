@@ -168,14 +168,18 @@ def _rate(work: Callable[[int], object]) -> float:
 
 
 @contextlib.contextmanager
-def _peak_memory(every_seconds: float = 3.0) -> Iterator[list[int]]:
-    """Collect, while the context lasts, the memory of this process and its descendants, shared pages counted once."""
+def _peak_memory(every_seconds: float = 8.0) -> Iterator[list[int]]:
+    """Collect, while the context lasts, the memory of this process and its descendants, shared pages counted once.
+
+    Seldom and once at the end: the system holds each process still while it counts its pages.
+    """
     samples: list[int] = []
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(every_seconds):
             samples.append(_tree_bytes())
+        samples.append(_tree_bytes())
 
     watcher = threading.Thread(target=watch, daemon=True)
     if Path("/proc/self/smaps_rollup").exists():
