@@ -59,15 +59,15 @@ def run(
         _time_stages(maker, keys, data.shard_images, seconds)
         with session():
             num_cores = pipeline.num_cores()
-            # As many shards for each core, so that none waits for another at the end: that is no matter of speed.
-            num_shards = _SHARDS_PER_CORE * num_cores
             enough = int(_PIPELINE_SECONDS * num_cores * len(keys) / seconds[_ALL_IN_ONE][0])
             num_images = min(data.max_images or enough, len(listing.keys))
+            # As many shards for each core, so that none waits for another at the end: that is no matter of speed.
+            per_core = max(_SHARDS_PER_CORE, -(-num_images // (num_cores * data.shard_images)))
             data = replace(
                 data,
                 prepared=f"{scratch}/ray",
                 max_images=num_images,
-                shard_images=min(data.shard_images, -(-num_images // num_shards)),
+                shard_images=-(-num_images // (num_cores * per_core)),
             )
             with _peak_memory() as peak:
                 started = time.perf_counter()
