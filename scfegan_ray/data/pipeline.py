@@ -262,7 +262,8 @@ def _run(plan: _Plan, config: DataConfig, missing: list[int]) -> tuple[float, in
     dataset = ray.data.from_arrow(blocks).map_batches(
         _MakeShard,
         fn_constructor_args=[shards.ShardMaker(config, plan.source, plan.uri, plan.settings)],
-        batch_size=None,
+        # That of every block but the last: a batch is a block, and Ray Data wants a number where a GPU is used.
+        batch_size=config.shard_images,
         batch_format="pyarrow",
         # One actor per core from the start; the pool grows with the cluster, up to one per shard. A second shard in an
         # actor's queue saves the fifth of a second in which Ray Data finds it the next one; but where shards are few,

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -217,3 +218,32 @@ def test_benchmark_prints_every_stage(tmp_path: Path) -> None:
     for name in rates:
         assert re.search(rf"{re.escape(name)} +[\d.]+ images/s", done.stderr)
     assert list(tmp_path.iterdir()) == [], "a benchmark keeps nothing"
+
+
+def test_actors_share_the_gpus(tmp_path: Path) -> None:
+    code = """
+import ray, ray.data
+from scfegan_ray.config import Config, DataConfig, ModelConfig, SketchConfig
+from scfegan_ray.data import pipeline
+ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False)
+asked, plain = [], ray.data.Dataset.map_batches
+def spy(dataset, *arguments, **named):
+    asked.append(named["num_gpus"])
+    return plain(dataset, *arguments, **named)
+ray.data.Dataset.map_batches = spy
+data = DataConfig(size_px=32, num_embedded=10, shard_images=4, sketch=SketchConfig(detector="opencv"))
+made = pipeline.prepare(Config(model=ModelConfig(num_downsamples=2), data=data))
+print(made.info.num_images, asked)
+"""
+    environment = os.environ | {"RAY_TMPDIR": f"/tmp/scfegan-{os.getuid()}", "RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "10 [0.5]"
