@@ -27,7 +27,6 @@ _STAGE_IMAGES = 96
 _SHARDS_PER_CORE = 8
 _PIPELINE_SECONDS = 30.0
 _ALL_IN_ONE = "all stages, one process"
-_CHUNK = 8
 _LOADING_SECONDS = 3.0
 _LOADING_BATCH = 16
 
@@ -121,7 +120,8 @@ def _time_stages(maker: shards.ShardMaker, keys: list[str], per_shard: int, seco
 
     loaded = [maker.load(key) for key in keys]
     stop("read, decode, resize, label")
-    drawn = np.concatenate([maker.sketch(loaded[at : at + _CHUNK]) for at in range(0, len(loaded), _CHUNK)])
+    chunks = [loaded[at : at + shards.CHUNK_IMAGES] for at in range(0, len(loaded), shards.CHUNK_IMAGES)]
+    drawn = np.concatenate([maker.sketch(chunk) for chunk in chunks])
     stop("sketch")
     painted = [maker.color(face) for face in loaded]
     stop("color")

@@ -53,10 +53,7 @@ def decode_photograph(data: bytes, *, max_megapixels: float, at_least_px: int) -
         DataError: it cannot be used; the text is the reason, without a name.
     """
     image = _decode(data, max_megapixels, at_least_px)
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return np.asarray(_to_rgb(image.crop((left, top, left + side, top + side))), np.uint8)
+    return np.asarray(_to_rgb(image.crop(central_square(*image.size))), np.uint8)
 
 
 def decode_mask(data: bytes, *, max_megapixels: float) -> NDArray[np.bool_]:
@@ -75,6 +72,13 @@ def decode_mask(data: bytes, *, max_megapixels: float) -> NDArray[np.bool_]:
     image = _decode(data, max_megapixels, None)
     gray: NDArray[np.bool_] = np.asarray(image.convert("L")) > 127
     return gray
+
+
+def central_square(width: int, height: int) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of the largest square in the middle of an image, in pixels."""
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
 
 
 def resize(image: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:

@@ -22,7 +22,6 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +39,6 @@ from scfegan_ray.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-_SUMMARY_THREADS = 8
 _MANY_SHARDS = 8  # per core
 _LOGGED = 20
 
@@ -213,7 +211,7 @@ def _make(config: Config, plan: _Plan, session: Callable[[], contextlib.Abstract
 def _finished(plan: _Plan) -> list[int]:
     """Return the numbers of the shards whose files are there."""
     names = set(storage.list_files(storage.join(plan.uri, "data")))
-    numbers = [at for at in range(len(plan.shards)) if shards.place(plan.uri, at).rpartition("/")[2] in names]
+    numbers = [at for at in range(len(plan.shards)) if shards.file_name(at) in names]
     if len(numbers) < len(names):
         raise DataError(f"{plan.uri} holds shards of another dataset; choose another --data.prepared or delete it")
     return numbers
@@ -225,8 +223,8 @@ def _read_shards(plan: _Plan, numbers: list[int]) -> dict[int, shards.Shard]:
     Raises:
         DataError: one was made with other settings, or does not hold the images that it should.
     """
-    with ThreadPoolExecutor(_SUMMARY_THREADS) as pool:
-        read = dict(zip(numbers, pool.map(lambda at: shards.read(shards.place(plan.uri, at)), numbers), strict=True))
+    found = shards.read_all([shards.place(plan.uri, number) for number in numbers])
+    read = dict(zip(numbers, found, strict=True))
     for number, shard in read.items():
         _check_same(plan, shard.settings, "holds shards of a preparation that was begun")
         if {row["key"] for row in shard.rows} | {key for key, _ in shard.refused} != set(plan.shards[number]):

@@ -59,7 +59,7 @@ def write(
         StorageError: the dataset cannot be read or written.
     """
     sample = _sample(uri, info.num_shards)
-    values = _values(rows, sample, mask_config)
+    values = _values(rows, sample, info.size_px, mask_config)
     preview = _draw_preview(sample, values["hole_area"], mask_config)
     storage.write_bytes(storage.join(uri, "preview.png"), prepared.encode_png(preview))
     page = _write_page(uri, info, rows, rejected, values, preview, mask_config)
@@ -86,7 +86,7 @@ def inspect(uri: str, mask_config: MaskConfig) -> dict[str, Any]:
     names = storage.list_files(storage.join(place, "data"))
     if not names:
         raise DataError(f"no prepared dataset at {place}; make one with jobs/prepare_data.py")
-    parts = [shards.read(storage.join(place, "data", name)) for name in names]
+    parts = shards.read_all([storage.join(place, "data", name) for name in names])
     rows = [row for part in parts for row in part.rows]
     num_rejected = sum(len(part.refused) for part in parts)
     found: dict[str, Any] = {"dataset": place, "finished": info is not None}
@@ -100,7 +100,8 @@ def inspect(uri: str, mask_config: MaskConfig) -> dict[str, Any]:
                 "others; delete it and prepare anew"
             )
         found |= asdict(info)
-    values = _values(rows, _sample_of(place, names), mask_config)
+    size_px = parts[0].settings["data.size_px"]
+    values = _values(rows, _sample_of(place, names), size_px, mask_config)
     statistics = {name: _summary(of) for name, of in values.items()}
     found |= {"num_bytes": sum(part.num_bytes for part in parts), "statistics": statistics}
     _log(found)
@@ -108,7 +109,7 @@ def inspect(uri: str, mask_config: MaskConfig) -> dict[str, Any]:
 
 
 def _sample(uri: str, num_shards: int) -> list[dict[str, Any]]:
-    return _sample_of(uri, [shards.place(uri, at).rpartition("/")[2] for at in range(num_shards)])
+    return _sample_of(uri, [shards.file_name(at) for at in range(num_shards)])
 
 
 def _sample_of(uri: str, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -119,9 +120,9 @@ def _sample_of(uri: str, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _values(
-    rows: Sequence[Mapping[str, Any]], sample: Sequence[dict[str, Any]], mask_config: MaskConfig
+    rows: Sequence[Mapping[str, Any]], sample: Sequence[dict[str, Any]], size_px: int, mask_config: MaskConfig
 ) -> dict[str, NDArray[np.float64]]:
-    values = {"hole_area": _hole_areas(sample, mask_config)}
+    values = {"hole_area": _hole_areas(sample, size_px, mask_config)}
     for name in prepared.STATISTICS:
         known = [row[name] for row in rows if row[name] is not None]
         if known:
@@ -129,10 +130,9 @@ def _values(
     return values
 
 
-def _hole_areas(sample: Sequence[dict[str, Any]], mask_config: MaskConfig) -> NDArray[np.float64]:
+def _hole_areas(sample: Sequence[dict[str, Any]], size_px: int, mask_config: MaskConfig) -> NDArray[np.float64]:
     areas = []
     for number, row in enumerate(sample):
-        size_px = prepared.decode_png(row["sketch"]).shape[0]
         hair = None if row["hair"] is None else prepared.decode_png(row["hair"]) // 255
         rng = np.random.default_rng(number)
         for _ in range(_HOLES_PER_ROW):

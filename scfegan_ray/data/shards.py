@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,9 +29,12 @@ from scfegan_ray.config import DataConfig
 from scfegan_ray.data import colors, parsing, prepared, sketches, sources
 from scfegan_ray.errors import DataError
 
+CHUNK_IMAGES = 8
+"""Decoded photographs in memory at a time."""
+
 _METADATA = b"scfegan_ray"
+_READING_THREADS = 8
 _ROW_GROUP_BYTES = 16 << 20
-_CHUNK = 8  # decoded photographs in memory at a time
 _SUMMARY_COLUMNS = ["key", "sha256", *prepared.STATISTICS]
 
 
@@ -53,9 +57,14 @@ class Shard:
     num_bytes: int
 
 
+def file_name(number: int) -> str:
+    """Return the name of a shard's file within the folder `data` of its dataset."""
+    return f"part-{number:05d}.parquet"
+
+
 def place(uri: str, number: int) -> str:
     """Return the URI of a shard's file in the dataset at a URI."""
-    return storage.join(uri, "data", f"part-{number:05d}.parquet")
+    return storage.join(uri, "data", file_name(number))
 
 
 def read(uri: str) -> Shard:
@@ -75,6 +84,12 @@ def read(uri: str) -> Shard:
             return Shard(said["settings"], said["settled"], rows, refused, stream.seek(0, io.SEEK_END))
         except (pa.ArrowInvalid, KeyError, ValueError) as error:
             raise DataError(f"{uri} is no shard of a prepared dataset ({error}); delete the dataset") from error
+
+
+def read_all(uris: Sequence[str]) -> list[Shard]:
+    """Read what several shards' files say of themselves, some at a time; see `read`."""
+    with ThreadPoolExecutor(_READING_THREADS) as pool:
+        return list(pool.map(read, uris))
 
 
 def read_some(uri: str, count: int) -> list[dict[str, Any]]:
@@ -134,7 +149,7 @@ class ShardMaker:
         blank = np.full((self._config.size_px, self._config.size_px, 3), 128, np.uint8)
         face = sources.Face(blank, blank, None, parsing.canonical_eyes(self._config.size_px))
         # The first face through takes a second longer: libraries load parts of themselves when they are first used.
-        self.encode("", face, self.sketch([face] * _CHUNK)[0], self.color(face))
+        self.encode("", face, self.sketch([face] * CHUNK_IMAGES)[0], self.color(face))
         if self.parser is not None:
             self.parser(blank)
         self._is_set_up = True
@@ -155,9 +170,9 @@ class ShardMaker:
         """
         rows: list[dict[str, Any]] = []
         refused: list[tuple[str, str]] = []
-        for start in range(0, len(keys), _CHUNK):
+        for start in range(0, len(keys), CHUNK_IMAGES):
             loaded: list[tuple[str, sources.Face]] = []
-            for key in keys[start : start + _CHUNK]:
+            for key in keys[start : start + CHUNK_IMAGES]:
                 try:
                     loaded.append((key, self.load(key)))
                 except DataError as error:
@@ -182,8 +197,7 @@ class ShardMaker:
         if labels is None and self.parser is not None:
             found = self.parser(face.photograph)
             if parsing.has_face(found):
-                size = (size_px, size_px)
-                labels = np.asarray(cv2.resize(found, size, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+                labels = parsing.resize_labels(found, size_px)
         eyes = face.eyes
         if eyes is None and labels is not None:
             eyes = parsing.eye_positions(labels, self._config.eyes)

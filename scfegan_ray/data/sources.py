@@ -6,6 +6,7 @@ A source is small and is sent to every worker; a worker asks it for one key afte
 from __future__ import annotations
 
 import bisect
+import functools
 import logging
 import re
 from collections import Counter
@@ -237,14 +238,13 @@ class ParquetImages:
             raise DataError("the row holds no image")
         return _face(data, self.max_megapixels, size_px, detail_px)
 
-    @property
+    @functools.cached_property
     def _cursor(self) -> _ParquetCursor:
-        cursor: _ParquetCursor = self.__dict__.setdefault("cursor", _ParquetCursor(self.column))
-        return cursor
+        return _ParquetCursor(self.column)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open file behind."""
-        return {name: value for name, value in self.__dict__.items() if name != "cursor"}
+        return {name: value for name, value in self.__dict__.items() if name != "_cursor"}
 
 
 class _ParquetCursor:
@@ -350,9 +350,8 @@ def _face(data: bytes, max_megapixels: float, size_px: int, detail_px: int) -> F
 
 
 def _central_square(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    side = min(mask.shape)
-    top, left = ((length - side) // 2 for length in mask.shape)
-    return mask[top : top + side, left : left + side]
+    left, top, right, bottom = decoding.central_square(mask.shape[1], mask.shape[0])
+    return mask[top:bottom, left:right]
 
 
 def _open_parquet(uri: str) -> pq.ParquetFile:

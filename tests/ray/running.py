@@ -36,6 +36,20 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, out, log)
 
 
+def run_code(code: str, cwd: Path, environment: Mapping[str, str]) -> str:
+    """Run Python code in a process of its own; return the last line that it prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | dict(environment),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()[-1]
+
+
 def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-3000:]
     [line] = done.stdout.splitlines()

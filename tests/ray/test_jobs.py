@@ -6,15 +6,13 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from running import result_of, run
+from running import result_of, run, run_code
 
 from scfegan_ray.config import Config
 from scfegan_ray.inference import FaceEditor
@@ -103,20 +101,11 @@ print(json.dumps({"shape": filled.shape, "dtype": str(filled.dtype), "two": two.
     "seed": bool((other != filled).any()), "maps": {k: v.tolist() for k, v in maps.items()},
     "filled": filled.tolist(), "inputs": model.metadata.get_input_schema().input_names()}))
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        cwd=place,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ
-        | {
-            "MLFLOW_TRACKING_URI": f"sqlite:///{place}/runs/mlflow.db",
-            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        },
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    seen = json.loads(done.stdout.splitlines()[-1])
+    environment = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{place}/runs/mlflow.db",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+    seen = json.loads(run_code(code, place, environment))
     assert (seen["shape"], seen["two"], seen["dtype"]) == ([1, 32, 32, 3], [2, 32, 32, 3], "uint8")
     assert seen["outside"] and seen["seed"]
     assert seen["inputs"] == ["image", "mask", "sketch", "color"]

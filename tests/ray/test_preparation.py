@@ -11,13 +11,12 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from running import result_of, run, start
+from running import result_of, run, run_code, start
 
 from scfegan_ray import storage
 from scfegan_ray.data import faces, prepared
@@ -235,15 +234,5 @@ data = DataConfig(size_px=32, num_embedded=10, shard_images=4, sketch=SketchConf
 made = pipeline.prepare(Config(model=ModelConfig(num_downsamples=2), data=data))
 print(made.info.num_images, asked)
 """
-    environment = os.environ | {"RAY_TMPDIR": f"/tmp/scfegan-{os.getuid()}", "RAY_AUTH_MODE": "disabled"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines()[-1] == "10 [0.5]"
+    environment = {"RAY_TMPDIR": f"/tmp/scfegan-{os.getuid()}", "RAY_AUTH_MODE": "disabled"}
+    assert run_code(code, tmp_path, environment) == "10 [0.5]"
