@@ -275,8 +275,8 @@ def _run(plan: _Plan, config: DataConfig, missing: list[int]) -> tuple[float, in
             min_size=1,
             max_size=len(blocks),
             initial_size=min(num_cores(), len(blocks)),
-            # There is one call at a time, so nothing needs a lock; but without this Ray Data makes it on a thread of its
-            # own, beside which the actor's main thread wakes up a hundred times a second.
+            # An actor has one call at a time, so nothing needs a lock; but without this Ray Data makes the call on a
+            # thread of its own, beside which the main thread wakes up a hundred times a second.
             enable_true_multi_threading=True,
             max_tasks_in_flight_per_actor=2 if len(blocks) >= _MANY_SHARDS * num_cores() else 1,
         ),
