@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,9 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def start(job: str, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Tests in the background of a shell ignore Ctrl-C; the jobs they start would inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments],
         cwd=cwd,
