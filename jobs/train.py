@@ -7,14 +7,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from scfegan_ray import cli
 
 
-def job(arguments: cli.Arguments) -> dict[str, Any]:
-    """Train and register."""
+@dataclass(frozen=True)
+class Arguments(cli.Arguments):
+    """Arguments of this job."""
+
+    benchmark: bool = False
+    """Train nothing to keep, but time one update of the configured networks and one edit on one device, without Ray,
+    against the same written straight from the paper."""
+
+
+def job(arguments: Arguments) -> dict[str, Any]:
+    """Train and register, or measure."""
+    if arguments.benchmark:
+        from scfegan_ray.training import benchmark
+
+        return benchmark.run(arguments.config)
     from scfegan_ray.training import launch
 
     config = cli.named(arguments.config, launch.default_run_name(arguments.preset))
@@ -28,7 +41,7 @@ def job(arguments: cli.Arguments) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; see --help."""
-    return cli.run_job(__doc__ or "", cli.Arguments, job, argv)
+    return cli.run_job(__doc__ or "", Arguments, job, argv)
 
 
 if __name__ == "__main__":

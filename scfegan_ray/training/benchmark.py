@@ -1,0 +1,198 @@
+"""How fast one update and one edit are, against the same written straight from the paper (`plain`)."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from scfegan_ray.config import Config
+from scfegan_ray.data import colors, examples, faces, parsing, sketches
+from scfegan_ray.images import Batch
+from scfegan_ray.models.features import Features, load_features
+from scfegan_ray.precision import resolve_precision
+from scfegan_ray.training.plain import PlainGenerator, PlainStep
+from scfegan_ray.training.state import TrainingState
+from scfegan_ray.training.step import train_step
+
+logger = logging.getLogger(__name__)
+
+_REPEATS = 5
+_SETTLING_FORWARDS = 30
+_MATRIX_SIDE = 2048
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Measure, in turns so that both meet the same machine, log a table, and keep nothing.
+
+    Args:
+        config: `model`, `losses`, `optimization`, `data.size_px`, `train.batch_size` (all on one device),
+            `train.precision`, `train.use_gpu` and `train.threads_per_worker` are read.
+
+    Returns:
+        step_seconds and inference_seconds: medians by variant (plain, float32, and the configured precision);
+        step_ratio and inference_ratio: those of the configured precision over plain; part_differences: by variant and
+        part of the loss, |ours - plain| / max(|plain|, 1) on the first update; flops_per_step, flops_per_second and
+        peak_flops_per_second (of matrix products of that precision).
+    """
+    device = torch.device("cuda" if config.train.use_gpu else "cpu")
+    if config.train.threads_per_worker:
+        torch.set_num_threads(config.train.threads_per_worker)
+    precision = resolve_precision(config.train.precision, device)
+    features = load_features(config.losses.features).to(device)
+    state = TrainingState.build(config, device)
+    batch, interpolation = _batch(config, device)
+    _settle_spectral_norms(state, batch)
+
+    plain = PlainStep(state, features, config.losses, config.optimization)
+    names = [f.name for f in fields(Batch)]
+    tensors = {name: getattr(batch, name) for name in names}
+    steps: dict[str, Callable[[], dict[str, Tensor]]] = {"plain": lambda: plain(**tensors, interpolation=interpolation)}
+    for kind in dict.fromkeys((torch.float32, precision)):
+        steps[_name(kind)] = _our_step(config, state, batch, interpolation, features, kind)
+    first = {name: {part: float(value) for part, value in step().items()} for name, step in steps.items()}
+    differences = {
+        name: {
+            part: abs(value - first["plain"][part]) / max(abs(first["plain"][part]), 1.0) for part, value in one.items()
+        }
+        for name, one in first.items()
+        if name != "plain"
+    }
+    step_seconds = _in_turns(steps, device)
+
+    packed = batch.generator_input()[:1]
+    plain_generator = PlainGenerator(state.generator).to(device).eval()
+    forwards: dict[str, Callable[[], object]] = {"plain": lambda: plain_generator(packed)}
+    for kind in dict.fromkeys((torch.float32, precision)):
+        forwards[_name(kind)] = _our_forward(state, packed, kind)
+    with torch.no_grad():
+        inference_seconds = _in_turns(forwards, device)
+
+    with FlopCounterMode(display=False) as counter:
+        steps[_name(precision)]()
+    flops = counter.get_total_flops()
+    peak = _matmul_flops_per_second(precision, device)
+    chosen = _name(precision)
+    reached = flops / step_seconds[chosen]
+
+    logger.info("%d images at %d px on %s", config.train.batch_size, config.data.size_px, device)
+    for what, seconds in (("step", step_seconds), ("generator alone, one image", inference_seconds)):
+        for name, value in seconds.items():
+            logger.info("%-28s %-9s %8.3f s  %.2f of plain", what, name, value, value / seconds["plain"])
+    for name, values in differences.items():
+        worst = max(values, key=lambda part: values[part])
+        logger.info("loss parts of %s differ from plain by %.1e at most (%s)", name, values[worst], worst)
+    logger.info(
+        "%.2f TFLOP a step; %.3f TFLOP/s, %.0f %% of this machine's %.3f TFLOP/s in matrix products of %s",
+        flops / 1e12,
+        reached / 1e12,
+        100 * reached / peak,
+        peak / 1e12,
+        chosen,
+    )
+    return {
+        "step_seconds": step_seconds,
+        "inference_seconds": inference_seconds,
+        "step_ratio": step_seconds[chosen] / step_seconds["plain"],
+        "inference_ratio": inference_seconds[chosen] / inference_seconds["plain"],
+        "part_differences": differences,
+        "flops_per_step": flops,
+        "flops_per_second": reached,
+        "peak_flops_per_second": peak,
+    }
+
+
+def _name(precision: torch.dtype) -> str:
+    return str(precision).removeprefix("torch.")
+
+
+def _batch(config: Config, device: torch.device) -> tuple[Batch, Tensor]:
+    """Return drawn faces with their holes, and where the gradient penalty looks."""
+    size_px, detector = config.data.size_px, sketches.OpenCvDetector()
+    made = []
+    for index in range(config.train.batch_size):
+        face = faces.draw_face(config.seed, index, size_px)
+        row = {
+            "image": face.image,
+            "sketch": sketches.make_sketches([face.image], detector, config.data.sketch, size_px)[0],
+            "color": colors.make_color_map(face.image, face.labels, config.data.color),
+            "hair": parsing.hair_region(face.labels),
+            "eyes": np.asarray(face.eyes, np.float32),
+        }
+        made.append(examples.make_example(row, config.masks, np.random.default_rng([config.seed, index])))
+    arrays = examples.stack(made)
+    return Batch.from_arrays(arrays, device), torch.from_numpy(arrays["interpolation"]).to(device)
+
+
+@torch.no_grad()
+def _settle_spectral_norms(state: TrainingState, batch: Batch) -> None:
+    """Let the power iterations converge: plain runs one more of them per image set, which must not matter."""
+    for _ in range(_SETTLING_FORWARDS):
+        state.discriminator(batch.ground_truth, batch.conditions())
+
+
+def _our_step(
+    config: Config, source: TrainingState, batch: Batch, interpolation: Tensor, features: Features, kind: torch.dtype
+) -> Callable[[], dict[str, Tensor]]:
+    state = TrainingState.build(config, batch.mask.device)
+    for name, network in state.networks().items():
+        network.load_state_dict(source.networks()[name].state_dict())
+    return lambda: train_step(
+        state,
+        batch,
+        interpolation,
+        features,
+        config.losses,
+        generator=state.generator,
+        discriminator=state.discriminator,
+        precision=kind,
+    )
+
+
+def _our_forward(state: TrainingState, packed: Tensor, kind: torch.dtype) -> Callable[[], object]:
+    def forward() -> object:
+        with torch.autocast(packed.device.type, torch.bfloat16, enabled=kind == torch.bfloat16):
+            return state.ema(packed)
+
+    return forward
+
+
+def _in_turns(work: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, float]:
+    """Return the median seconds of each, after one call of each that does not count."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for turn in range(_REPEATS + 1):
+        for name, call in work.items():
+            _wait(device)
+            started = time.perf_counter()
+            call()
+            _wait(device)
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _matmul_flops_per_second(precision: torch.dtype, device: torch.device) -> float:
+    """Return the most that large matrix products reach here."""
+    a, b = (torch.randn(_MATRIX_SIDE, _MATRIX_SIDE, device=device).to(precision) for _ in range(2))
+    best = float("inf")
+    for _ in range(2 * _REPEATS):
+        _wait(device)
+        started = time.perf_counter()
+        a @ b
+        _wait(device)
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * _MATRIX_SIDE**3 / best
