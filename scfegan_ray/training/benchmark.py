@@ -6,9 +6,9 @@ import logging
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import fields
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,15 +16,17 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from scfegan_ray.config import Config
-from scfegan_ray.data import colors, examples, faces, parsing, sketches
+from scfegan_ray.data import examples, prepared, shards, sources
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features, load_features
-from scfegan_ray.precision import resolve_precision
+from scfegan_ray.precision import autocast, name_of, resolve_precision
 from scfegan_ray.training.plain import PlainGenerator, PlainStep
 from scfegan_ray.training.state import TrainingState
 from scfegan_ray.training.step import train_step
 
 logger = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
 
 _REPEATS = 5
 _SETTLING_FORWARDS = 30
@@ -48,18 +50,18 @@ def run(config: Config) -> dict[str, Any]:
     if config.train.threads_per_worker:
         torch.set_num_threads(config.train.threads_per_worker)
     precision = resolve_precision(config.train.precision, device)
+    kinds, chosen = dict.fromkeys((torch.float32, precision)), name_of(precision)
     features = load_features(config.losses.features).to(device)
     state = TrainingState.build(config, device)
     batch, interpolation = _batch(config, device)
     _settle_spectral_norms(state, batch)
 
     plain = PlainStep(state, features, config.losses, config.optimization)
-    names = [f.name for f in fields(Batch)]
-    tensors = {name: getattr(batch, name) for name in names}
-    steps: dict[str, Callable[[], dict[str, Tensor]]] = {"plain": lambda: plain(**tensors, interpolation=interpolation)}
-    for kind in dict.fromkeys((torch.float32, precision)):
-        steps[_name(kind)] = _our_step(config, state, batch, interpolation, features, kind)
-    first = {name: {part: float(value) for part, value in step().items()} for name, step in steps.items()}
+    steps: dict[str, Callable[[], dict[str, Tensor]]] = {"plain": lambda: plain(batch, interpolation)}
+    for kind in kinds:
+        steps[name_of(kind)] = _our_step(config, state, batch, interpolation, features, kind)
+    step_seconds, first_parts = _in_turns(steps, device)
+    first = {name: {part: float(value) for part, value in parts.items()} for name, parts in first_parts.items()}
     differences = {
         name: {
             part: abs(value - first["plain"][part]) / max(abs(first["plain"][part]), 1.0) for part, value in one.items()
@@ -67,21 +69,19 @@ def run(config: Config) -> dict[str, Any]:
         for name, one in first.items()
         if name != "plain"
     }
-    step_seconds = _in_turns(steps, device)
 
     packed = batch.generator_input()[:1]
     plain_generator = PlainGenerator(state.generator).to(device).eval()
     forwards: dict[str, Callable[[], object]] = {"plain": lambda: plain_generator(packed)}
-    for kind in dict.fromkeys((torch.float32, precision)):
-        forwards[_name(kind)] = _our_forward(state, packed, kind)
+    for kind in kinds:
+        forwards[name_of(kind)] = _our_forward(state, packed, kind)
     with torch.no_grad():
-        inference_seconds = _in_turns(forwards, device)
+        inference_seconds, _ = _in_turns(forwards, device)
 
     with FlopCounterMode(display=False) as counter:
-        steps[_name(precision)]()
+        steps[chosen]()
     flops = counter.get_total_flops()
     peak = _matmul_flops_per_second(precision, device)
-    chosen = _name(precision)
     reached = flops / step_seconds[chosen]
 
     logger.info("%d images at %d px on %s", config.train.batch_size, config.data.size_px, device)
@@ -111,23 +111,16 @@ def run(config: Config) -> dict[str, Any]:
     }
 
 
-def _name(precision: torch.dtype) -> str:
-    return str(precision).removeprefix("torch.")
-
-
 def _batch(config: Config, device: torch.device) -> tuple[Batch, Tensor]:
     """Return drawn faces with their holes, and where the gradient penalty looks."""
-    size_px, detector = config.data.size_px, sketches.OpenCvDetector()
+    sketch = replace(config.data.sketch, detector="opencv")
+    data = replace(config.data, source=sources.EMBEDDED, num_embedded=config.train.batch_size, sketch=sketch)
+    source, listing = sources.open_source(replace(data, max_images=None), config.seed)
+    maker = shards.ShardMaker(data, source, "", {})
+    loaded = [maker.load(key) for key in listing.keys]
     made = []
-    for index in range(config.train.batch_size):
-        face = faces.draw_face(config.seed, index, size_px)
-        row = {
-            "image": face.image,
-            "sketch": sketches.make_sketches([face.image], detector, config.data.sketch, size_px)[0],
-            "color": colors.make_color_map(face.image, face.labels, config.data.color),
-            "hair": parsing.hair_region(face.labels),
-            "eyes": np.asarray(face.eyes, np.float32),
-        }
+    for index, (key, face, drawn) in enumerate(zip(listing.keys, loaded, maker.sketch(loaded), strict=True)):
+        row = prepared.decode_row(maker.encode(key, face, drawn, maker.color(face)))
         made.append(examples.make_example(row, config.masks, np.random.default_rng([config.seed, index])))
     arrays = examples.stack(made)
     return Batch.from_arrays(arrays, device), torch.from_numpy(arrays["interpolation"]).to(device)
@@ -160,24 +153,29 @@ def _our_step(
 
 def _our_forward(state: TrainingState, packed: Tensor, kind: torch.dtype) -> Callable[[], object]:
     def forward() -> object:
-        with torch.autocast(packed.device.type, torch.bfloat16, enabled=kind == torch.bfloat16):
+        with autocast(kind, packed.device):
             return state.ema(packed)
 
     return forward
 
 
-def _in_turns(work: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, float]:
-    """Return the median seconds of each, after one call of each that does not count."""
+def _in_turns(
+    work: Mapping[str, Callable[[], ResultT]], device: torch.device
+) -> tuple[dict[str, float], dict[str, ResultT]]:
+    """Return the median seconds of each, after one call of each that does not count, and what that call gave."""
     seconds: dict[str, list[float]] = defaultdict(list)
+    first: dict[str, ResultT] = {}
     for turn in range(_REPEATS + 1):
         for name, call in work.items():
             _wait(device)
             started = time.perf_counter()
-            call()
+            result = call()
             _wait(device)
             if turn:
                 seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            else:
+                first[name] = result
+    return {name: statistics.median(values) for name, values in seconds.items()}, first
 
 
 def _wait(device: torch.device) -> None:

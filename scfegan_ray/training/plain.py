@@ -7,7 +7,6 @@ both can be given the same batch and must agree on every part of the loss.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from scfegan_ray.config import LossConfig, OptimizationConfig
+from scfegan_ray.images import Batch
 from scfegan_ray.models.discriminator import Discriminator
 from scfegan_ray.models.features import Features
 from scfegan_ray.models.generator import Generator
@@ -106,23 +106,17 @@ class _PlainDiscriminator(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList()
         for layer in source.layers:
-            weight, bias = (layer.get_parameter(name).detach().clone() for name in _DISCRIMINATOR_PARAMETERS)
-            conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, stride=2)
-            conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
-            self.layers.append(spectral_norm(conv))
-            # The vectors of the power iteration, so that both start with the same estimate.
-            ours, theirs = layer.get_submodule(_VECTORS), self.layers[-1].get_submodule(_VECTORS)
-            theirs.load_state_dict(copy.deepcopy(ours.state_dict()))
+            weight = layer.get_parameter("parametrizations.weight.original")
+            conv = spectral_norm(nn.Conv2d(weight.shape[1], weight.shape[0], 3, stride=2)).to(weight.device)
+            # With the vectors of the power iteration, so that both start with the same estimate.
+            conv.load_state_dict(layer.state_dict())
+            self.layers.append(conv)
 
     def forward(self, image: Tensor, mask: Tensor, sketch: Tensor, color: Tensor) -> Tensor:
         x = torch.cat([image, mask, sketch, color], dim=1)
         for at, layer in enumerate(self.layers):
             x = layer(_pad_same(x if at == 0 else F.leaky_relu(x, 0.2), 3, 2, 1))
         return x
-
-
-_VECTORS = "parametrizations.weight.0"
-_DISCRIMINATOR_PARAMETERS = ("parametrizations.weight.original", "bias")
 
 
 class PlainStep:
@@ -151,31 +145,20 @@ class PlainStep:
             self.discriminator.parameters(), optimization.discriminator_learning_rate, betas
         )
 
-    def __call__(
-        self,
-        ground_truth: Tensor,
-        mask: Tensor,
-        sketch: Tensor,
-        color: Tensor,
-        noise: Tensor,
-        interpolation: Tensor,
-    ) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, interpolation: Tensor) -> dict[str, Tensor]:
         """Update both networks once.
 
         Args:
-            ground_truth: (N, 3, H, W) float32 in [-1, 1].
-            mask: (N, 1, H, W) float32 in {0, 1}; 1 marks pixels to fill.
-            sketch: (N, 1, H, W) float32 in {0, 1}.
-            color: (N, 3, H, W) float32 in [-1, 1].
-            noise: (N, 1, H, W) float32 in {0, 1}.
-            interpolation: (N,) float32 in [0, 1).
+            batch: what both networks are given.
+            interpolation: (N,) float32 in [0, 1), where between composite and ground truth the penalty looks.
 
         Returns:
             Loss parts as `train_step` names them.
         """
         config = self._config
+        ground_truth, mask, sketch, color = batch.ground_truth, batch.mask, batch.sketch, batch.color
         incomplete = ground_truth * (1 - mask)
-        generated = self.generator(torch.cat([incomplete, sketch, color, mask, noise], dim=1))
+        generated = self.generator(torch.cat([incomplete, sketch, color, mask, batch.noise], dim=1))
         composite = generated * mask + ground_truth * (1 - mask)
 
         def score(image: Tensor) -> Tensor:
@@ -193,9 +176,9 @@ class PlainStep:
         # The root has no gradient at 0.
         norm = torch.sqrt(((slope * mask) ** 2).sum(dim=(1, 2, 3)) + 1e-16)
         gradient_penalty = ((norm - 1) ** 2).mean()
-        real_score_penalty = (real**2).mean()
         discriminator_total = (1 - real).mean() + (1 + fake).mean() + config.gradient_penalty * gradient_penalty
         if config.real_score_penalty_in == "discriminator":
+            real_score_penalty = (real**2).mean()
             discriminator_total = discriminator_total + config.real_score_penalty * real_score_penalty
         self._discriminator_optimizer.zero_grad()
         discriminator_total.backward()  # type: ignore[no-untyped-call]
@@ -219,6 +202,9 @@ class PlainStep:
             + config.total_variation * total_variation
             + config.adversarial * adversarial
         )
+        if config.real_score_penalty_in == "generator":
+            real_score_penalty = (score(ground_truth) ** 2).mean()
+            generator_total = generator_total + config.real_score_penalty * real_score_penalty
         self._generator_optimizer.zero_grad()
         generator_total.backward()
         self._generator_optimizer.step()
@@ -235,9 +221,8 @@ class PlainStep:
             "discriminator/real_scores": real.mean(),
             "discriminator/fake_scores": fake.mean(),
             "discriminator/gradient_penalty": gradient_penalty,
+            f"{config.real_score_penalty_in}/real_score_penalty": real_score_penalty,
         }
-        if config.real_score_penalty_in == "discriminator":
-            parts["discriminator/real_score_penalty"] = real_score_penalty
         return {name: value.detach() for name, value in parts.items()}
 
 

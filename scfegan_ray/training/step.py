@@ -9,6 +9,7 @@ from scfegan_ray import losses
 from scfegan_ray.config import LossConfig
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features
+from scfegan_ray.precision import autocast
 from scfegan_ray.training.state import TrainingState
 
 
@@ -41,7 +42,7 @@ def train_step(
         Unweighted loss parts and totals, detached scalars, named `generator/...` and `discriminator/...`.
     """
     conditions = batch.conditions()
-    reduced = torch.autocast(batch.mask.device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
+    reduced = autocast(precision, batch.mask.device)
     with reduced:
         generated = generator(batch.generator_input()).float()
 

@@ -20,7 +20,7 @@ from scfegan_ray.data import examples, prepared
 from scfegan_ray.evaluation import Evaluator
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import load_features
-from scfegan_ray.precision import resolve_precision
+from scfegan_ray.precision import name_of, resolve_precision
 from scfegan_ray.progress import Progress
 from scfegan_ray.tracking import open_tracker
 from scfegan_ray.training import checkpoint
@@ -78,7 +78,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     )
 
     tracker = open_tracker(settings["tracking_uri"], settings["run_id"] if rank == 0 else None)
-    tracker.tags({"features": features.description, "precision": str(precision).removeprefix("torch.")})
+    tracker.tags({"features": features.description, "precision": name_of(precision)})
     evaluator = Evaluator(features, device)
 
     def evaluate() -> dict[str, float]:

@@ -7,55 +7,30 @@ from typing import Literal
 
 import pytest
 import torch
+from updates import FEATURES, make_batch, step
 
 from scfegan_ray.config import Config
-from scfegan_ray.images import Batch
-from scfegan_ray.models.features import vgg_random
 from scfegan_ray.training import benchmark
 from scfegan_ray.training.plain import PlainGenerator, PlainStep
 from scfegan_ray.training.state import TrainingState
-from scfegan_ray.training.step import train_step
 
 
-def make_batch(seed: int) -> tuple[Batch, torch.Tensor]:
-    rng = torch.Generator().manual_seed(seed)
-    mask = torch.zeros(2, 1, 32, 32)
-    mask[0, :, 8:20, 8:24] = 1
-    mask[1, :, 4:12, 10:31] = 1
-    batch = Batch(
-        ground_truth=torch.rand(2, 3, 32, 32, generator=rng) * 2 - 1,
-        mask=mask,
-        sketch=torch.randint(0, 2, (2, 1, 32, 32), generator=rng) * mask,
-        color=(torch.rand(2, 3, 32, 32, generator=rng) * 2 - 1) * mask,
-        noise=torch.randint(0, 2, (2, 1, 32, 32), generator=rng) * mask,
-    )
-    return batch, torch.rand(2, generator=rng)
-
-
+@pytest.mark.parametrize("penalty_in", ["discriminator", "generator"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_both_updates_agree(tiny: Config, reduction: Literal["mean", "sum"]) -> None:
-    config = replace(tiny, losses=replace(tiny.losses, gradient_penalty_reduction=reduction))
-    features = vgg_random()
+def test_both_updates_agree(
+    tiny: Config, reduction: Literal["mean", "sum"], penalty_in: Literal["discriminator", "generator"]
+) -> None:
+    losses = replace(tiny.losses, gradient_penalty_reduction=reduction, real_score_penalty_in=penalty_in)
+    config = replace(tiny, losses=losses)
     state = TrainingState.build(config)
-    batch, interpolation = make_batch(0)
+    batch, _ = make_batch()
     with torch.no_grad():
         for _ in range(50):  # more power iterations must change nothing
             state.discriminator(batch.ground_truth, batch.conditions())
-    plain = PlainStep(state, features, config.losses, config.optimization)
+    plain = PlainStep(state, FEATURES, config.losses, config.optimization)
     for seed in range(3):
-        batch, interpolation = make_batch(seed)
-        expected = plain(
-            batch.ground_truth, batch.mask, batch.sketch, batch.color, batch.noise, interpolation=interpolation
-        )
-        parts = train_step(
-            state,
-            batch,
-            interpolation,
-            features,
-            config.losses,
-            generator=state.generator,
-            discriminator=state.discriminator,
-        )
+        expected = plain(*make_batch(seed))
+        parts = step(state, config, seed)
         assert parts.keys() == expected.keys()
         for name, value in expected.items():
             assert float(parts[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-3), (seed, name)
@@ -66,7 +41,7 @@ def test_both_updates_agree(tiny: Config, reduction: Literal["mean", "sum"]) -> 
 
 def test_plain_generator_is_the_generator(tiny: Config) -> None:
     state = TrainingState.build(tiny)
-    packed = make_batch(0)[0].generator_input()
+    packed = make_batch()[0].generator_input()
     with torch.no_grad():
         assert torch.allclose(state.generator(packed), PlainGenerator(state.generator)(packed), atol=1e-5)
 

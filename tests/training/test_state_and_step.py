@@ -4,44 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from updates import step
 
 from scfegan_ray.config import Config, LossConfig, OptimizationConfig
-from scfegan_ray.images import Batch
-from scfegan_ray.models.features import vgg_random
 from scfegan_ray.training import state as states
 from scfegan_ray.training.state import TrainingState
-from scfegan_ray.training.step import train_step
-
-FEATURES = vgg_random()
-
-
-def make_batch(seed: int = 0, number: int = 2) -> tuple[Batch, torch.Tensor]:
-    rng = np.random.default_rng(seed)
-    arrays = {name: rng.integers(0, 256, (number, 32, 32, 3), np.uint8) for name in ("image", "color")}
-    arrays |= {name: rng.integers(0, 2, (number, 32, 32, 1), np.uint8) for name in ("sketch", "noise")}
-    mask = np.zeros((number, 32, 32, 1), np.uint8)
-    mask[:, 8:20, 8:24] = 1
-    interpolation = torch.from_numpy(rng.random(number, np.float32))
-    return Batch.from_arrays(arrays | {"mask": mask}, torch.device("cpu")), interpolation
-
-
-def step(state: TrainingState, config: Config, seed: int = 0, **options: Any) -> dict[str, torch.Tensor]:
-    batch, interpolation = make_batch(seed)
-    return train_step(
-        state,
-        batch,
-        interpolation,
-        FEATURES,
-        config.losses,
-        generator=state.generator,
-        discriminator=state.discriminator,
-        **options,
-    )
 
 
 def test_weights_come_from_the_seed(tiny: Config) -> None:
