@@ -299,6 +299,13 @@ class LossConfig:
     """Which loss holds the epsilon term. The paper prints it in the generator's, where its gradient is zero."""
     gradient_penalty_reduction: Literal["mean", "sum"] = "mean"
     """How the score grid becomes one number per image before the penalty's gradient is taken."""
+    total_variation_region: Literal["dilated_hole", "hole", "image"] = "dilated_hole"
+    """Where total variation is taken (unpublished). dilated_hole: the hole and one pixel around it, which smooths its
+    seam, as in partial convolution; hole: within it only; image: everywhere."""
+    feature_scale: Literal["imagenet", "caffe"] = "imagenet"
+    """Input scale of VGG-16, to which its activations are proportional (unpublished). imagenet: mean and deviation
+    1, to which the published weights belong; caffe: 0 to 255, at which perceptual weighs 57 times and style 3,292
+    times as much."""
     features: str = "auto"
     """VGG-16 for perceptual and style: a path or URI of torchvision's state dict; `hed`: the trunk of the HED
     weights; `random`: seeded random filters; `auto`: hed, or random with a warning when it cannot be had."""
@@ -309,6 +316,11 @@ class LossConfig:
             value = getattr(self, f.name)
             if isinstance(value, float):
                 _check(value >= 0, f"losses.{f.name} is {value}; a weight is 0 or more")
+            choices = typing.get_args(typing.get_type_hints(type(self))[f.name])
+            _check(
+                not choices or value in choices,
+                f"losses.{f.name} is {value!r}; give one of {', '.join(map(str, choices))}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -348,6 +360,9 @@ class TrainConfig:
 
     num_workers: int = 2
     """Ray Train workers (DDP ranks); one GPU each when `use_gpu`."""
+    min_workers: int = 0
+    """Go on with as few workers as this where more cannot be had, as after the loss of a node, and with more again
+    when they come back. 0: never with fewer than `num_workers`."""
     use_gpu: bool = False
     """Give each worker a GPU and use NCCL; otherwise gloo on CPUs."""
     cpus_per_worker: float = 0.5
@@ -363,14 +378,23 @@ class TrainConfig:
     """Threads per worker that decode images and draw masks ahead of the step."""
     batch_size: int = 16
     """Global batch: images per update over all workers; it does not change with their number."""
+    max_images_per_pass: int = 0
+    """Most images that a worker takes through the networks at once, for the sake of memory; a larger share of the
+    batch takes several passes, whose gradients add up to the same. 0: the whole share."""
     images: int = 1_000_000
     """When to stop, in images seen."""
     log_every_images: int = 320
     """How often loss parts, rates and throughput go to the tracker, and a progress line to the log."""
+    gradient_norms_every_images: int = 16_000
+    """How often to measure how strongly each weighted term of the loss pulls at the generated image, which costs
+    about one more update; 0 for never."""
     checkpoint_every_images: int = 50_000
     """How often to evaluate, write a grid of fixed examples, and checkpoint."""
+    checkpoint_every_seconds: float = 600.0
+    """Longest time without a checkpoint. Together with how long writing one takes, which happens beside training,
+    this bounds what the death of a worker, of the job or of the machine can cost."""
     checkpoints_to_keep: int = 2
-    """Newest checkpoints kept."""
+    """Newest checkpoints kept; the one with the best `objective` on held-back images is kept besides."""
     max_failures: int = 2
     """Restarts from the last checkpoint after a worker dies."""
 
@@ -382,16 +406,49 @@ class TrainConfig:
             "images",
             "log_every_images",
             "checkpoint_every_images",
+            "checkpoint_every_seconds",
             "checkpoints_to_keep",
             "cpus_per_worker",
             "loader_threads",
         ):
             _check_positive(f"train.{name}", getattr(self, name))
+        for name in ("max_images_per_pass", "gradient_norms_every_images", "max_failures", "threads_per_worker"):
+            _check(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; give 0 or more")
         _check(
-            self.batch_size % self.num_workers == 0,
+            self.batch_size >= self.num_workers,
             f"train.batch_size {self.batch_size} cannot be shared by train.num_workers {self.num_workers}; "
-            "give a multiple",
+            "give at least one image per worker",
         )
+        _check(
+            0 <= self.min_workers <= self.num_workers,
+            f"train.min_workers is {self.min_workers}; give 0 to train.num_workers = {self.num_workers}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SentinelConfig:
+    """What is done about updates that would ruin the networks."""
+
+    explosion_factor: float = 20.0
+    """A batch whose loss is not finite, or whose size exceeds its usual one (and 1) this many times, or whose
+    gradient is not finite, is skipped."""
+    max_skipped: int = 5
+    """After so many skipped batches in a row, training goes back to the last checkpoint."""
+    rate_fraction: float = 0.5
+    """Going back, both learning rates are multiplied by this, and what is left of the epoch comes in another order
+    and with other holes."""
+    max_rollbacks: int = 3
+    """Training gives up where it would have to go back once more."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(
+            self.explosion_factor > 1,
+            f"sentinel.explosion_factor is {self.explosion_factor}; give a value above 1",
+        )
+        _check_positive("sentinel.max_skipped", self.max_skipped)
+        _check(0 < self.rate_fraction <= 1, f"sentinel.rate_fraction is {self.rate_fraction}; give up to 1, above 0")
+        _check(self.max_rollbacks >= 0, f"sentinel.max_rollbacks is {self.max_rollbacks}; give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -440,6 +497,13 @@ class StorageConfig:
 
     path: str = "./runs"
     """Folder or s3:// prefix; on a cluster of several nodes it must be one that all of them reach."""
+    retry_seconds: float = 300.0
+    """How long a checkpoint that cannot be written is tried again, while training goes on, before the run fails. A
+    full disk and missing permissions are not tried again."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.retry_seconds >= 0, f"storage.retry_seconds is {self.retry_seconds}; give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -452,6 +516,13 @@ class TrackingConfig:
     """Experiment that runs are filed under."""
     model_name: str = "scfegan-generator"
     """Registered model that gets a new version at the end of a run."""
+    patience_seconds: float = 60.0
+    """How long the end of training waits for records that the server has not taken yet; until then they are kept and
+    tried again."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.patience_seconds >= 0, f"tracking.patience_seconds is {self.patience_seconds}; give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -469,6 +540,7 @@ class Config:
     losses: LossConfig = field(default_factory=LossConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    sentinel: SentinelConfig = field(default_factory=SentinelConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)

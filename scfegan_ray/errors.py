@@ -6,6 +6,7 @@ Exception
     ├── ConfigError (ValueError)     a setting is wrong, or does not fit the run being resumed
     ├── DataError (ValueError)       a source, an image or a prepared dataset cannot be used
     ├── CheckpointError              a checkpoint is missing, damaged or of another model
+    ├── DivergenceError              training does not get anywhere, however often it goes back
     ├── StorageError (OSError)       a place cannot be read or written
     └── ModelError                   weights or a registered model cannot be had or do not fit
 ```
@@ -26,6 +27,10 @@ class DataError(ScFeganError, ValueError):
 
 class CheckpointError(ScFeganError):
     """A checkpoint is missing, damaged, or belongs to another model."""
+
+
+class DivergenceError(ScFeganError):
+    """Losses or gradients are not finite or explode, and going back to an earlier checkpoint does not help."""
 
 
 class StorageError(ScFeganError, OSError):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from scfegan_ray.models.features import Features
 
 GRID_TITLES = ("incomplete", "sketch", "color", "generated", "composite", "ground truth")
 MAX_PSNR_DB = 100.0
+_INPAINTING_RADIUS_PX = 3
 
 
 def hole_psnr(composite: Tensor, ground_truth: Tensor, mask: Tensor) -> Tensor:
@@ -76,21 +78,47 @@ class Evaluator:
             batches: stacked examples, see `data.examples.make_example`.
 
         Returns:
-            hole_psnr: dB; perceptual_distance; objective: see `objective_db`.
+            hole_psnr: dB; perceptual_distance; objective: see `objective_db`; blind_hole_psnr: dB, where the generator
+            is given the same holes without sketch and color, so that the difference tells what strokes are worth.
         """
         psnr: list[Tensor] = []
         distance: list[Tensor] = []
+        blind: list[Tensor] = []
         for arrays, batch, generated in self._generate(generator, batches):
             composite = batch.composite(generated)
             truth = torch.from_numpy(arrays["image"]).to(self._device)
             mask = torch.from_numpy(arrays["mask"]).to(self._device)
             psnr.append(hole_psnr(images.to_uint8(composite), truth, mask))
             distance.append(perceptual_distance(self._features, composite, batch.ground_truth))
+            unguided = batch.without_strokes()
+            unguided_composite = batch.composite(generator(unguided.generator_input()))
+            blind.append(hole_psnr(images.to_uint8(unguided_composite), truth, mask))
         metrics = {
             "hole_psnr": float(torch.cat(psnr).mean()),
             "perceptual_distance": float(torch.cat(distance).mean()),
         }
-        return metrics | {"objective": objective_db(metrics)}
+        return metrics | {"objective": objective_db(metrics), "blind_hole_psnr": float(torch.cat(blind).mean())}
+
+    def baselines(self, batches: Iterable[dict[str, NDArray[Any]]]) -> dict[str, float]:
+        """Measure what needs no network, to be held against a generator's `hole_psnr` on the same batches.
+
+        Returns:
+            In dB. telea_hole_psnr: Telea's inpainting (`cv2.inpaint`), which sees no strokes; color_hole_psnr: the
+            painted color, and Telea's inpainting from it where nothing is painted.
+        """
+        found: dict[str, list[Tensor]] = {"telea_hole_psnr": [], "color_hole_psnr": []}
+        for arrays in batches:
+            filled: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in found}
+            for image, mask, color in zip(arrays["image"], arrays["mask"], arrays["color"], strict=True):
+                hole = mask[..., 0]
+                painted = hole & (color.max(axis=2) > 0)
+                with_color = np.where(painted[..., None] == 1, color, image)
+                filled["telea_hole_psnr"].append(_inpaint(image, hole))
+                filled["color_hole_psnr"].append(_inpaint(with_color, hole & (1 - painted)))
+            truth, mask = torch.from_numpy(arrays["image"]), torch.from_numpy(arrays["mask"])
+            for name, pictures in filled.items():
+                found[name].append(hole_psnr(torch.from_numpy(np.stack(pictures)), truth, mask))
+        return {name: float(torch.cat(values).mean()) for name, values in found.items()}
 
     @torch.no_grad()
     def grid(self, generator: nn.Module, batches: Iterable[dict[str, NDArray[Any]]], side_px: int) -> NDArray[np.uint8]:
@@ -128,3 +156,7 @@ class Evaluator:
                 yield arrays, batch, generator(batch.generator_input())
         finally:
             generator.train(was_training)
+
+
+def _inpaint(image: NDArray[np.uint8], hole: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return cv2.inpaint(image, hole, _INPAINTING_RADIUS_PX, cv2.INPAINT_TELEA).astype(np.uint8, copy=False)

@@ -6,7 +6,7 @@ Files, Ray rows and users have HWC uint8 RGB; torch has NCHW float32 RGB in [-1,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -157,6 +157,10 @@ class Batch:
     def incomplete(self) -> Tensor:
         """(N, 3, H, W): ground truth with 0 inside the hole."""
         return self.ground_truth * (1.0 - self.mask)
+
+    def without_strokes(self) -> Batch:
+        """Return the same holes with no line drawn and nothing painted."""
+        return replace(self, sketch=torch.zeros_like(self.sketch), color=-self.mask.expand_as(self.color))
 
     def generator_input(self) -> Tensor:
         """(N, 9, H, W): see `pack_input`."""

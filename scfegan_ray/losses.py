@@ -15,7 +15,7 @@ from torch import Tensor
 from scfegan_ray import images
 from scfegan_ray.config import LossConfig
 from scfegan_ray.errors import ConfigError
-from scfegan_ray.models.features import Features
+from scfegan_ray.models.features import CAFFE_SCALE, Features
 from scfegan_ray.models.layers import full_precision
 
 # Added to a squared norm: the square root has no gradient at 0. Small against the gradients of a mean over many
@@ -61,10 +61,11 @@ def perceptual(features_x: Sequence[Tensor], features_gt: Sequence[Tensor]) -> T
 
 def _gram(features: Tensor) -> Tensor:
     """Return the Gram matrix over N_q = C * H * W: (N, C, H, W) any float to (N, C, C), at least float32."""
-    flat = full_precision(features).flatten(2)
+    # Pixels by channels: how the feature network lays them out.
+    flat = full_precision(features).permute(0, 2, 3, 1).flatten(1, 2)
     # Sums of thousands of products need float32, which autocast would take away from the matrix product.
     with torch.autocast(flat.device.type, enabled=False):
-        return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
+        return flat.transpose(1, 2) @ flat / (flat.shape[1] * flat.shape[2])
 
 
 def style(features_x: Sequence[Tensor], features_gt: Sequence[Tensor]) -> Tensor:
@@ -84,27 +85,29 @@ def style(features_x: Sequence[Tensor], features_gt: Sequence[Tensor]) -> Tensor
     return torch.stack(terms).sum()
 
 
-def total_variation(composite: Tensor, mask: Tensor) -> Tensor:
+def total_variation(composite: Tensor, mask: Tensor, region: str = "dilated_hole") -> Tensor:
     """Measure how much neighboring pixels differ in the hole and across its border.
 
-    The region is the hole dilated by one pixel (3x3). A pair of neighbors counts where both are in the region. Per
-    image, the mean absolute difference of the counting vertical pairs (over their 3 channels) plus that of the
-    horizontal ones; without a hole it is 0.
+    A pair of neighbors counts where both are in the region. Per image, the mean absolute difference of the counting
+    vertical pairs (over their 3 channels) plus that of the horizontal ones; without any it is 0.
 
     Args:
         composite: (N, 3, H, W) float in [-1, 1].
         mask: (N, 1, H, W) float in {0, 1}; 1 marks pixels to fill.
+        region: "dilated_hole", the hole dilated by one pixel (3x3); "hole"; or "image".
 
     Returns:
-        Scalar, 0 or more. Paper: SC-FEGAN, total variation loss; its region was never published, this is the one
-        of partial convolutions.
+        Scalar, 0 or more. Paper: SC-FEGAN, total variation loss; its region was never published, the default is the
+        one of partial convolutions.
     """
     composite = full_precision(composite)
-    region = F.max_pool2d(full_precision(mask), 3, stride=1, padding=1)
+    inside = full_precision(mask) if region != "image" else torch.ones_like(mask)
+    if region == "dilated_hole":
+        inside = F.max_pool2d(inside, 3, stride=1, padding=1)
     terms = []
     for axis in (2, 3):
         length = composite.shape[axis] - 1
-        pairs = region.narrow(axis, 0, length) * region.narrow(axis, 1, length)
+        pairs = inside.narrow(axis, 0, length) * inside.narrow(axis, 1, length)
         differences = (composite.narrow(axis, 1, length) - composite.narrow(axis, 0, length)).abs()
         count = pairs.sum(dim=(1, 2, 3)) * composite.shape[1]
         terms.append((differences * pairs).sum(dim=(1, 2, 3)) / count.clamp(min=1.0))
@@ -164,7 +167,25 @@ def gradient_penalty(gradient: Tensor, mask: Tensor) -> Tensor:
     return (torch.sqrt(squared_norm + _NORM_EPSILON) - 1.0).square().mean()
 
 
-def generator_loss(
+def part_weights(config: LossConfig) -> dict[str, float]:
+    """Return the weight of each part of the losses, by the part's name."""
+    return {
+        "per_pixel": 1.0,
+        "perceptual": config.perceptual,
+        "style_generated": config.style,
+        "style_composite": config.style,
+        "total_variation": config.total_variation,
+        "adversarial": config.adversarial,
+        "real_score_penalty": config.real_score_penalty,
+        "gradient_penalty": config.gradient_penalty,
+    }
+
+
+Terms = dict[str, tuple[float, Tensor]]
+"""Terms of a sum by name: weight, and scalar with its graph."""
+
+
+def generator_terms(
     generated: Tensor,
     ground_truth: Tensor,
     mask: Tensor,
@@ -172,8 +193,8 @@ def generator_loss(
     fake_scores: Tensor,
     config: LossConfig,
     real_scores: Tensor | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum up what the generator minimizes.
+) -> Terms:
+    """Compute every term that the generator minimizes, with its weight.
 
     per_pixel + sigma * perceptual + gamma * (style_generated + style_composite) + upsilon * total_variation
     + beta * adversarial, and + epsilon * real_score_penalty where `config.real_score_penalty_in` says so. That last
@@ -186,33 +207,32 @@ def generator_loss(
         features: frozen feature network.
         fake_scores: (N, C, h, w) float, the discriminator's on `images.composite(generated, ground_truth, mask)`,
             with the generator's graph; the discriminator's parameters should not require gradients then.
-        config: weights.
+        config: weights and choices.
         real_scores: (N, C, h, w) float, the discriminator's on the ground truth; read only where
             `config.real_score_penalty_in` is `generator`.
 
     Returns:
-        The scalar to minimize, and the terms without their weights, detached: per_pixel (with alpha inside),
-        perceptual (generated plus composite), style_generated, style_composite, total_variation, adversarial, and
-        real_score_penalty where it is part of the sum. Paper: SC-FEGAN, L_G.
+        per_pixel (with alpha inside), perceptual (generated plus composite), style_generated, style_composite,
+        total_variation, adversarial, and real_score_penalty where it is part of the sum. Paper: SC-FEGAN, L_G.
 
     Raises:
         ConfigError: the real scores are needed and not given.
     """
     composite = images.composite(generated, ground_truth, mask)
     # One pass for both, because the feature network costs more than all the rest of this function.
-    features_generated, features_composite = _split(features(torch.cat([generated, composite])))
+    seen = features(torch.cat([generated, composite]))
     with torch.no_grad():
         features_gt = features(ground_truth)
-    weighted: dict[str, tuple[float, Tensor]] = {
-        "per_pixel": (1.0, per_pixel(generated, ground_truth, mask, config.hole)),
-        "perceptual": (
-            config.perceptual,
-            perceptual(features_generated, features_gt) + perceptual(features_composite, features_gt),
-        ),
-        "style_generated": (config.style, style(features_generated, features_gt)),
-        "style_composite": (config.style, style(features_composite, features_gt)),
-        "total_variation": (config.total_variation, total_variation(composite, mask)),
-        "adversarial": (config.adversarial, adversarial(fake_scores)),
+    if config.feature_scale == "caffe":
+        seen, features_gt = ([CAFFE_SCALE * layer for layer in layers] for layers in (seen, features_gt))
+    features_generated, features_composite = _split(seen)
+    terms = {
+        "per_pixel": per_pixel(generated, ground_truth, mask, config.hole),
+        "perceptual": perceptual(features_generated, features_gt) + perceptual(features_composite, features_gt),
+        "style_generated": style(features_generated, features_gt),
+        "style_composite": style(features_composite, features_gt),
+        "total_variation": total_variation(composite, mask, config.total_variation_region),
+        "adversarial": adversarial(fake_scores),
     }
     if config.real_score_penalty_in == "generator":
         if real_scores is None:
@@ -220,9 +240,33 @@ def generator_loss(
                 "losses.real_score_penalty_in is 'generator', but no real_scores were given; pass the scores of the "
                 "ground truth, or set it to 'discriminator'"
             )
-        weighted["real_score_penalty"] = (config.real_score_penalty, real_score_penalty(real_scores.detach()))
-    total = torch.stack([weight * term for weight, term in weighted.values()]).sum()
-    return total, {name: term.detach() for name, (_, term) in weighted.items()}
+        terms["real_score_penalty"] = real_score_penalty(real_scores.detach())
+    weights = part_weights(config)
+    return {name: (weights[name], term) for name, term in terms.items()}
+
+
+def weighted_sum(terms: Terms) -> Tensor:
+    """Sum up terms with their weights: a scalar."""
+    return torch.stack([weight * term for weight, term in terms.values()]).sum()
+
+
+def gradient_norms(terms: Terms, generated: Tensor) -> dict[str, Tensor]:
+    """Measure how strongly each weighted term pulls at the generated image.
+
+    Args:
+        terms: as `generator_terms` gives them; their graphs are kept.
+        generated: the image they were computed from.
+
+    Returns:
+        By term, the Euclidean norm of its weighted gradient with respect to `generated`; 0 where it has none.
+    """
+    norms = {}
+    for name, (weight, term) in terms.items():
+        (gradient,) = (
+            torch.autograd.grad(weight * term, generated, retain_graph=True) if term.requires_grad else (None,)
+        )
+        norms[name] = torch.zeros(()) if gradient is None else full_precision(gradient).norm()
+    return norms
 
 
 def _split(stacked: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -232,7 +276,7 @@ def _split(stacked: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def discriminator_loss(
-    discriminator: Callable[[Tensor, Tensor], Tensor],
+    discriminator: Callable[[Tensor, Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]],
     ground_truth: Tensor,
     composite: Tensor,
     conditions: Tensor,
@@ -248,7 +292,8 @@ def discriminator_loss(
     loss, its gradient is zero.
 
     Args:
-        discriminator: maps (image, conditions) to scores (N, C, h, w); the network or a DDP wrapper of it.
+        discriminator: maps (image, conditions, slope_at) to scores and gradients as `Discriminator.forward` does; the
+            network or a DDP wrapper of it.
         ground_truth: (N, 3, H, W) float in [-1, 1].
         composite: (N, 3, H, W) float in [-1, 1]; detached here.
         conditions: (N, 5, H, W) float as `images.pack_conditions` gives them.
@@ -265,14 +310,14 @@ def discriminator_loss(
     """
     composite = composite.detach()
     position = interpolation.to(ground_truth.dtype).reshape(-1, 1, 1, 1)
-    interpolated = torch.lerp(composite, ground_truth, position).detach().requires_grad_(True)
-    # One forward for all three: the spectral norm moves once per update, and DDP sees one forward per backward.
-    scores = discriminator(torch.cat([ground_truth, composite, interpolated]), conditions.repeat(3, 1, 1, 1))
-    real, fake, between = full_precision(scores).chunk(3)
-    per_image = between.flatten(1)
-    per_image = per_image.mean(1) if config.gradient_penalty_reduction == "mean" else per_image.sum(1)
-    # An image's score depends on no other image, so the gradient of the batch's sum is each image's own.
-    (gradient,) = torch.autograd.grad(per_image.sum(), interpolated, create_graph=True)
+    between = torch.lerp(composite, ground_truth, position).detach()
+    # One forward for all three, because DDP wants one forward per backward.
+    scores, gradient = discriminator(
+        torch.cat([ground_truth, composite]), conditions.repeat(2, 1, 1, 1), (between, conditions)
+    )
+    real, fake = full_precision(scores).chunk(2)
+    if config.gradient_penalty_reduction == "mean":
+        gradient = gradient / real[0].numel()
     penalty = gradient_penalty(gradient, mask)
     total = score_gap(real, fake) + config.gradient_penalty * penalty
     parts = {"real_scores": real.mean(), "fake_scores": fake.mean(), "gradient_penalty": penalty}

@@ -29,6 +29,11 @@ class Progress:
         """Units per second since the start."""
         return (self._done - self._first) / max(self._clock() - self._began, 1e-9)
 
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the end at the present rate; infinite where nothing was done yet."""
+        return (self._total - self._done) / self.rate if self.rate else float("inf")
+
     _done = 0
 
     def update(self, done: int, note: str = "") -> None:
@@ -45,8 +50,8 @@ class Progress:
         if now - self._said < self._every and done < self._total:
             return
         self._said = now
-        left = (self._total - done) / self.rate if self.rate else float("inf")
-        line = f"{self._name} {done}/{self._total} {self._unit}, {self.rate:.1f}/s, ETA {format_seconds(left)}"
+        left = format_seconds(self.seconds_left)
+        line = f"{self._name} {done}/{self._total} {self._unit}, {self.rate:.1f}/s, ETA {left}"
         self._log(f"{line}, {note}" if note else line)
 
 

@@ -12,20 +12,27 @@ import errno
 import functools
 import io
 import os
+import shutil
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from pyarrow import fs as pafs
 
 from scfegan_ray.errors import ScFeganError, StorageError
 
+ResultT = TypeVar("ResultT")
+
 _OF_ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP)
 _READ_AHEAD_BYTES = 1 << 18
+_UPLOAD_BYTES = 1 << 24
 _ASIDE_SUFFIX = ".part"
 _ABANDONED_SECONDS = 60.0
+_HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_LONGEST_PAUSE_SECONDS = 30.0
 
 
 def absolute(uri: str) -> str:
@@ -141,6 +148,96 @@ def write_bytes(uri: str, data: bytes) -> None:
             aside.replace(target)
         finally:
             aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(uri: str, *, last: str) -> Iterator[Path]:
+    """Give an empty folder on this machine whose files appear at a URI when the context ends without an error.
+
+    Locally all of them appear at once. In an object store, which has no folders, `last` appears after the others: what
+    lacks it is not there yet. A folder that was there before is replaced.
+
+    Args:
+        uri: where the files shall appear.
+        last: name of the file that tells a whole folder.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    target = absolute(uri)
+    if not is_local(target):
+        with tempfile.TemporaryDirectory(prefix="scfegan-") as scratch:
+            yield Path(scratch)
+            # What is left of an interrupted deletion or writing must not be taken for a whole one meanwhile.
+            delete(join(target, last))
+            for file in sorted(Path(scratch).iterdir(), key=lambda file: file.name == last):
+                _upload(file, join(target, file.name))
+        return
+    place = Path(target)
+    aside = place.with_name(f".{place.name}.{uuid.uuid4().hex}{_ASIDE_SUFFIX}")
+    with _errors("write", uri):
+        aside.mkdir(parents=True)
+    try:
+        yield aside
+        with _errors("write", uri):
+            if place.exists():
+                shutil.rmtree(place)
+            aside.rename(place)
+            _flush_folder(place.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def delete_folder(uri: str, *, last: str) -> None:
+    """Delete what `new_folder` made, in the order in which it is never taken for whole while it is not.
+
+    Raises:
+        StorageError: it cannot be deleted.
+    """
+    delete(join(uri, last))
+    delete(uri)
+
+
+def retrying(work: Callable[[], ResultT], seconds: float, log: Callable[[str], object]) -> ResultT:
+    """Do something with storage, again and again with growing pauses while it fails.
+
+    What no repetition mends, such as a full disk or missing permissions, is not tried again.
+
+    Args:
+        work: what to do; it must not matter how often it is begun.
+        seconds: how long to try again.
+        log: told of each failure that is not the last.
+
+    Raises:
+        StorageError: it still fails.
+    """
+    end, pause = time.monotonic() + seconds, 1.0
+    while True:
+        try:
+            return work()
+        except StorageError as error:
+            left = end - time.monotonic()
+            if getattr(error.__cause__, "errno", None) in _HOPELESS or left <= 0:
+                raise
+            pause = min(pause, left)
+            log(f"{error}; trying again in {pause:.0f} s")
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+def _upload(file: Path, uri: str) -> None:
+    filesystem, path = resolve(uri)
+    with _errors("write", uri), file.open("rb") as source, filesystem.open_output_stream(path) as stream:
+        shutil.copyfileobj(source, stream, _UPLOAD_BYTES)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make sure that a new name in a folder outlives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def exists(uri: str) -> bool:
@@ -262,7 +359,11 @@ def delete_abandoned(uri: str) -> None:
     with _errors("clean", uri):
         for aside in Path(absolute(uri)).glob(f".*{_ASIDE_SUFFIX}"):
             with contextlib.suppress(FileNotFoundError):
-                if aside.stat().st_mtime < dead:
+                if aside.stat().st_mtime >= dead:
+                    continue
+                if aside.is_dir():
+                    shutil.rmtree(aside)
+                else:
                     aside.unlink()
 
 

@@ -7,9 +7,12 @@ import logging
 import os
 import subprocess
 import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,7 +53,7 @@ class Tracker(Protocol):
         ...
 
     def close(self) -> None:
-        """Say how many records were lost, if any."""
+        """Wait for what is not recorded yet, for a while, and say how much was lost."""
         ...
 
 
@@ -70,46 +73,131 @@ class NullTracker:
         """Do nothing."""
 
 
-class MlflowTracker:
-    """Writes to one MLflow run. A record that fails is counted and reported; it never stops training."""
+_HOPELESS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")
+"""Of MLflow's errors, those that no repetition mends; a server that does not answer is none of them."""
+_MOST_WAITING = 20_000
+_MOST_METRICS = 1000  # MLflow's limit for one request
+_LONGEST_PAUSE_SECONDS = 20.0
 
-    def __init__(self, uri: str, run_id: str) -> None:
+
+class MlflowTracker:
+    """Writes to one MLflow run on a thread of its own, so that training never waits and never stops for it.
+
+    Records that MLflow does not take are kept and tried again, in order; what cannot be recorded at all, and what is
+    still waiting when the end has no more patience, is counted and reported.
+
+    Args:
+        uri: of the server.
+        run_id: of the run.
+        patience_seconds: how long `close` waits.
+    """
+
+    def __init__(self, uri: str, run_id: str, patience_seconds: float = 60.0) -> None:
         self._client = MlflowClient(uri)
-        self._run_id = run_id
-        self._num_lost = 0
+        self._run_id, self._patience_seconds = run_id, patience_seconds
+        self._waiting: deque[_Record] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._num_lost = self._num_retries = 0
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
 
     def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
         """Record numbers at a position."""
         now = int(time.time() * 1000)
-        batch = [Metric(name, value, now, images_seen) for name, value in values.items()]
-        self._try(lambda: self._client.log_batch(self._run_id, metrics=batch))
+        self._put(_Record(metrics=[Metric(name, value, now, images_seen) for name, value in values.items()]))
 
     def picture(self, name: str, rgb: NDArray[np.uint8], images_seen: int) -> None:
         """Record a picture under `<name>/<images seen>.png`."""
-        self._try(lambda: self._client.log_image(self._run_id, rgb, artifact_file=f"{name}/{images_seen:010d}.png"))
+        place = f"{name}/{images_seen:010d}.png"
+        self._put(_Record(other=lambda: self._client.log_image(self._run_id, rgb, artifact_file=place)))
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Record facts about the run."""
         batch = [RunTag(name, value) for name, value in values.items()]
-        self._try(lambda: self._client.log_batch(self._run_id, tags=batch))
+        self._put(_Record(other=lambda: self._client.log_batch(self._run_id, tags=batch)))
 
     def close(self) -> None:
-        """Say how many records were lost, if any."""
+        """Wait for what is not recorded yet, for a while, and say how much was lost."""
+        end = time.monotonic() + self._patience_seconds
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            while self._waiting and self._changed.wait(max(0.0, end - time.monotonic())):
+                pass
+            self._num_lost += len(self._waiting)
+            self._waiting.clear()
+            self._changed.notify_all()
         if self._num_lost:
             logger.warning("%d records of run %s did not reach MLflow", self._num_lost, self._run_id)
+        elif self._num_retries:
+            logger.info("all records of run %s reached MLflow, after %d failures", self._run_id, self._num_retries)
 
-    def _try(self, record: Callable[[], object]) -> None:
-        try:
-            record()
-        except Exception as error:  # MLflow passes on whatever its stores and HTTP layers raise
-            self._num_lost += 1
-            if self._num_lost == 1:
-                logger.warning("MLflow does not take records (%s); training goes on", error)
+    def _put(self, record: _Record) -> None:
+        with self._changed:
+            self._waiting.append(record)
+            if len(self._waiting) > _MOST_WAITING:
+                self._waiting.popleft()
+                self._num_lost += 1
+            self._changed.notify_all()
+
+    def _next(self) -> list[_Record]:
+        """Wait for records; return those that go into one request, and leave them where they are. Empty at the end."""
+        with self._changed:
+            while not self._waiting:
+                if self._closing:
+                    return []
+                self._changed.wait()
+            together: list[_Record] = []
+            for record in self._waiting:
+                size = sum(len(one.metrics) for one in (*together, record))
+                if together and (record.other or size > _MOST_METRICS):
+                    break
+                together.append(record)
+                if record.other:
+                    break
+            return together
+
+    def _work(self) -> None:
+        pause = 1.0
+        while records := self._next():
+            try:
+                if records[0].other:
+                    records[0].other()
+                else:
+                    batch = [metric for record in records for metric in record.metrics]
+                    self._client.log_batch(self._run_id, metrics=batch)
+                pause = 1.0
+            except Exception as error:  # MLflow passes on whatever its stores and HTTP layers raise
+                hopeless = getattr(error, "error_code", "") in _HOPELESS
+                if self._num_retries + self._num_lost == 0:
+                    logger.warning("MLflow does not take records (%s); training goes on", _one_line(error))
+                if not hopeless:
+                    self._num_retries += 1
+                    with self._changed:
+                        self._changed.wait_for(lambda: not self._waiting, pause)
+                    pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                    continue
+                self._num_lost += len(records)
+            with self._changed:
+                for record in records:
+                    # The oldest may have been dropped meanwhile.
+                    if self._waiting and self._waiting[0] is record:
+                        self._waiting.popleft()
+                self._changed.notify_all()
 
 
-def open_tracker(uri: str, run_id: str | None) -> Tracker:
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """Metrics, which go together with others, or something else."""
+
+    metrics: list[Metric] = field(default_factory=list)
+    other: Callable[[], object] | None = None
+
+
+def open_tracker(uri: str, run_id: str | None, patience_seconds: float = 60.0) -> Tracker:
     """Return a tracker of a run, or one that drops everything where `run_id` is None."""
-    return NullTracker() if run_id is None else MlflowTracker(uri, run_id)
+    return NullTracker() if run_id is None else MlflowTracker(uri, run_id, patience_seconds)
 
 
 def tracking_uri(config: Config) -> str:

@@ -2,7 +2,8 @@
 
 Nothing here depends on the number of workers, on shuffling, or on what was drawn before: position p of the global
 order is image `p % n` of epoch `p // n`'s permutation, and its randomness comes from (seed, epoch, image key).
-So a resume needs only the number of images seen.
+So a resume needs only the number of images seen. From a position at which a run was reseeded, because training had to
+go back there, what is left of its epoch comes in another order, and all that follows with other randomness.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from scfegan_ray.errors import DataError
 Example = dict[str, NDArray[Any]]
 
 
-def row_at(position: int, seed: int, num_rows: int) -> tuple[int, int]:
+def row_at(position: int, seed: int, num_rows: int, reseeded_at: tuple[int, ...] = ()) -> tuple[int, int]:
     """Return (epoch, index among the training rows) of a position in the global order."""
     epoch, at = divmod(position, num_rows)
-    return epoch, int(_permutation(seed, epoch, num_rows)[at])
+    breaks = tuple(one - epoch * num_rows for one in reseeded_at if one // num_rows == epoch)
+    return epoch, int(_permutation(seed, epoch, num_rows, breaks)[at])
 
 
 def make_example(row: dict[str, Any], config: MaskConfig, rng: np.random.Generator) -> Example:
@@ -57,11 +59,15 @@ def make_example(row: dict[str, Any], config: MaskConfig, rng: np.random.Generat
     }
 
 
-def training_example(dataset: PreparedDataset, config: MaskConfig, seed: int, position: int) -> Example:
+def training_example(
+    dataset: PreparedDataset, config: MaskConfig, seed: int, position: int, reseeded_at: tuple[int, ...] = ()
+) -> Example:
     """Return the example at a position of the global order."""
-    epoch, at = row_at(position, seed, len(dataset.train_rows))
+    epoch, at = row_at(position, seed, len(dataset.train_rows), reseeded_at)
     row = dataset.row(int(dataset.train_rows[at]))
-    return make_example(row, config, np.random.default_rng([seed, epoch, key_number(row["key"])]))
+    reseeds = sum(one <= position for one in reseeded_at)
+    entropy = [seed, epoch, key_number(row["key"])] + ([reseeds] if reseeds else [])
+    return make_example(row, config, np.random.default_rng(entropy))
 
 
 def evaluation_example(row: dict[str, Any], config: MaskConfig) -> Example:
@@ -79,6 +85,7 @@ def training_batches(
     rank: int,
     num_workers: int,
     threads: int,
+    reseeded_at: tuple[int, ...] = (),
 ) -> Generator[Example, None, None]:
     """Yield one worker's share of each global batch, without end, decoded ahead on threads.
 
@@ -87,27 +94,29 @@ def training_batches(
         config: how holes and brushes are drawn.
         seed: of order and randomness.
         start: images seen before the first batch.
-        batch_size: images of a global batch; a multiple of `num_workers`.
+        batch_size: images of a global batch; at least `num_workers`.
         rank: which share; concatenated in rank order the shares are the global batch.
-        num_workers: number of shares.
+        num_workers: number of shares, whose sizes differ by one at most.
         threads: decoding threads (OpenCV and zlib release the interpreter's lock).
+        reseeded_at: positions from which on order and randomness are others.
 
     Yields:
-        Stacked examples: every array of `make_example` with a leading axis of `batch_size // num_workers`.
+        Stacked examples: every array of `make_example` with a leading axis of the share's size.
     """
     if not len(dataset.train_rows):
         raise DataError(f"{dataset.uri} has no training images; lower data.test_fraction or add images")
-    share = batch_size // num_workers
+    skipped, end = (batch_size * one // num_workers for one in (rank, rank + 1))
+    share = end - skipped
     cv2.setNumThreads(1)
 
     def write(batch: Example, at: int, position: int) -> None:
         # Each thread copies what it has just made, still in its cache; the training thread has nothing to do.
-        for name, array in training_example(dataset, config, seed, position).items():
+        for name, array in training_example(dataset, config, seed, position, reseeded_at).items():
             batch[name][at] = array
 
     with ThreadPoolExecutor(threads, thread_name_prefix="examples") as pool:
         ahead: deque[tuple[Example, list[Future[None]]]] = deque()
-        first = start + rank * share
+        first = start + skipped
         try:
             while True:
                 while len(ahead) < 3:
@@ -142,5 +151,9 @@ def _empty_batch(count: int, size_px: int) -> Example:
 
 
 @lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, num_rows: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+def _permutation(seed: int, epoch: int, num_rows: int, breaks: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return an epoch's order; what comes after each break is shuffled once more."""
+    order = np.random.default_rng([seed, epoch]).permutation(num_rows)
+    for number, at in enumerate(breaks, start=1):
+        order[at:] = np.random.default_rng([seed, epoch, number]).permutation(order[at:])
+    return order

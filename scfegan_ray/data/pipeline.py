@@ -32,6 +32,7 @@ import ray.data
 
 from scfegan_ray import config as configuration
 from scfegan_ray import errors, storage
+from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config, DataConfig
 from scfegan_ray.data import decoding, parsing, prepared, report, shards, sketches, sources
 from scfegan_ray.errors import DataError, ScFeganError
@@ -42,14 +43,6 @@ logger = logging.getLogger(__name__)
 _MANY_SHARDS = 8  # per core
 _LOGGED = 20
 
-_ALLOCATION = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
-"""Lets glibc keep the memory of one image for the next: by default it goes back to the system and comes again page by
-page. And asks for that memory in huge pages, which the edge detector reads a twentieth faster."""
 _NOT_OF_THE_DATA = ("prepared", "license", "gpus_per_actor")
 
 
@@ -281,7 +274,8 @@ def _run(plan: _Plan, config: DataConfig, missing: list[int]) -> tuple[float, in
             max_tasks_in_flight_per_actor=2 if len(blocks) >= _MANY_SHARDS * num_cores() else 1,
         ),
         num_cpus=1,
-        runtime_env={"env_vars": _ALLOCATION},
+        # Huge pages make the edge detector a twentieth faster.
+        runtime_env={"env_vars": KEEP_MEMORY | {"MALLOC_ARENA_MAX": "1"}},
         num_gpus=min(1.0, num_gpus) if config.gpus_per_actor is None else config.gpus_per_actor,
     )
     began, ended, done = float("inf"), 0.0, 0

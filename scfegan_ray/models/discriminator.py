@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from scfegan_ray.config import ModelConfig
-from scfegan_ray.models.layers import LEAK, conv2d_same, full_precision
+from scfegan_ray.models.layers import LEAK, conv2d_same, conv2d_same_adjoint, full_precision
 
 CONDITION_CHANNELS = 5
 """mask 1, sketch 1, color 3: what `images.pack_conditions` stacks. The noise is not among them."""
@@ -23,28 +24,30 @@ def discriminator_widths(config: ModelConfig) -> list[int]:
     return [config.discriminator_base_channels * min(2**i, 4) for i in range(config.discriminator_num_layers)]
 
 
+_KERNEL_SIZE = 3
+_STRIDE = 2
+
+
 class _Conv2d(nn.Module):
-    """Convolution of kernel 3, stride 2 and SAME padding, normal weights of variance 1 / fan-in, bias 0."""
+    """Weights of a convolution: normal with variance 1 / fan-in, bias 0."""
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, _KERNEL_SIZE, _KERNEL_SIZE))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         with torch.no_grad():
-            self.weight.normal_(0.0, math.sqrt(1.0 / (in_channels * 9)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Reading `weight` runs the power iteration; in half precision it would not converge.
-        with torch.autocast(x.device.type, enabled=False):
-            weight = self.weight
-        return conv2d_same(x, weight, self.bias, stride=2)
+            self.weight.normal_(0.0, math.sqrt(1.0 / (in_channels * _KERNEL_SIZE**2)))
 
 
 class Discriminator(nn.Module):
     """Score how real an image looks, given mask, sketch and color.
 
     Convolutions of kernel 3 and stride 2 under spectral normalization, leaky ReLU between them, nothing after the
-    last. In training mode each forward advances the vectors of the spectral norm by one power iteration.
+    last. The vectors of the spectral norm move only in `advance_spectral_norm`, so that a forward is a pure function
+    of weights and inputs, however many of them one update takes.
     Paper: figure 2 for the widths; the stride of the first layer was never published.
 
     Args:
@@ -60,20 +63,68 @@ class Discriminator(nn.Module):
             spectral_norm(_Conv2d(inputs, outputs))
             for inputs, outputs in zip([INPUT_CHANNELS, *widths[:-1]], widths, strict=True)
         )
+        self.train()
 
-    def forward(self, image: Tensor, conditions: Tensor) -> Tensor:
+    def train(self, mode: bool = True) -> Discriminator:
+        """Set the mode, in which nothing differs here: torch's spectral norm would move its vectors in each forward."""
+        super().train(mode)
+        for layer in self._convs():
+            layer.get_submodule("parametrizations").eval()
+        return self
+
+    @torch.no_grad()
+    def advance_spectral_norm(self) -> None:
+        """Move the vectors of the spectral norm by one power iteration towards the present weights."""
+        for layer in self._convs():
+            parametrization = layer.get_submodule("parametrizations")
+            parametrization.train()
+            _ = layer.weight
+            parametrization.eval()
+
+    def forward(
+        self, image: Tensor, conditions: Tensor, slope_at: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Return the score grid, each of whose elements is one score; higher means more real.
+
+        The network is linear wherever no leaky ReLU bends, so the gradient of its scores is a second network, of its
+        transposed convolutions. Computed that way, a penalty on it is differentiated once and not twice, and costs
+        half as much.
 
         Args:
             image: (N, 3, H, W) float in [-1, 1].
             conditions: (N, 5, H, W) float as `images.pack_conditions` gives them.
+            slope_at: other images (M, 3, H, W) and their conditions (M, 5, H, W), at which to take the gradient.
 
         Returns:
             (N, C, h, w), unbounded, float32 under autocast too; at 512 with the default config (N, 256, 8, 8).
+            Where `slope_at` is given, also the gradient (M, 3, H, W) of the sum of each such image's scores with
+            respect to the image, float32 under autocast too and differentiable in the weights.
         """
-        x = torch.cat([image, conditions], dim=1)
-        for i, layer in enumerate(self.layers):
-            if i > 0:
-                x = F.leaky_relu(x, LEAK)
-            x = layer(x)
-        return full_precision(x)
+        # Under autocast the norm would be taken of rounded weights.
+        with torch.autocast(image.device.type, enabled=False):
+            weights = [layer.weight for layer in self._convs()]
+            slope = None if slope_at is None else self._slope(weights, *slope_at)
+        *_, scores = self._activations(weights, image, conditions)
+        return full_precision(scores) if slope is None else (full_precision(scores), slope)
+
+    def _convs(self) -> Iterator[_Conv2d]:
+        for layer in self.layers:
+            assert isinstance(layer, _Conv2d), "spectral_norm keeps the module"
+            yield layer
+
+    def _activations(self, weights: Sequence[Tensor], image: Tensor, conditions: Tensor) -> Iterator[Tensor]:
+        """Yield the output of each convolution; the leaky ReLU then changes it in place, which keeps its sign."""
+        # Convolutions of few channels are twice as fast with channels last.
+        x = torch.cat([image, conditions], dim=1).contiguous(memory_format=torch.channels_last)
+        for at, (weight, layer) in enumerate(zip(weights, self._convs(), strict=True)):
+            x = conv2d_same(x if at == 0 else F.leaky_relu_(x, LEAK), weight, layer.bias, _STRIDE)
+            yield x
+
+    def _slope(self, weights: Sequence[Tensor], image: Tensor, conditions: Tensor) -> Tensor:
+        with torch.no_grad():
+            *bends, scores = self._activations(weights, image, conditions)
+        gradient = torch.ones_like(scores)
+        for weight, bend in zip(reversed(weights[1:]), reversed(bends), strict=True):
+            gradient = conv2d_same_adjoint(gradient, weight, (bend.shape[2], bend.shape[3]), _STRIDE)
+            gradient = gradient * torch.where(bend > 0, 1.0, LEAK)
+        return conv2d_same_adjoint(gradient, weights[0][:, : image.shape[1]], (image.shape[2], image.shape[3]), _STRIDE)

@@ -26,6 +26,8 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 _CAFFE_MEAN = (122.679, 116.669, 104.007)
 # One number for what torchvision divides by per channel.
 _CAFFE_STD = 0.225
+CAFFE_SCALE = 255.0 * _CAFFE_STD
+"""How much larger activations are with Caffe's input, from 0 to 255, than with torchvision's."""
 
 
 class _Conv(NamedTuple):
@@ -72,7 +74,10 @@ class Features(nn.Module):
         super().__init__()
         self.description = description
         for conv, (weight, bias) in zip(_CONVS, convs, strict=True):
-            self.register_buffer(f"{conv.name}_weight", weight.detach().to(torch.float32, copy=True).contiguous())
+            self.register_buffer(
+                f"{conv.name}_weight",
+                weight.detach().to(torch.float32, copy=True).contiguous(memory_format=torch.channels_last),
+            )
             self.register_buffer(f"{conv.name}_bias", bias.detach().to(torch.float32, copy=True))
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(1, 3, 1, 1))
@@ -93,11 +98,12 @@ class Features(nn.Module):
             0 or more. Paper: Theta in the perceptual and style losses. The scale of the input was never published;
             it is torchvision's, to which the published weights of the two losses belong.
         """
-        x = ((images + 1.0) / 2.0 - self.mean) / self.std
+        # Convolutions of few channels on many pixels are up to twice as fast with channels last, on CPUs too.
+        x = (((images + 1.0) / 2.0 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         pooled = []
         for conv in _CONVS:
             weight, bias = self.get_buffer(f"{conv.name}_weight"), self.get_buffer(f"{conv.name}_bias")
-            x = F.relu(F.conv2d(x, weight, bias, padding=1))
+            x = F.relu_(F.conv2d(x, weight, bias, padding=1))
             if conv.pooled:
                 x = F.max_pool2d(x, 2)
                 pooled.append(x)
@@ -150,7 +156,6 @@ def vgg_from_hed(arrays: Mapping[str, NDArray[np.float32]]) -> Features:
         ModelError: a key is missing or of another shape.
     """
     source = "the HED weights"
-    scale = 255.0 * _CAFFE_STD
     convs = []
     for conv in _CONVS:
         pair = []
@@ -166,7 +171,7 @@ def vgg_from_hed(arrays: Mapping[str, NDArray[np.float32]]) -> Features:
         weight = pair[0].permute(3, 2, 0, 1)
         if conv.in_channels == 3:
             weight = weight.flip(1)
-        convs.append((weight, pair[1] / scale))
+        convs.append((weight, pair[1] / CAFFE_SCALE))
     mean = [value / 255.0 for value in _CAFFE_MEAN]
     return Features(convs, mean, [_CAFFE_STD] * 3, "VGG-16 trunk of HED (ImageNet, then fine-tuned on edges)")
 

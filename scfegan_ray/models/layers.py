@@ -50,12 +50,33 @@ def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, dilati
     Returns:
         (N, D, ceil(H / stride), ceil(W / stride)) float.
     """
+    if weight.shape[-1] == 3 and stride == 1 and dilation >= max(x.shape[-2:]):
+        # All taps but the middle one only ever see padding.
+        return F.conv2d(x, weight[..., 1:2, 1:2], bias)
     top, bottom = same_padding(x.shape[-2], weight.shape[-2], stride, dilation)
     left, right = same_padding(x.shape[-1], weight.shape[-1], stride, dilation)
     if top == bottom and left == right:
         # The convolution pads by itself, which saves a copy of the input.
         return F.conv2d(x, weight, bias, stride, (top, left), dilation)
     return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, 0, dilation)
+
+
+def conv2d_same_adjoint(gradient: Tensor, weight: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """Bring a gradient from the output of `conv2d_same` to its input; differentiable like any convolution.
+
+    Args:
+        gradient: (N, D, ceil(H / stride), ceil(W / stride)) float.
+        weight: (D, C, k, k) float, the convolution's.
+        size: H and W of the convolution's input.
+        stride: the convolution's.
+
+    Returns:
+        (N, C, H, W) float.
+    """
+    top, _ = same_padding(size[0], weight.shape[-2], stride, 1)
+    left, _ = same_padding(size[1], weight.shape[-1], stride, 1)
+    full = F.conv_transpose2d(gradient, weight, stride=stride)
+    return full[..., top : top + size[0], left : left + size[1]]
 
 
 def _window_sum(values: Tensor) -> Tensor:
@@ -191,7 +212,8 @@ class GatedConv2d(nn.Module):
         if self.normalize:
             features = local_response_norm(features)
         if self.activate:
-            features = F.leaky_relu(features, LEAK)
+            # In place where it is no view: fresh memory costs more than the arithmetic.
+            features = F.leaky_relu(features, LEAK, inplace=self.normalize)
         return features * torch.sigmoid(gate)
 
 

@@ -22,14 +22,14 @@ from scfegan_ray.models.features import Features, load_features
 from scfegan_ray.precision import autocast, name_of, resolve_precision
 from scfegan_ray.training.plain import PlainGenerator, PlainStep
 from scfegan_ray.training.state import TrainingState
-from scfegan_ray.training.step import train_step
+from scfegan_ray.training.step import Part, train_step
 
 logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
 _REPEATS = 5
-_SETTLING_FORWARDS = 30
+_SETTLING_ITERATIONS = 30
 _MATRIX_SIDE = 2048
 
 
@@ -54,7 +54,7 @@ def run(config: Config) -> dict[str, Any]:
     features = load_features(config.losses.features).to(device)
     state = TrainingState.build(config, device)
     batch, interpolation = _batch(config, device)
-    _settle_spectral_norms(state, batch)
+    _settle_spectral_norms(state)
 
     plain = PlainStep(state, features, config.losses, config.optimization)
     steps: dict[str, Callable[[], dict[str, Tensor]]] = {"plain": lambda: plain(batch, interpolation)}
@@ -126,11 +126,10 @@ def _batch(config: Config, device: torch.device) -> tuple[Batch, Tensor]:
     return Batch.from_arrays(arrays, device), torch.from_numpy(arrays["interpolation"]).to(device)
 
 
-@torch.no_grad()
-def _settle_spectral_norms(state: TrainingState, batch: Batch) -> None:
+def _settle_spectral_norms(state: TrainingState) -> None:
     """Let the power iterations converge: plain runs one more of them per image set, which must not matter."""
-    for _ in range(_SETTLING_FORWARDS):
-        state.discriminator(batch.ground_truth, batch.conditions())
+    for _ in range(_SETTLING_ITERATIONS):
+        state.discriminator.advance_spectral_norm()
 
 
 def _our_step(
@@ -139,15 +138,16 @@ def _our_step(
     state = TrainingState.build(config, batch.mask.device)
     for name, network in state.networks().items():
         network.load_state_dict(source.networks()[name].state_dict())
-    return lambda: train_step(
-        state,
-        batch,
-        interpolation,
-        features,
-        config.losses,
-        generator=state.generator,
-        discriminator=state.discriminator,
-        precision=kind,
+    return lambda: (
+        train_step(
+            state,
+            [Part(batch, interpolation)],
+            features,
+            config.losses,
+            generator=state.generator,
+            discriminator=state.discriminator,
+            precision=kind,
+        ).values
     )
 
 

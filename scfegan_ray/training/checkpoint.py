@@ -5,55 +5,97 @@
 | `generator.safetensors`, `ema.safetensors` | state dicts |
 | `discriminator.safetensors` | state dict, with the vectors of its spectral normalization |
 | `optimizers.safetensors` | Adam's moments and step per parameter: `generator/<parameter>/exp_avg` and so on |
-| `meta.json` | format, position, seed, config, digest of the weights; written last |
+| `meta.json` | format, position, seed, config, the sentinel's memory, metrics, digest of the weights; written last |
 
 Randomness needs no more than seed and position, see `data.examples`.
 """
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from scfegan_ray import storage
 from scfegan_ray.config import Config
-from scfegan_ray.errors import CheckpointError
+from scfegan_ray.errors import CheckpointError, StorageError
 from scfegan_ray.models.generator import Generator
-from scfegan_ray.training.state import TrainingState
+from scfegan_ray.training.state import TrainingState, digest_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+META = "meta.json"
+"""The file whose presence makes a folder a checkpoint."""
+
+_OPTIMIZERS = "optimizers"
 
 
-def save(state: TrainingState, config: Config, directory: Path) -> dict[str, Any]:
-    """Write a checkpoint into an existing folder.
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A state as it was at one moment, on the CPU, for a thread to write while training goes on.
+
+    Attributes:
+        files: tensors by the name of their file.
+        meta: what `meta.json` will hold, but for the digest.
+    """
+
+    files: dict[str, dict[str, Tensor]]
+    meta: dict[str, Any]
+
+    @property
+    def images_seen(self) -> int:
+        """The state's position."""
+        seen: int = self.meta["images_seen"]
+        return seen
+
+
+def capture(state: TrainingState, config: Config, metrics: Mapping[str, float] | None = None) -> Snapshot:
+    """Copy a state.
+
+    Args:
+        state: it may change as soon as this has returned.
+        config: of the run.
+        metrics: of held-back images in this state, where they were measured.
+    """
+    moments = _moments("generator", state.generator, state.generator_optimizer)
+    moments |= _moments("discriminator", state.discriminator, state.discriminator_optimizer)
+    networks = {name: _copies(network.state_dict()) for name, network in state.networks().items()}
+    return Snapshot(
+        networks | {_OPTIMIZERS: _copies(moments)},
+        {
+            "format_version": FORMAT_VERSION,
+            "images_seen": state.images_seen,
+            "random": {"seed": config.seed, "position": state.images_seen},
+            "sentinel": copy.deepcopy(state.sentinel.state()),
+            "metrics": None if metrics is None else dict(metrics),
+            "config": config.to_dict(),
+        },
+    )
+
+
+def write(snapshot: Snapshot, directory: Path) -> dict[str, Any]:
+    """Write a checkpoint into an existing folder, `meta.json` last.
 
     Returns:
         What `meta.json` holds.
 
     Raises:
-        CheckpointError: it cannot be written; the folder is then no checkpoint.
+        StorageError: it cannot be written; the folder is then no checkpoint.
     """
-    meta = {
-        "format_version": FORMAT_VERSION,
-        "images_seen": state.images_seen,
-        "random": {"seed": config.seed, "position": state.images_seen},
-        "weights_sha256": state.weights_sha256(),
-        "config": config.to_dict(),
-    }
-    try:
-        for name, network in state.networks().items():
-            save_file(_plain(network.state_dict()), directory / f"{name}.safetensors")
-        moments = _moments("generator", state.generator, state.generator_optimizer)
-        moments |= _moments("discriminator", state.discriminator, state.discriminator_optimizer)
-        save_file(_plain(moments), directory / "optimizers.safetensors")
-        (directory / "meta.json").write_text(json.dumps(meta, indent=2))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write a checkpoint to {directory}: {error}; free space and run again") from error
+    networks = {name: tensors for name, tensors in snapshot.files.items() if name != _OPTIMIZERS}
+    meta = snapshot.meta | {"weights_sha256": digest_of(networks)}
+    for name, tensors in snapshot.files.items():
+        storage.write_bytes(str(directory / f"{name}.safetensors"), serialize(tensors))
+    storage.write_bytes(str(directory / META), json.dumps(meta, indent=2).encode())
     return meta
 
 
@@ -66,10 +108,11 @@ def load(state: TrainingState, directory: Path) -> None:
     meta = read_meta(directory)
     for name, network in state.networks().items():
         _load_network(network, directory / f"{name}.safetensors")
-    moments = _read(directory / "optimizers.safetensors")
+    moments = _read(directory / f"{_OPTIMIZERS}.safetensors")
     _load_moments("generator", state.generator, state.generator_optimizer, moments)
     _load_moments("discriminator", state.discriminator, state.discriminator_optimizer, moments)
     state.images_seen = meta["images_seen"]
+    state.sentinel.load(meta["sentinel"])
     if state.weights_sha256() != meta["weights_sha256"]:
         raise CheckpointError(f"{directory} is damaged: its weights differ from their digest; use an older checkpoint")
 
@@ -86,16 +129,18 @@ def load_generator(directory: Path) -> tuple[Generator, Config]:
     return generator.requires_grad_(False).eval(), config
 
 
-def read_meta(directory: Path) -> dict[str, Any]:
+def read_meta(directory: Path | str) -> dict[str, Any]:
     """Read `meta.json`.
+
+    Args:
+        directory: folder, or URI of one.
 
     Raises:
         CheckpointError: there is none, or it is of another format.
     """
-    path = directory / "meta.json"
     try:
-        meta: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        meta: dict[str, Any] = json.loads(storage.read_bytes(storage.join(str(directory), META)))
+    except (StorageError, ValueError) as error:
         raise CheckpointError(
             f"{directory} is no checkpoint ({error}); give the folder that holds meta.json"
         ) from error
@@ -106,8 +151,11 @@ def read_meta(directory: Path) -> dict[str, Any]:
     return meta
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
 
 
 def _read(path: Path) -> dict[str, Tensor]:

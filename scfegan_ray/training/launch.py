@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import signal
+import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.train
@@ -19,13 +19,15 @@ import ray.train.torch
 from ray.train.v2.api.callback import UserCallback
 
 from scfegan_ray import config as configuration
-from scfegan_ray import storage, tracking
+from scfegan_ray import errors, storage, tracking
+from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples, pipeline, prepared
 from scfegan_ray.errors import ConfigError, deliberate_cause
 from scfegan_ray.models.features import settle_features
 from scfegan_ray.training import checkpoint
-from scfegan_ray.training.worker import train_worker
+from scfegan_ray.training.store import CheckpointStore
+from scfegan_ray.training.worker import Outcome, train_worker
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ _FREE_ON_RESUME = (
     "storage",
     "tracking",
     "train.num_workers",
+    "train.min_workers",
+    "train.max_images_per_pass",
     "train.use_gpu",
     "train.cpus_per_worker",
     "train.wait_for_nodes",
@@ -45,7 +49,9 @@ _FREE_ON_RESUME = (
     "train.loader_threads",
     "train.images",
     "train.log_every_images",
+    "train.gradient_norms_every_images",
     "train.checkpoint_every_images",
+    "train.checkpoint_every_seconds",
     "train.checkpoints_to_keep",
     "train.max_failures",
 )
@@ -86,7 +92,7 @@ def train(
     *,
     register: bool = True,
     parent_run_id: str | None = None,
-    callbacks: Iterable[UserCallback] = (),
+    callbacks: Sequence[UserCallback] = (),
 ) -> TrainingResult:
     """Train, or go on training, the run that a config names.
 
@@ -100,6 +106,8 @@ def train(
         ConfigError: the run exists with other settings, or the cluster is too small.
         DataError: there is nothing to train on.
         StorageError: storage or tracking cannot be used.
+        DivergenceError: training does not recover from losses that explode.
+        KeyboardInterrupt: the user ended it, after a last checkpoint.
     """
     assert config.run_name, "the caller names the run"
     root = storage.absolute(config.storage.path)
@@ -115,51 +123,46 @@ def train(
         "data_source": dataset.source,
         "sketch_detector": dataset.sketch_detector,
     }
-    run = _open_run(config, storage.join(root, config.run_name), dataset, tags, parent_run_id)
+    place = storage.join(root, config.run_name)
+    run = _open_run(config, place, dataset, tags, parent_run_id)
     run_id = run["run_id"]
     logger.info("run %s, MLflow run %s at %s", config.run_name, run_id, uri)
 
-    trainer = ray.train.torch.TorchTrainer(
-        train_worker,
-        train_loop_config={
-            "config": config.to_dict(),
-            "dataset": dataset_uri,
-            "tracking_uri": uri,
-            "run_id": run_id,
-            "features": run["features"],
-        },
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.train.num_workers,
-            use_gpu=config.train.use_gpu,
-            resources_per_worker=_resources(config),
-        ),
-        run_config=ray.train.RunConfig(
-            name=config.run_name,
-            storage_path=root,
-            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures, controller_failure_limit=3),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.checkpoints_to_keep),
-            callbacks=list(callbacks),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-        ),
-    )
+    store = CheckpointStore(storage.join(place, "checkpoints"))
     status = "KILLED"
     try:
-        with _interrupts():
-            result = trainer.fit()
-        outcome: dict[str, Any] = result.return_value
-        assert result.checkpoint is not None, "every run ends with a checkpoint"
+        outcome = _fit(
+            config,
+            {
+                "config": config.to_dict(),
+                "dataset": dataset_uri,
+                "checkpoints": store.place,
+                "tracking_uri": uri,
+                "run_id": run_id,
+                "features": run["features"],
+                "report": bool(callbacks),
+            },
+            callbacks,
+        )
+        if outcome.stopped:
+            raise KeyboardInterrupt
+        if outcome.failure is not None:
+            kind, text = outcome.failure
+            kept = f"; the last checkpoint is {outcome.checkpoint}" if outcome.checkpoint else ""
+            raise getattr(errors, kind)(f"{text}{kept}")
+        assert outcome.checkpoint is not None, "every run ends with a checkpoint"
         model_uri = None
         if register:
-            with result.checkpoint.as_directory() as folder:
-                generator, _ = checkpoint.load_generator(Path(folder))
+            with storage.local_copy(outcome.checkpoint) as folder:
+                generator, _ = checkpoint.load_generator(folder)
             rows = prepared.PreparedDataset.open(dataset_uri)
             example = next(examples.evaluation_batches(rows, config.masks, 1, 1))
             model_uri = tracking.register(
                 generator,
                 config,
                 run_id,
-                weights_sha256=outcome["weights_sha256"],
-                tags=tags | {"features": outcome["features"], "images_seen": str(outcome["images_seen"])},
+                weights_sha256=outcome.weights_sha256,
+                tags=tags | {"features": outcome.features, "images_seen": str(outcome.images_seen)},
                 example=example,
             )
             logger.info("registered %s", model_uri)
@@ -175,26 +178,90 @@ def train(
         run_name=config.run_name,
         run_id=run_id,
         model_uri=model_uri,
-        checkpoint=_uri(root, result.checkpoint.path),
-        images_seen=outcome["images_seen"],
-        weights_sha256=outcome["weights_sha256"],
-        first_metrics=outcome["first_metrics"],
-        last_metrics=outcome["last_metrics"],
+        checkpoint=outcome.checkpoint,
+        images_seen=outcome.images_seen,
+        weights_sha256=outcome.weights_sha256,
+        first_metrics=outcome.first_metrics,
+        last_metrics=outcome.last_metrics,
     )
 
 
-@contextlib.contextmanager
-def _interrupts() -> Iterator[None]:
-    """Keep Ctrl-C an interrupt: Ray Train makes it a plain exit, and leaves its handler behind after the run."""
-    before = signal.getsignal(signal.SIGINT)
+def _fit(config: Config, settings: dict[str, Any], callbacks: Sequence[UserCallback]) -> Outcome:
+    """Run the workers to their end; where the user interrupts, let them write a checkpoint first."""
+    stop = ray.remote(num_cpus=0)(_StopFlag).remote()
+    train = config.train
+    with tempfile.TemporaryDirectory(prefix="scfegan-ray-", ignore_cleanup_errors=True) as scratch:
+        trainer = ray.train.torch.TorchTrainer(
+            train_worker,
+            train_loop_config=settings | {"stop": stop},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=(train.min_workers, train.num_workers) if train.min_workers else train.num_workers,
+                use_gpu=train.use_gpu,
+                resources_per_worker=_resources(config),
+            ),
+            run_config=ray.train.RunConfig(
+                name=config.run_name,
+                storage_path=scratch,  # for Ray's own notes, which nobody needs afterwards
+                failure_config=ray.train.FailureConfig(max_failures=train.max_failures, controller_failure_limit=3),
+                callbacks=list(callbacks),
+                logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+                worker_runtime_env={"env_vars": KEEP_MEMORY},
+            ),
+        )
+        result = _interruptible(trainer.fit, lambda: stop.set.remote())
+    return Outcome(**result.return_value)
+
+
+class _StopFlag:
+    """Carries the user's wish to end from the driver to the workers."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+
+ResultT = TypeVar("ResultT")
+
+
+def _interruptible(work: Callable[[], ResultT], stop: Callable[[], object]) -> ResultT:
+    """Do long work; the first Ctrl-C or SIGTERM asks it to stop, the second one is a KeyboardInterrupt.
+
+    Ray Train would abort its workers at the first one, but only where it runs on the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()  # a trial of a search, which Tune ends in its own way
+    done: Future[ResultT] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    asked = False
+
+    def on_signal(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        logger.warning("stopping after a last checkpoint; interrupt once more to stop without one")
+        stop()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
+        threading.Thread(target=run, name="train", daemon=True).start()
+        while not done.done():
+            wait([done], timeout=0.5)  # a wait without an end would keep signals from being handled
+        return done.result()
     finally:
-        # A trial of a search runs on another thread, where Ray cannot set a handler and nobody may.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _resources(config: Config) -> dict[str, float]:
@@ -209,10 +276,11 @@ def check_resources(config: Config) -> None:
     """
     there = ray.cluster_resources()
     for name, each in _resources(config).items():
-        needed = each * config.train.num_workers
+        fewest = config.train.min_workers or config.train.num_workers
+        needed = each * fewest
         if needed > there.get(name, 0.0) and not config.train.wait_for_nodes:
             raise ConfigError(
-                f"{config.train.num_workers} workers need {needed:g} {name}, the cluster has {there.get(name, 0.0):g}; "
+                f"{fewest} workers need {needed:g} {name}, the cluster has {there.get(name, 0.0):g}; "
                 "lower --train.num-workers or --train.cpus-per-worker, or give --train.wait-for-nodes where the "
                 "cluster grows by itself"
             )
@@ -250,8 +318,3 @@ def _check_same(config: Config, known: dict[str, Any], dataset: prepared.Dataset
             )
     if known["data_fingerprint"] != dataset.fingerprint:
         raise ConfigError(f"the run was started on another dataset than {dataset.source} as prepared now; {cure}")
-
-
-def _uri(root: str, path: str) -> str:
-    """Give a checkpoint's path back the scheme of the storage path, which Ray strips."""
-    return path if storage.is_local(root) else f"{root.partition('://')[0]}://{path}"

@@ -187,13 +187,14 @@ class PlainStep:
         # L_G
         difference = (generated - ground_truth).abs()
         per_pixel = ((1 - mask) * difference).mean() + config.hole * (mask * difference).mean()
-        seen_generated = self._features(generated)
-        seen_composite = self._features(composite)
-        seen_truth = self._features(ground_truth)
+        scale = 255 * 0.225 if config.feature_scale == "caffe" else 1.0
+        seen_generated = [scale * seen for seen in _vgg(self._features, generated)]
+        seen_composite = [scale * seen for seen in _vgg(self._features, composite)]
+        seen_truth = [scale * seen for seen in _vgg(self._features, ground_truth)]
         perceptual = _distance(seen_generated, seen_truth) + _distance(seen_composite, seen_truth)
         style_generated = _style(seen_generated, seen_truth)
         style_composite = _style(seen_composite, seen_truth)
-        total_variation = _total_variation(composite, mask)
+        total_variation = _total_variation(composite, mask, config.total_variation_region)
         adversarial = -score(composite).mean()
         generator_total = (
             per_pixel
@@ -226,6 +227,17 @@ class PlainStep:
         return {name: value.detach() for name, value in parts.items()}
 
 
+def _vgg(weights: Features, image: Tensor) -> list[Tensor]:
+    x, pooled = ((image + 1) / 2 - weights.mean) / weights.std, []
+    for block, number in ((1, 2), (2, 2), (3, 3)):
+        for at in range(1, number + 1):
+            weight, bias = (weights.get_buffer(f"conv{block}_{at}_{kind}").contiguous() for kind in ("weight", "bias"))
+            x = F.relu(F.conv2d(x, weight, bias, padding=1))
+        x = F.max_pool2d(x, 2)
+        pooled.append(x)
+    return pooled
+
+
 def _distance(ours: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
     total = torch.zeros(())
     for a, b in zip(ours, truth, strict=True):
@@ -242,8 +254,9 @@ def _style(ours: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _total_variation(composite: Tensor, mask: Tensor) -> Tensor:
-    region = F.max_pool2d(mask, 3, stride=1, padding=1)
+def _total_variation(composite: Tensor, mask: Tensor, where: str) -> Tensor:
+    dilated = F.max_pool2d(mask, 3, stride=1, padding=1)
+    region = {"dilated_hole": dilated, "hole": mask, "image": torch.ones_like(mask)}[where]
     total = torch.zeros(())
     for one, other in (
         ((slice(None), slice(None), slice(1, None)), (slice(None), slice(None), slice(None, -1))),

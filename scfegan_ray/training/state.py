@@ -1,4 +1,4 @@
-"""Everything that training changes: both networks, both optimizers, the moving average, and the images seen.
+"""Everything that training changes: networks, optimizers, moving average, the sentinel's memory, and the images seen.
 
 No generator of random numbers is part of it: weights are drawn from the seed once, and whatever is random later is a
 pure function of the seed and the position (`data.examples`).
@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,17 +18,19 @@ from torch import Tensor, nn
 from scfegan_ray.config import Config, OptimizationConfig
 from scfegan_ray.models.discriminator import Discriminator
 from scfegan_ray.models.generator import Generator
+from scfegan_ray.training.sentinel import Sentinel
 
 
 @dataclass(slots=True)
 class TrainingState:
-    """Networks (never wrapped), optimizers and position of one run."""
+    """Networks (never wrapped), optimizers, what went wrong, and the position of one run."""
 
     generator: Generator
     discriminator: Discriminator
     ema: Generator
     generator_optimizer: torch.optim.Adam
     discriminator_optimizer: torch.optim.Adam
+    sentinel: Sentinel
     images_seen: int = 0
 
     @classmethod
@@ -50,6 +53,7 @@ class TrainingState:
             discriminator_optimizer=torch.optim.Adam(
                 discriminator.parameters(), lr=optimization.discriminator_learning_rate, betas=betas, fused=True
             ),
+            sentinel=Sentinel(config.sentinel),
         )
 
     def networks(self) -> dict[str, nn.Module]:
@@ -74,7 +78,7 @@ class TrainingState:
 
     def set_learning_rates(self, config: OptimizationConfig, total_images: int) -> tuple[float, float]:
         """Set both optimizers' rates for the present position, and return them (generator, discriminator)."""
-        fraction = rate_fraction(config, self.images_seen, total_images)
+        fraction = rate_fraction(config, self.images_seen, total_images) * self.sentinel.rate_scale
         rates = (config.generator_learning_rate * fraction, config.discriminator_learning_rate * fraction)
         for optimizer, rate in zip((self.generator_optimizer, self.discriminator_optimizer), rates, strict=True):
             for group in optimizer.param_groups:
@@ -83,12 +87,7 @@ class TrainingState:
 
     def weights_sha256(self) -> str:
         """Return one digest over the tensors of generator, discriminator and moving average."""
-        digest = hashlib.sha256()
-        for name, network in self.networks().items():
-            for key, tensor in sorted(network.state_dict().items()):
-                digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                digest.update(_bytes(tensor))
-        return digest.hexdigest()
+        return digest_of({name: network.state_dict() for name, network in self.networks().items()})
 
 
 def rate_fraction(config: OptimizationConfig, images_seen: int, total_images: int) -> float:
@@ -99,6 +98,16 @@ def rate_fraction(config: OptimizationConfig, images_seen: int, total_images: in
     progress = min(1.0, (images_seen - warmup) / max(1, total_images - warmup))
     last = config.final_rate_fraction
     return last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def digest_of(networks: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Return one SHA-256 over the tensors of networks, given as state dicts by name."""
+    digest = hashlib.sha256()
+    for name, tensors in networks.items():
+        for key, tensor in sorted(tensors.items()):
+            digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(_bytes(tensor))
+    return digest.hexdigest()
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -13,72 +17,154 @@ from scfegan_ray.precision import autocast
 from scfegan_ray.training.state import TrainingState
 
 
+class Part(NamedTuple):
+    """Images that go through the networks together.
+
+    Attributes:
+        batch: the images.
+        interpolation: (N,) float32 in [0, 1), where between composite and ground truth the gradient penalty looks.
+    """
+
+    batch: Batch
+    interpolation: Tensor
+
+
+class Outcome(NamedTuple):
+    """What came of an update.
+
+    Attributes:
+        values: unweighted loss parts, totals and norms of the gradients, detached scalars, named `generator/...` and
+            `discriminator/...`; where asked for, also `gradient_norm/...`.
+        accepted: False where the update was refused; then `values` holds what was known by then.
+    """
+
+    values: dict[str, Tensor]
+    accepted: bool
+
+
+def _accept_all(name: str, loss: Tensor, gradient_norm: Tensor) -> bool:
+    return True
+
+
 def train_step(
     state: TrainingState,
-    batch: Batch,
-    interpolation: Tensor,
+    parts: Sequence[Part],
     features: Features,
     config: LossConfig,
     *,
     generator: nn.Module,
     discriminator: nn.Module,
     precision: torch.dtype = torch.float32,
-) -> dict[str, Tensor]:
+    images_per_worker: float | None = None,
+    accept: Callable[[str, Tensor, Tensor], bool] = _accept_all,
+    with_gradient_norms: bool = False,
+) -> Outcome:
     """Update both networks.
 
-    Each wrapped network runs forward once and backward once, which is what DDP asks for.
+    Where there is one part, each wrapped network runs forward once and backward once. Where there are more, their
+    gradients add up, only the last one's backward makes DDP send anything, and the generator runs a second time for
+    its own update, so that no more than one part's activations are ever kept.
 
     Args:
         state: its networks' weights and optimizers change; its position and moving average are the caller's.
-        batch: this worker's images.
-        interpolation: (N,) float32 in [0, 1), where between composite and ground truth the gradient penalty looks.
+        parts: this worker's images.
         features: frozen VGG-16.
         config: loss weights.
         generator: `state.generator`, or its DDP wrapper.
         discriminator: `state.discriminator`, or its DDP wrapper.
-        precision: float32, or bfloat16 for the generator and the features.
-
-    Returns:
-        Unweighted loss parts and totals, detached scalars, named `generator/...` and `discriminator/...`.
+        precision: float32, or bfloat16 for the networks and the features. Local response normalization's sums, the
+            spectral norm, the gradient penalty, Gram matrices and all reductions of a loss stay float32.
+        images_per_worker: images of the global batch divided by the number of workers, which makes images count the
+            same where workers' shares differ. Default: the images of `parts`.
+        accept: asked with a network's name, this worker's total and the norm of the averaged gradient, before that
+            network's weights change; the rest of the update is left out where it says no.
+        with_gradient_norms: also measure the gradient of each weighted term of the generator's loss with respect to
+            the generated images of the first part (`losses.gradient_norms`).
     """
-    conditions = batch.conditions()
-    reduced = autocast(precision, batch.mask.device)
-    with reduced:
-        generated = generator(batch.generator_input()).float()
+    reduced = autocast(precision, parts[0].batch.mask.device)
+    each = images_per_worker or sum(len(part.interpolation) for part in parts)
+    shares = [len(part.interpolation) / each for part in parts]
+    values: dict[str, Tensor] = {}
+
+    def add(found: Mapping[str, Tensor], share: float) -> None:
+        for name, value in found.items():
+            values[name] = values.get(name, 0.0) + share * value.detach()
+
+    with reduced, _without_graph(len(parts) > 1):
+        generated = [
+            (generator if len(parts) == 1 else state.generator)(part.batch.generator_input()).float() for part in parts
+        ]
 
     # Discriminator: real images up, composites down, its gradient in the hole near 1.
-    discriminator_total, discriminator_parts = losses.discriminator_loss(
-        discriminator,
-        batch.ground_truth,
-        batch.composite(generated).detach(),
-        conditions,
-        batch.mask,
-        interpolation,
-        config,
-    )
+    state.discriminator.advance_spectral_norm()
     state.discriminator_optimizer.zero_grad(set_to_none=True)
-    discriminator_total.backward()  # type: ignore[no-untyped-call]
-    state.discriminator_optimizer.step()
+    for at, (part, share) in enumerate(zip(parts, shares, strict=True)):
+        batch = part.batch
+        with _sending(discriminator, at == len(parts) - 1):
+            with reduced:
+                total, found = losses.discriminator_loss(
+                    discriminator,
+                    batch.ground_truth,
+                    batch.composite(generated[at]).detach(),
+                    batch.conditions(),
+                    batch.mask,
+                    part.interpolation,
+                    config,
+                )
+            (share * total).backward()  # type: ignore[no-untyped-call]
+        add({"discriminator/total": total} | {f"discriminator/{name}": value for name, value in found.items()}, share)
+    if not _update("discriminator", state.discriminator, state.discriminator_optimizer, values, accept):
+        return Outcome(values, False)
 
     # Generator: judged by the plain discriminator, whose weights want no gradient now, so nothing is sent for them.
     state.discriminator.requires_grad_(False)
-    fake_scores = state.discriminator(batch.composite(generated), conditions)
-    real_scores = None
-    if config.real_score_penalty_in == "generator":
-        with torch.no_grad():
-            real_scores = state.discriminator(batch.ground_truth, conditions)
-    with reduced:
-        generator_total, generator_parts = losses.generator_loss(
-            generated, batch.ground_truth, batch.mask, features, fake_scores, config, real_scores
-        )
+    state.discriminator.advance_spectral_norm()
     state.generator_optimizer.zero_grad(set_to_none=True)
-    generator_total.backward()  # type: ignore[no-untyped-call]
-    state.generator_optimizer.step()
+    for at, (part, share) in enumerate(zip(parts, shares, strict=True)):
+        batch, conditions = part.batch, part.batch.conditions()
+        with _sending(generator, at == len(parts) - 1):
+            with reduced:
+                image = generated[0] if len(parts) == 1 else generator(batch.generator_input()).float()
+                fake_scores = state.discriminator(batch.composite(image), conditions)
+                real_scores = None
+                if config.real_score_penalty_in == "generator":
+                    with torch.no_grad():
+                        real_scores = state.discriminator(batch.ground_truth, conditions)
+                terms = losses.generator_terms(
+                    image, batch.ground_truth, batch.mask, features, fake_scores, config, real_scores
+                )
+                total = losses.weighted_sum(terms)
+            if with_gradient_norms and at == 0:
+                norms = losses.gradient_norms(terms, image)
+                values |= {f"gradient_norm/{name}": value for name, value in norms.items()}
+            (share * total).backward()  # type: ignore[no-untyped-call]
+        add({"generator/total": total} | {f"generator/{name}": term for name, (_, term) in terms.items()}, share)
     state.discriminator.requires_grad_(True)
+    return Outcome(values, _update("generator", state.generator, state.generator_optimizer, values, accept))
 
-    return {
-        "generator/total": generator_total.detach(),
-        "discriminator/total": discriminator_total.detach(),
-        **{f"generator/{name}": value for name, value in generator_parts.items()},
-        **{f"discriminator/{name}": value for name, value in discriminator_parts.items()},
-    }
+
+def _update(
+    name: str,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    values: dict[str, Tensor],
+    accept: Callable[[str, Tensor, Tensor], bool],
+) -> bool:
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    norm = values[f"{name}/gradient_norm"] = torch.nn.utils.get_total_norm(gradients)
+    accepted = accept(name, values[f"{name}/total"], norm)
+    if accepted:
+        optimizer.step()
+    return accepted
+
+
+def _without_graph(wanted: bool) -> contextlib.AbstractContextManager[None]:
+    return torch.no_grad() if wanted else contextlib.nullcontext()
+
+
+def _sending(network: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[None]:
+    """Let a DDP wrapper add gradients up without sending them, unless wanted."""
+    if wanted or not isinstance(network, nn.parallel.DistributedDataParallel):
+        return contextlib.nullcontext()
+    waiting: contextlib.AbstractContextManager[None] = network.no_sync()
+    return waiting

@@ -5,43 +5,80 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from scfegan_ray import losses
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples, prepared
+from scfegan_ray.errors import CheckpointError, DivergenceError, ScFeganError, StorageError
 from scfegan_ray.evaluation import Evaluator
 from scfegan_ray.images import Batch
-from scfegan_ray.models.features import load_features
+from scfegan_ray.models.features import Features, load_features
 from scfegan_ray.precision import name_of, resolve_precision
 from scfegan_ray.progress import Progress
-from scfegan_ray.tracking import open_tracker
+from scfegan_ray.tracking import Tracker, open_tracker
 from scfegan_ray.training import checkpoint
 from scfegan_ray.training.state import TrainingState
-from scfegan_ray.training.step import train_step
+from scfegan_ray.training.step import Part, train_step
+from scfegan_ray.training.store import CheckpointStore, CheckpointWriter
 
 logger = logging.getLogger(__name__)
 
 GRID_SIDE_PX = 128
+
+_GO_ON, _STOP, _FAIL = 0.0, 1.0, 2.0
+"""What rank 0 wants of all ranks."""
+_ASK_EVERY_SECONDS = 1.0
+
+
+@dataclass(kw_only=True, slots=True)
+class Outcome:
+    """What rank 0 tells the driver, as a dict.
+
+    Attributes:
+        images_seen: when the loop ended.
+        weights_sha256: digest over generator, discriminator and moving average in the last checkpoint.
+        checkpoint: URI of the last checkpoint; None where there is none.
+        features: which VGG weights were used.
+        first_metrics: of held-back images when this worker started.
+        last_metrics: of held-back images when they were last measured.
+        stopped: whether the user ended training before its time.
+        failure: class and text of a deliberate error that ended training, after which a restart would change nothing.
+    """
+
+    images_seen: int = 0
+    weights_sha256: str = ""
+    checkpoint: str | None = None
+    features: str = ""
+    first_metrics: dict[str, float]
+    last_metrics: dict[str, float]
+    stopped: bool = False
+    failure: tuple[str, str] | None = None
 
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """Train until `train.images` images were seen, from the last checkpoint where there is one.
 
     Args:
-        settings: config: `Config.to_dict()`; dataset: URI of the prepared dataset; tracking_uri, run_id: the MLflow
-            run that rank 0 writes to; features: which VGG weights, settled for all workers.
+        settings: config: `Config.to_dict()`; dataset: URI of the prepared dataset; checkpoints: URI of the run's
+            `CheckpointStore`; tracking_uri, run_id: the MLflow run that rank 0 writes to; features: which VGG weights,
+            settled for all workers; stop: actor whose `is_set` tells that training is to end; report: whether metrics
+            of held-back images go to Ray Train, too.
 
     Returns:
-        On rank 0: images_seen, weights_sha256, features (which VGG weights were used), first_metrics and
-        last_metrics of the held-back images.
+        `Outcome` as a dict; only rank 0's is read.
     """
     config = Config.from_dict(settings["config"])
     context = ray.train.get_context()
@@ -50,115 +87,343 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     device = ray.train.torch.get_device()
     assert isinstance(device, torch.device), "one device per worker"
     torch.set_num_threads(config.train.threads_per_worker or _share_of_cores(context.get_local_world_size()))
+    torch.backends.cudnn.benchmark = True  # shapes never change
 
     # State: built from the seed, then brought to the last checkpoint.
+    store = CheckpointStore(settings["checkpoints"])
     state = TrainingState.build(config, device)
-    last = ray.train.get_checkpoint()
-    if last is not None:
-        with last.as_directory() as folder:
-            checkpoint.load(state, Path(folder))
+    resumed = _load_latest(state, store, rank)
+    if resumed is not None:
         logger.info("resuming at %d images", state.images_seen)
     precision = resolve_precision(config.train.precision, device)
     generator = _distribute(state.generator)
     discriminator = _distribute(state.discriminator)
     features = load_features(settings["features"]).to(device)
 
-    # Data: this worker's share of each global batch.
+    # Data: this worker's share of each global batch, in passes that fit its memory.
     dataset = prepared.PreparedDataset.open(settings["dataset"])
-    batch_size, masks = config.train.batch_size, config.masks
-    batches = examples.training_batches(
-        dataset,
-        masks,
-        seed=config.seed,
-        start=state.images_seen,
-        batch_size=batch_size,
-        rank=rank,
-        num_workers=num_workers,
-        threads=config.train.loader_threads,
-    )
+    batch_size, total = config.train.batch_size, config.train.images
 
-    tracker = open_tracker(settings["tracking_uri"], settings["run_id"] if rank == 0 else None)
-    tracker.tags({"features": features.description, "precision": name_of(precision)})
-    evaluator = Evaluator(features, device)
-
-    def evaluate() -> dict[str, float]:
-        metrics = evaluator.run(
-            state.ema,
-            examples.evaluation_batches(dataset, masks, config.evaluation.num_images, config.evaluation.batch_size),
+    def open_batches() -> Generator[dict[str, NDArray[Any]], None, None]:
+        return examples.training_batches(
+            dataset,
+            config.masks,
+            seed=config.seed,
+            start=state.images_seen,
+            batch_size=batch_size,
+            rank=rank,
+            num_workers=num_workers,
+            threads=config.train.loader_threads,
+            reseeded_at=state.sentinel.reseeded_at,
         )
-        few = examples.evaluation_batches(dataset, masks, config.evaluation.grid_images, config.evaluation.batch_size)
-        picture = evaluator.grid(state.ema, few, max(GRID_SIDE_PX, config.data.size_px))
-        tracker.metrics({f"val/{name}": value for name, value in metrics.items()}, state.images_seen)
-        tracker.picture("grid", picture, state.images_seen)
-        logger.info("held-back images at %d: %s", state.images_seen, _readable(metrics))
-        return metrics
 
-    first_metrics = last_metrics = evaluate() if rank == 0 else {}
-    total = config.train.images
+    # What rank 0 alone does: measure, record, keep.
+    tracker = open_tracker(
+        settings["tracking_uri"], settings["run_id"] if rank == 0 else None, config.tracking.patience_seconds
+    )
+    tracker.tags({"features": features.description, "precision": name_of(precision)})
+    judge = _Judge(config, dataset, features, device, tracker) if rank == 0 else None
+    writer = CheckpointWriter(store, config.train.checkpoints_to_keep, config.storage.retry_seconds)
+    stop = _StopRequest(settings["stop"])
+    saved_at, saved_seconds = state.images_seen, time.monotonic()
+
+    def save(metrics: dict[str, float] | None) -> None:
+        nonlocal saved_at, saved_seconds
+        try:
+            writer.save(checkpoint.capture(state, config, metrics))
+        except StorageError as error:
+            outcome.failure = _named(error)
+        saved_at, saved_seconds = state.images_seen, time.monotonic()
+
+    outcome = Outcome(features=features.description, first_metrics={}, last_metrics={})
+    if judge is not None:
+        outcome.first_metrics = outcome.last_metrics = judge.measure(state)
+        if resumed is None:
+            save(outcome.first_metrics)  # something to go back to from the very first
+
+    wish = _GO_ON
+
+    def accept(name: str, loss: Tensor, gradient_norm: Tensor) -> bool:
+        # The averaged gradient is the same on every rank; the loss and rank 0's wish become so here.
+        nonlocal wish
+        mean, wish = _agree(loss, max(wish, _wish_of(writer, stop, outcome)) if rank == 0 else _GO_ON)
+        return state.sentinel.accept(name, mean, float(gradient_norm))
+
+    batches = open_batches()
     progress = Progress("train", total=total, start=state.images_seen, log=logger.info)
-    sums: dict[str, Tensor] = {}
-    num_summed = 0
+    means = _Means()
 
-    while state.images_seen < total:
+    while state.images_seen < total and wish == _GO_ON:
         arrays = next(batches)
         rates = state.set_learning_rates(config.optimization, total)
-        parts = train_step(
+        before, after = state.images_seen, state.images_seen + batch_size
+        found = train_step(
             state,
-            Batch.from_arrays(arrays, device),
-            torch.from_numpy(arrays["interpolation"]).to(device),
+            _parts(arrays, config.train.max_images_per_pass, device),
             features,
             config.losses,
             generator=generator,
             discriminator=discriminator,
             precision=precision,
+            images_per_worker=batch_size / num_workers,
+            accept=accept,
+            with_gradient_norms=_crossed(before, after, config.train.gradient_norms_every_images),
         )
-        before = state.images_seen
-        state.images_seen += batch_size
-        state.update_ema(config.optimization.ema_half_life_images, batch_size)
-        sums = {name: sums[name] + value if sums else value for name, value in parts.items()}
-        num_summed += 1
+        state.images_seen = after
+        trouble = state.sentinel.conclude(found.accepted)
+        if trouble:
+            logger.warning("skipped the batch at %d: %s", before, trouble)
+        else:
+            state.update_ema(config.optimization.ema_half_life_images, batch_size)
+            means.add(found.values)
         done = state.images_seen >= total
 
-        # What depends on the position alone is the same on every rank, so that no rank waits for a missing partner.
-        if done or before == 0 or _crossed(before, state.images_seen, config.train.log_every_images):
-            means = _mean_over_workers(sums, num_summed, num_workers)
-            sums, num_summed = {}, 0
-            progress.update(state.images_seen, f"generator {means['generator/total']:.3f}")
+        # What depends on position and outcome alone is the same on every rank, so that none waits for a partner.
+        is_log = done or before == 0 or _crossed(before, after, config.train.log_every_images)
+        values = means.take() if is_log else {}
+        progress.update(state.images_seen, f"generator {values['generator/total']:.3f}" if values else "")
+        if is_log:
             tracker.metrics(
-                {f"train/{name}": value for name, value in means.items()}
+                {f"train/{name}": value for name, value in values.items()}
+                | {f"train/weighted/{name}": value for name, value in _weighted(values, config).items()}
                 | {
                     "train/generator/learning_rate": rates[0],
                     "train/discriminator/learning_rate": rates[1],
                     "train/images_per_second": progress.rate,
+                    "train/eta_seconds": progress.seconds_left,
+                    "train/memory_gib": _memory_bytes(device) / 2**30,
+                    "train/skipped_batches": state.sentinel.num_skipped,
+                    "train/rollbacks": len(state.sentinel.reseeded_at),
                 },
                 state.images_seen,
             )
-        else:
-            progress.update(state.images_seen)
 
-        if done or _crossed(before, state.images_seen, config.train.checkpoint_every_images):
-            if rank == 0:
-                last_metrics = evaluate()
-                folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
-                checkpoint.save(state, config, folder)
-                ray.train.report(
-                    last_metrics | {"images_seen": state.images_seen},
-                    checkpoint=ray.train.Checkpoint.from_directory(folder),
-                    checkpoint_dir_name=f"checkpoint-{state.images_seen:010d}",
-                    delete_local_checkpoint_after_upload=True,
-                )
-            else:
-                ray.train.report({"images_seen": state.images_seen})
+        if state.sentinel.must_roll_back:
+            try:
+                _roll_back(state, store, writer, rank)
+            except DivergenceError as error:
+                outcome.failure, wish = _named(error), _FAIL
+                break
+            logger.warning(
+                "went back to %d images; learning rates are now multiplied by %g, and what follows comes in another "
+                "order",
+                state.images_seen,
+                state.sentinel.rate_scale,
+            )
+            batches.close()
+            batches = open_batches()
+            continue
+
+        is_mark = done or _crossed(before, after, config.train.checkpoint_every_images)
+        if judge is not None and state.sentinel.is_calm and wish != _FAIL:
+            if is_mark:
+                outcome.last_metrics = judge.measure(state)
+                save(outcome.last_metrics)
+            elif time.monotonic() - saved_seconds > config.train.checkpoint_every_seconds and not writer.is_busy:
+                save(None)
+        if is_mark and settings["report"]:
+            ray.train.report(outcome.last_metrics | {"images_seen": state.images_seen})
 
     batches.close()
+    if rank == 0:
+        if wish != _FAIL and saved_at != state.images_seen:
+            save(None)
+        try:
+            writer.wait()
+        except StorageError as error:
+            outcome.failure = _named(error)
+        last = writer.last or resumed
+        outcome.images_seen, outcome.stopped = state.images_seen, wish == _STOP
+        if last is not None:
+            outcome.checkpoint = store.uri(last)
+            outcome.weights_sha256 = checkpoint.read_meta(store.uri(last))["weights_sha256"]
+    writer.close()
     tracker.close()
-    return {
-        "images_seen": state.images_seen,
-        "weights_sha256": state.weights_sha256(),
-        "features": features.description,
-        "first_metrics": first_metrics,
-        "last_metrics": last_metrics,
-    }
+    return asdict(outcome)
+
+
+class _Judge:
+    """Measures the moving average on held-back images; that it cannot never stops training."""
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: prepared.PreparedDataset,
+        features: Features,
+        device: torch.device,
+        tracker: Tracker,
+    ) -> None:
+        self._config, self._dataset, self._tracker = config, dataset, tracker
+        self._evaluator = Evaluator(features, device)
+        self._knows_baselines = False
+
+    def measure(self, state: TrainingState) -> dict[str, float]:
+        """Record metrics and a grid at the state's position; return the metrics, or nothing where that fails."""
+        try:
+            metrics = self._evaluator.run(state.ema, self._batches(self._config.evaluation.num_images))
+            if not self._knows_baselines:
+                baselines = self._evaluator.baselines(self._batches(self._config.evaluation.num_images))
+                self._record(baselines, state.images_seen)
+                self._knows_baselines = True
+            self._record(metrics, state.images_seen)
+            side = max(GRID_SIDE_PX, self._config.data.size_px)
+            grid = self._evaluator.grid(state.ema, self._batches(self._config.evaluation.grid_images), side)
+            self._tracker.picture("grid", grid, state.images_seen)
+        except Exception as error:  # whatever a metric raises, the weights are worth more
+            logger.warning("held-back images could not be measured at %d: %r", state.images_seen, error)
+            return {}
+        return metrics
+
+    def _batches(self, count: int) -> Iterator[dict[str, NDArray[Any]]]:
+        return examples.evaluation_batches(self._dataset, self._config.masks, count, self._config.evaluation.batch_size)
+
+    def _record(self, metrics: dict[str, float], images_seen: int) -> None:
+        self._tracker.metrics({f"val/{name}": value for name, value in metrics.items()}, images_seen)
+        readable = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+        logger.info("held-back images at %d: %s", images_seen, readable)
+
+
+class _StopRequest:
+    """Knows whether the driver wants training to end, without ever waiting for it."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+        self._answer: Any = None
+        self._asked_at = time.monotonic()
+        self._is_set = False
+
+    def is_set(self) -> bool:
+        """Tell what is known by now."""
+        now = time.monotonic()
+        if self._answer is None and now - self._asked_at > _ASK_EVERY_SECONDS:
+            self._answer, self._asked_at = self._actor.is_set.remote(), now
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            self._is_set, self._answer = self._is_set or ray.get(self._answer), None
+        return self._is_set
+
+
+class _Means:
+    """Adds values up, and gives their means over updates and workers."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Add one update's values; the same names on every worker."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """Return the means, and start anew."""
+        if not self._sums:
+            return {}
+        means = torch.stack([value.float() / self._counts[name] for name, value in self._sums.items()])
+        if dist.is_initialized():
+            dist.all_reduce(means)
+            means /= dist.get_world_size()
+        names, self._sums, self._counts = list(self._sums), {}, {}
+        return dict(zip(names, means.tolist(), strict=True))
+
+
+def _wish_of(writer: CheckpointWriter, stop: _StopRequest, outcome: Outcome) -> float:
+    try:
+        writer.check()
+    except StorageError as error:
+        outcome.failure = _named(error)
+    return _FAIL if outcome.failure else _STOP if stop.is_set() else _GO_ON
+
+
+def _agree(loss: Tensor, wish: float) -> tuple[float, float]:
+    """Return the mean of all ranks' losses, and what rank 0 wishes; the other ranks' wishes must be 0."""
+    values = torch.stack([loss.float(), torch.tensor(wish, device=loss.device)])
+    num_workers = 1
+    if dist.is_initialized():
+        num_workers = dist.get_world_size()
+        dist.all_reduce(values)
+    total, agreed = values.tolist()
+    return total / num_workers, agreed
+
+
+def _from_rank_0(find: Callable[[], str | None], rank: int) -> str | None:
+    """Return on every rank what rank 0 finds."""
+    found = [find() if rank == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(found)
+    return found[0]
+
+
+def _load_latest(state: TrainingState, store: CheckpointStore, rank: int) -> str | None:
+    """Bring a state to the newest checkpoint that is sound; return its name, None where there is no checkpoint.
+
+    Raises:
+        CheckpointError: there are some, and none is sound.
+    """
+
+    def load(name: str) -> None:
+        with store.open(name) as folder:
+            checkpoint.load(state, Path(folder))
+
+    def newest_sound() -> str | None:
+        trouble: CheckpointError | None = None
+        for name in reversed(store.names()):
+            try:
+                load(name)
+                return name
+            except CheckpointError as error:
+                logger.warning("%s", error)
+                trouble = trouble or error
+        if trouble is not None:
+            raise trouble
+        return None
+
+    name = _from_rank_0(newest_sound, rank)
+    if name is not None and rank != 0:
+        load(name)
+    return name
+
+
+def _roll_back(state: TrainingState, store: CheckpointStore, writer: CheckpointWriter, rank: int) -> None:
+    """Bring a state back to the last checkpoint, but for what the sentinel has learnt since.
+
+    Raises:
+        DivergenceError: that was done often enough.
+    """
+    writer.wait()
+    memory = state.sentinel.state()
+    _load_latest(state, store, rank)
+    state.sentinel.load(memory)
+    state.sentinel.roll_back(state.images_seen)
+
+
+def _parts(arrays: dict[str, NDArray[Any]], most: int, device: torch.device) -> list[Part]:
+    """Cut a worker's share of a batch into passes of at most so many images; 0 for no limit."""
+    number = len(arrays["interpolation"])
+    step = most or number
+    parts = []
+    for at in range(0, number, step):
+        piece = {name: array[at : at + step] for name, array in arrays.items()}
+        parts.append(Part(Batch.from_arrays(piece, device), torch.from_numpy(piece["interpolation"]).to(device)))
+    return parts
+
+
+def _weighted(values: dict[str, float], config: Config) -> dict[str, float]:
+    """Return what each part contributes to its network's total, by `<network>/<part>`."""
+    weights = losses.part_weights(config.losses)
+    parts = {name: name.rpartition("/")[2] for name in values if not name.startswith("gradient_norm/")}
+    return {name: weights[part] * values[name] for name, part in parts.items() if part in weights}
+
+
+def _named(error: ScFeganError) -> tuple[str, str]:
+    return type(error).__name__, str(error)
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """Return the most that tensors took on a GPU; on a CPU what this process takes now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _set_up_log(level: int) -> None:
@@ -176,25 +441,13 @@ def _share_of_cores(num_local_workers: int) -> int:
 
 
 def _distribute(network: nn.Module) -> nn.Module:
-    # Spectral norm changes its vectors in place in each forward; they follow from the weights, which are the same
-    # on every rank, and sending them between forward and backward would break the graph.
+    # Each rank moves the vectors of the spectral norm itself: they follow from the weights, which are the same on
+    # every rank, and sending them between forward and backward would break the graph.
     wrapped: nn.Module = ray.train.torch.prepare_model(
-        network, parallel_strategy_kwargs={"forward_sync_buffers": False}
+        network, parallel_strategy_kwargs={"forward_sync_buffers": False, "gradient_as_bucket_view": True}
     )
     return wrapped
 
 
 def _crossed(before: int, after: int, every: int) -> bool:
-    return before // every != after // every
-
-
-def _mean_over_workers(sums: dict[str, Tensor], count: int, num_workers: int) -> dict[str, float]:
-    values = torch.stack([value.float() for value in sums.values()]) / count
-    if num_workers > 1:
-        dist.all_reduce(values)
-        values /= num_workers
-    return dict(zip(sums, values.tolist(), strict=True))
-
-
-def _readable(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+    return every > 0 and before // every != after // every

@@ -1,0 +1,9 @@
+"""How processes that work on one large image or batch after another shall keep their memory."""
+
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+"""Environment that lets glibc keep the memory of one image or batch for the next: by default it goes back to the system
+and comes again page by page. And asks for that memory in huge pages."""

@@ -1,0 +1,158 @@
+"""Where a run keeps its checkpoints, and the thread that writes them beside training."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from scfegan_ray import storage
+from scfegan_ray.errors import CheckpointError, StorageError
+from scfegan_ray.training import checkpoint
+from scfegan_ray.training.checkpoint import Snapshot
+
+logger = logging.getLogger(__name__)
+
+_PREFIX = "checkpoint-"
+_SCORE = "objective"
+
+
+class CheckpointStore:
+    """The checkpoints of one run, named by the images seen, each there whole or not at all.
+
+    Ray Train's own storage is not used: its record of checkpoints can only be read by the very version of Ray that
+    wrote it, a checkpoint is visible in it before it is whole, and nothing in it is tried again.
+
+    Args:
+        place: URI of the folder or prefix; it need not exist.
+    """
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def uri(self, name: str) -> str:
+        """Return where a checkpoint is."""
+        return storage.join(self.place, name)
+
+    def names(self) -> list[str]:
+        """Return the names of all checkpoints, oldest first.
+
+        Raises:
+            StorageError: the store cannot be asked.
+        """
+        folders = (name.partition("/") for name in storage.list_files(self.place))
+        return sorted(folder for folder, _, file in folders if folder.startswith(_PREFIX) and file == checkpoint.META)
+
+    def latest(self) -> str | None:
+        """Return the name of the newest checkpoint, or None.
+
+        Raises:
+            StorageError: the store cannot be asked.
+        """
+        return next(reversed(self.names()), None)
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[Path]:
+        """Give a checkpoint as a folder on this machine.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        with storage.local_copy(self.uri(name)) as folder:
+            yield folder
+
+    def write(self, snapshot: Snapshot) -> str:
+        """Make a checkpoint; return its name.
+
+        Raises:
+            StorageError: it cannot be written; those that are there are left alone.
+        """
+        name = f"{_PREFIX}{snapshot.images_seen:010d}"
+        with storage.new_folder(self.uri(name), last=checkpoint.META) as folder:
+            checkpoint.write(snapshot, folder)
+        return name
+
+    def prune(self, keep: int) -> None:
+        """Delete all checkpoints but the newest ones and the one with the best metrics; failing to is logged only.
+
+        Args:
+            keep: number of the newest.
+        """
+        try:
+            names = self.names()
+            scores = {name: self._score(name) for name in names}
+            best = max(names, key=lambda name: scores[name], default=None)
+            for name in names[:-keep]:
+                if name != best or scores[name] == float("-inf"):
+                    storage.delete_folder(self.uri(name), last=checkpoint.META)
+            storage.delete_abandoned(self.place)
+        except (StorageError, CheckpointError) as error:
+            logger.warning("old checkpoints stay for now: %s", error)
+
+    def _score(self, name: str) -> float:
+        metrics = checkpoint.read_meta(self.uri(name))["metrics"] or {}
+        return float(metrics.get(_SCORE, float("-inf")))
+
+
+class CheckpointWriter:
+    """Writes snapshots to a store on a thread of its own, one after the other.
+
+    Args:
+        store: where to.
+        keep: newest checkpoints kept, see `CheckpointStore.prune`.
+        retry_seconds: how long a failing write is tried again.
+    """
+
+    def __init__(self, store: CheckpointStore, keep: int, retry_seconds: float) -> None:
+        self._store, self._keep, self._retry_seconds = store, keep, retry_seconds
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._pending: Future[str] | None = None
+        self.last: str | None = None
+        """Name of the last checkpoint that was written whole."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the last snapshot is not written yet; another one would wait in memory."""
+        return self._pending is not None and not self._pending.done()
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Begin to write a snapshot; wait first for the one before.
+
+        Raises:
+            StorageError: the one before could not be written.
+        """
+        self.wait()
+        self._pending = self._pool.submit(self._write, snapshot)
+
+    def check(self) -> None:
+        """Notice, without waiting, that the last snapshot could not be written.
+
+        Raises:
+            StorageError: it could not.
+        """
+        if not self.is_busy:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the last snapshot is written.
+
+        Raises:
+            StorageError: it could not be.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self.last = pending.result()
+
+    def close(self) -> None:
+        """End the thread; what it is writing is finished."""
+        self._pool.shutdown()
+
+    def _write(self, snapshot: Snapshot) -> str:
+        started = time.monotonic()
+        name = storage.retrying(lambda: self._store.write(snapshot), self._retry_seconds, logger.warning)
+        logger.info("wrote %s in %.1f s", self._store.uri(name), time.monotonic() - started)
+        self._store.prune(self._keep)
+        return name
