@@ -20,6 +20,8 @@ class Arguments(cli.Arguments):
     benchmark: bool = False
     """Train nothing to keep, but time one update of the configured networks and one edit on one device, without Ray,
     against the same written straight from the paper."""
+    benchmark_ray: bool = False
+    """Train nothing to keep, but time the loop of one and of two Ray Train workers against updates alone."""
 
 
 def job(arguments: Arguments) -> dict[str, Any]:
@@ -28,6 +30,10 @@ def job(arguments: Arguments) -> dict[str, Any]:
         from scfegan_ray.training import benchmark
 
         return benchmark.run(arguments.config)
+    if arguments.benchmark_ray:
+        from scfegan_ray.training import benchmark
+
+        return benchmark.run_loops(arguments.config, session=cli.ray_session)
     from scfegan_ray.training import launch
 
     config = cli.named(arguments.config, launch.default_run_name(arguments.preset))

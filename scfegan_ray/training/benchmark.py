@@ -1,9 +1,18 @@
-"""How fast one update and one edit are, against the same written straight from the paper (`plain`)."""
+"""How fast one update and one edit are, against the same written straight from the paper (`plain`).
+
+And what Ray costs: the loop of its workers, with data streaming in, against nothing but updates in one process.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -15,11 +24,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config
-from scfegan_ray.data import examples, prepared, shards, sources
+from scfegan_ray.data import examples, pipeline, prepared, shards, sources
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features, load_features
 from scfegan_ray.precision import autocast, name_of, resolve_precision
+from scfegan_ray.training import launch
 from scfegan_ray.training.plain import PlainGenerator, PlainStep
 from scfegan_ray.training.state import TrainingState
 from scfegan_ray.training.step import Part, train_step
@@ -29,7 +40,12 @@ logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
 _REPEATS = 5
+_ROUNDS = 3
+_LOOP_SECONDS = 15.0
+_FEWEST_UPDATES = 8
+_EMBEDDED = 64
 _SETTLING_ITERATIONS = 30
+_SETTLING_UPDATES = 3
 _MATRIX_SIDE = 2048
 
 
@@ -46,9 +62,7 @@ def run(config: Config) -> dict[str, Any]:
         part of the loss, |ours - plain| / max(|plain|, 1) on the first update; flops_per_step, flops_per_second and
         peak_flops_per_second (of matrix products of that precision).
     """
-    device = torch.device("cuda" if config.train.use_gpu else "cpu")
-    if config.train.threads_per_worker:
-        torch.set_num_threads(config.train.threads_per_worker)
+    device = _set_up(config)
     precision = resolve_precision(config.train.precision, device)
     kinds, chosen = dict.fromkeys((torch.float32, precision)), name_of(precision)
     features = load_features(config.losses.features).to(device)
@@ -109,6 +123,106 @@ def run(config: Config) -> dict[str, Any]:
         "flops_per_second": reached,
         "peak_flops_per_second": peak,
     }
+
+
+def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContextManager[None]]) -> dict[str, Any]:
+    """Measure loops of updates, in turns, log a table, and keep nothing.
+
+    Args:
+        config: as of a training run; `train.images` is not read, and embedded faces are few.
+        session: Ray must run within it.
+
+    Returns:
+        images_per_second: medians of bare (one process without Ray, one batch in memory, all cores), one worker and,
+            where there are more cores, two workers, which share the cores; ray_share: one worker's over bare's;
+            workers_share: two workers' over one's.
+    """
+    rates: dict[str, list[float]] = defaultdict(list)
+    shares: dict[str, list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory(prefix="scfegan-benchmark-") as scratch:
+        config = replace(
+            config,
+            run_name="benchmark",
+            data=replace(config.data, num_embedded=min(config.data.num_embedded, _EMBEDDED)),
+            storage=replace(config.storage, path=scratch),
+            tracking=replace(config.tracking, uri=f"sqlite:///{scratch}/mlflow.db"),
+            evaluation=replace(config.evaluation, num_images=1, grid_images=1),
+        )
+        with session():
+            config = replace(config, data=replace(config.data, prepared=pipeline.ensure_prepared(config)))
+        for turn in range(_ROUNDS):
+            bare = _bare_in_a_process(config)
+            rates["bare"].append(bare)
+            updates = max(_FEWEST_UPDATES, int(_LOOP_SECONDS * bare / config.train.batch_size))
+            with session():
+                for name, number in (("one worker", 1), ("two workers", 2)):
+                    train = replace(
+                        config.train,
+                        num_workers=number,
+                        images=updates * config.train.batch_size,
+                        checkpoint_every_images=1 << 40,
+                        gradient_norms_every_images=0,
+                    )
+                    made = launch.train(
+                        replace(config, run_name=f"benchmark-{number}-{turn}", train=train), register=False
+                    )
+                    rates[name].append(made.images_per_second)
+            shares["ray_share"].append(rates["one worker"][-1] / bare)
+            shares["workers_share"].append(rates["two workers"][-1] / rates["one worker"][-1])
+    for name, values in rates.items():
+        logger.info("%-12s %s images/s", name, "  ".join(f"{value:.1f}" for value in values))
+    for name, values in shares.items():
+        logger.info("%-13s %s", name, "  ".join(f"{value:.3f}" for value in values))
+    return {
+        "images_per_second": {name: statistics.median(values) for name, values in rates.items()},
+        **{name: statistics.median(values) for name, values in shares.items()},
+    }
+
+
+def _bare_in_a_process(config: Config) -> float:
+    """Return images per second of updates alone, in a process with the memory settings of a worker."""
+    code = "import sys; from scfegan_ray.training import benchmark; print(benchmark.bare_loop(sys.stdin.read()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(config.to_dict()),
+        env=os.environ | KEEP_MEMORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"the loop without Ray failed: {done.stderr[-2000:]}")
+    return float(done.stdout.split()[-1])
+
+
+def bare_loop(config_json: str) -> float:
+    """Return images per second of updates on one batch in memory, on one device, for `_LOOP_SECONDS`."""
+    config = Config.from_dict(json.loads(config_json))
+    device = _set_up(config)
+    features = load_features(config.losses.features).to(device)
+    batch, interpolation = _batch(config, device)
+    step = _our_step(
+        config,
+        TrainingState.build(config, device),
+        batch,
+        interpolation,
+        features,
+        resolve_precision(config.train.precision, device),
+    )
+    for _ in range(_SETTLING_UPDATES):
+        step()
+    done, started = 0, time.perf_counter()
+    while done < _FEWEST_UPDATES or time.perf_counter() - started < _LOOP_SECONDS:
+        step()
+        _wait(device)
+        done += 1
+    return config.train.batch_size * done / (time.perf_counter() - started)
+
+
+def _set_up(config: Config) -> torch.device:
+    if config.train.threads_per_worker:
+        torch.set_num_threads(config.train.threads_per_worker)
+    return torch.device("cuda" if config.train.use_gpu else "cpu")
 
 
 def _batch(config: Config, device: torch.device) -> tuple[Batch, Tensor]:

@@ -70,6 +70,7 @@ class TrainingResult:
         weights_sha256: digest over generator, discriminator and moving average.
         first_metrics: of held-back images when this session started.
         last_metrics: of held-back images at the end.
+        images_per_second: of this session's training loop, see `worker.Outcome`.
     """
 
     run_name: str
@@ -80,6 +81,7 @@ class TrainingResult:
     weights_sha256: str
     first_metrics: dict[str, float]
     last_metrics: dict[str, float]
+    images_per_second: float
 
 
 def default_run_name(preset: str) -> str:
@@ -183,6 +185,7 @@ def train(
         weights_sha256=outcome.weights_sha256,
         first_metrics=outcome.first_metrics,
         last_metrics=outcome.last_metrics,
+        images_per_second=outcome.images_per_second,
     )
 
 

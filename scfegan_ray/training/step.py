@@ -56,14 +56,14 @@ def train_step(
     discriminator: nn.Module,
     precision: torch.dtype = torch.float32,
     images_per_worker: float | None = None,
+    keep_graph: bool = True,
     accept: Callable[[str, Tensor, Tensor], bool] = _accept_all,
     with_gradient_norms: bool = False,
 ) -> Outcome:
     """Update both networks.
 
-    Where there is one part, each wrapped network runs forward once and backward once. Where there are more, their
-    gradients add up, only the last one's backward makes DDP send anything, and the generator runs a second time for
-    its own update, so that no more than one part's activations are ever kept.
+    Each wrapped network runs forward once and backward once for each part; the gradients add up, and only the last
+    part's backward makes DDP send anything.
 
     Args:
         state: its networks' weights and optimizers change; its position and moving average are the caller's.
@@ -76,6 +76,9 @@ def train_step(
             spectral norm, the gradient penalty, Gram matrices and all reductions of a loss stay float32.
         images_per_worker: images of the global batch divided by the number of workers, which makes images count the
             same where workers' shares differ. Default: the images of `parts`.
+        keep_graph: let the generator's one forward serve both updates, which keeps all parts' activations meanwhile.
+            Otherwise it runs a second time for its own update. DDP sends something in some forwards, so this must be
+            the same on all workers.
         accept: asked with a network's name, this worker's total and the norm of the averaged gradient, before that
             network's weights change; the rest of the update is left out where it says no.
         with_gradient_norms: also measure the gradient of each weighted term of the generator's loss with respect to
@@ -90,10 +93,16 @@ def train_step(
         for name, value in found.items():
             values[name] = values.get(name, 0.0) + share * value.detach()
 
-    with reduced, _without_graph(len(parts) > 1):
-        generated = [
-            (generator if len(parts) == 1 else state.generator)(part.batch.generator_input()).float() for part in parts
-        ]
+    def generate(network: nn.Module, part: Part) -> Tensor:
+        with reduced:
+            image: Tensor = network(part.batch.generator_input())
+        return image.float()
+
+    if keep_graph:
+        generated = [generate(generator, part) for part in parts]
+    else:
+        with torch.no_grad():
+            generated = [generate(state.generator, part) for part in parts]
 
     # Discriminator: real images up, composites down, its gradient in the hole near 1.
     state.discriminator.advance_spectral_norm()
@@ -123,8 +132,8 @@ def train_step(
     for at, (part, share) in enumerate(zip(parts, shares, strict=True)):
         batch, conditions = part.batch, part.batch.conditions()
         with _sending(generator, at == len(parts) - 1):
+            image = generated[at] if keep_graph else generate(generator, part)
             with reduced:
-                image = generated[0] if len(parts) == 1 else generator(batch.generator_input()).float()
                 fake_scores = state.discriminator(batch.composite(image), conditions)
                 real_scores = None
                 if config.real_score_penalty_in == "generator":
@@ -156,10 +165,6 @@ def _update(
     if accepted:
         optimizer.step()
     return accepted
-
-
-def _without_graph(wanted: bool) -> contextlib.AbstractContextManager[None]:
-    return torch.no_grad() if wanted else contextlib.nullcontext()
 
 
 def _sending(network: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[None]:

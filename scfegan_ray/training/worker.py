@@ -41,6 +41,8 @@ GRID_SIDE_PX = 128
 _GO_ON, _STOP, _FAIL = 0.0, 1.0, 2.0
 """What rank 0 wants of all ranks."""
 _ASK_EVERY_SECONDS = 1.0
+_SETTLING_UPDATES = 3
+"""Updates that do not count for the speed: libraries choose their ways in them."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,6 +56,7 @@ class Outcome:
         features: which VGG weights were used.
         first_metrics: of held-back images when this worker started.
         last_metrics: of held-back images when they were last measured.
+        images_per_second: of the loop, without its first updates, held-back images and copying for checkpoints.
         stopped: whether the user ended training before its time.
         failure: class and text of a deliberate error that ended training, after which a restart would change nothing.
     """
@@ -64,6 +67,7 @@ class Outcome:
     features: str = ""
     first_metrics: dict[str, float]
     last_metrics: dict[str, float]
+    images_per_second: float = 0.0
     stopped: bool = False
     failure: tuple[str, str] | None = None
 
@@ -149,23 +153,28 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         mean, wish = _agree(loss, max(wish, _wish_of(writer, stop, outcome)) if rank == 0 else _GO_ON)
         return state.sentinel.accept(name, mean, float(gradient_norm))
 
+    most = config.train.max_images_per_pass
+    keep_graph = most == 0 or -(-batch_size // num_workers) <= most
     batches = open_batches()
     progress = Progress("train", total=total, start=state.images_seen, log=logger.info)
     means = _Means()
+    durations: list[float] = []
 
     while state.images_seen < total and wish == _GO_ON:
+        began = time.perf_counter()
         arrays = next(batches)
         rates = state.set_learning_rates(config.optimization, total)
         before, after = state.images_seen, state.images_seen + batch_size
         found = train_step(
             state,
-            _parts(arrays, config.train.max_images_per_pass, device),
+            _parts(arrays, most, device),
             features,
             config.losses,
             generator=generator,
             discriminator=discriminator,
             precision=precision,
             images_per_worker=batch_size / num_workers,
+            keep_graph=keep_graph,
             accept=accept,
             with_gradient_norms=_crossed(before, after, config.train.gradient_norms_every_images),
         )
@@ -197,6 +206,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
                 },
                 state.images_seen,
             )
+
+        durations.append(time.perf_counter() - began)
 
         if state.sentinel.must_roll_back:
             try:
@@ -234,6 +245,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             outcome.failure = _named(error)
         last = writer.last or resumed
         outcome.images_seen, outcome.stopped = state.images_seen, wish == _STOP
+        if counting := durations[_SETTLING_UPDATES:]:
+            outcome.images_per_second = batch_size * len(counting) / sum(counting)
         if last is not None:
             outcome.checkpoint = store.uri(last)
             outcome.weights_sha256 = checkpoint.read_meta(store.uri(last))["weights_sha256"]
