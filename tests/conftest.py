@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from s3 import server as s3_server
+from s3 import running as running_s3
 
 from scfegan_ray.config import (
     Config,
@@ -37,8 +37,8 @@ TINY = Config(
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Run a real S3 server with an empty bucket `lab`; the AWS variables that reach it."""
-    with s3_server(tmp_path_factory.mktemp("s3")) as environment:
-        yield environment
+    with running_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server.environment
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
@@ -21,9 +22,16 @@ _PATIENCE_SECONDS = 60.0
 _CLOSED = ("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false", "-master.telemetry=false")
 
 
+class Server(NamedTuple):
+    """A running S3 server: the AWS variables that reach it, and its process."""
+
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes]
+
+
 @contextlib.contextmanager
-def server(folder: Path) -> Iterator[dict[str, str]]:
-    """Run an S3 server on loopback with one empty bucket; give the AWS variables that reach it."""
+def running(folder: Path) -> Iterator[Server]:
+    """Run an S3 server on loopback with one empty bucket."""
     port = _free_ports()
     keys = {"accessKey": "labkey", "secretKey": "labsecret"}
     identity = {"name": "lab", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
@@ -48,7 +56,7 @@ def server(folder: Path) -> Iterator[dict[str, str]]:
     }
     try:
         _create_bucket(environment, process, folder / "weed.log")
-        yield environment
+        yield Server(environment, process)
     finally:
         process.send_signal(signal.SIGKILL)  # it takes half a minute to stop by itself
         process.wait()

@@ -7,7 +7,18 @@ import json
 import pytest
 
 from scfegan_ray import config as configuration
-from scfegan_ray.config import Config, DataConfig, LossConfig, MaskConfig, ModelConfig, ParserConfig, TrainConfig
+from scfegan_ray.config import (
+    Config,
+    DataConfig,
+    LossConfig,
+    MaskConfig,
+    ModelConfig,
+    ParserConfig,
+    SentinelConfig,
+    StorageConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 from scfegan_ray.errors import ConfigError
 from scfegan_ray.presets import PRESETS, preset
 
@@ -61,7 +72,28 @@ def test_unknown_preset_lists_those_that_exist() -> None:
     ("make", "named"),
     [
         (lambda: Config(data=DataConfig(size_px=100)), "data.size_px 100 is not divisible by"),
-        (lambda: TrainConfig(batch_size=9, num_workers=2), "train.batch_size 9"),
+        (
+            lambda: TrainConfig(batch_size=3, num_workers=4),
+            "train.batch_size 3 cannot be shared by train.num_workers 4",
+        ),
+        (lambda: TrainConfig(num_workers=2, min_workers=3), "train.min_workers is 3; give 0 to train.num_workers = 2"),
+        (lambda: TrainConfig(min_workers=-1), "train.min_workers is -1"),
+        (lambda: TrainConfig(max_images_per_pass=-1), "train.max_images_per_pass is -1"),
+        (lambda: TrainConfig(gradient_norms_every_images=-1), "train.gradient_norms_every_images is -1"),
+        (lambda: TrainConfig(checkpoint_every_seconds=0.0), "train.checkpoint_every_seconds is 0.0"),
+        (lambda: TrainConfig(checkpoints_to_keep=0), "train.checkpoints_to_keep is 0"),
+        (lambda: SentinelConfig(explosion_factor=1.0), "sentinel.explosion_factor is 1.0; give a value above 1"),
+        (lambda: SentinelConfig(max_skipped=0), "sentinel.max_skipped is 0"),
+        (lambda: SentinelConfig(rate_fraction=0.0), "sentinel.rate_fraction is 0.0"),
+        (lambda: SentinelConfig(rate_fraction=1.1), "sentinel.rate_fraction is 1.1"),
+        (lambda: SentinelConfig(max_rollbacks=-1), "sentinel.max_rollbacks is -1"),
+        (lambda: StorageConfig(retry_seconds=-1.0), "storage.retry_seconds is -1.0"),
+        (lambda: TrackingConfig(patience_seconds=-1.0), "tracking.patience_seconds is -1.0"),
+        (lambda: LossConfig(real_score_penalty_in="both"), "give one of discriminator, generator"),  # type: ignore[arg-type]
+        (lambda: LossConfig(gradient_penalty_reduction="max"), "losses.gradient_penalty_reduction is 'max'"),  # type: ignore[arg-type]
+        (lambda: LossConfig(total_variation_region="face"), "give one of dilated_hole, hole, image"),  # type: ignore[arg-type]
+        (lambda: LossConfig(feature_scale="torch"), "losses.feature_scale is 'torch'; give one of imagenet, caffe"),  # type: ignore[arg-type]
+        (lambda: LossConfig(total_variation=float("nan")), "losses.total_variation is nan"),
         (lambda: TrainConfig(images=0), "train.images is 0"),
         (lambda: LossConfig(style=-1.0), "losses.style is -1.0"),
         (lambda: MaskConfig(hair_probability=1.5), "masks.hair_probability is 1.5"),
@@ -83,6 +115,19 @@ def test_bad_value_is_named(make: object, named: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make()  # type: ignore[operator]
     assert named in str(caught.value)
+
+
+def test_bounds_themselves_are_allowed() -> None:
+    train = TrainConfig(num_workers=3, min_workers=3, batch_size=3, max_images_per_pass=1)
+    assert TrainConfig(num_workers=3, batch_size=7).batch_size % 3, "no need to be divisible"
+    sentinel = SentinelConfig(rate_fraction=1.0, max_rollbacks=0)
+    config = Config(
+        train=train,
+        sentinel=sentinel,
+        storage=StorageConfig(retry_seconds=0.0),
+        tracking=TrackingConfig(patience_seconds=0.0),
+    )
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_flatten_uses_dotted_names() -> None:

@@ -63,7 +63,84 @@ def test_evaluator_averages_all_images_and_restores_the_mode() -> None:
     metrics = Evaluator(vgg_random()).run(generator, batches())
     assert metrics["hole_psnr"] == pytest.approx(20 * math.log10(5), abs=1e-4)
     assert metrics["objective"] == pytest.approx(evaluation.objective_db(metrics))
+    assert metrics.keys() == {"hole_psnr", "perceptual_distance", "objective", "blind_hole_psnr"}
     assert generator.training
+
+
+class PaintsColor(nn.Module):
+    """Fills the hole with the painted color, and with black where nothing is painted."""
+
+    def forward(self, packed: Tensor) -> Tensor:
+        return packed[:, 4:7]
+
+
+class PaintsSketch(nn.Module):
+    """Fills the hole with white where a line is, and with gray elsewhere."""
+
+    def forward(self, packed: Tensor) -> Tensor:
+        return packed[:, 3:4].expand(-1, 3, -1, -1)
+
+
+def test_blind_psnr_is_of_the_same_holes_without_strokes() -> None:
+    metrics = Evaluator(vgg_random()).run(PaintsColor(), batches())
+    assert metrics["hole_psnr"] == 100.0, "the painted color is the image's"
+    assert metrics["blind_hole_psnr"] == pytest.approx(20 * math.log10(255 / 204), abs=1e-4), "unpainted is black"
+    metrics = Evaluator(vgg_random()).run(PaintsSketch(), batches())
+    assert metrics["hole_psnr"] == pytest.approx(20 * math.log10(255 / 51), abs=1e-4)
+    assert metrics["blind_hole_psnr"] == pytest.approx(20 * math.log10(255 / (204 - 128)), abs=1e-4)
+    blind = Evaluator(vgg_random()).run(PaintsWhite(), batches())
+    assert blind["blind_hole_psnr"] == blind["hole_psnr"], "who does not look at strokes does not miss them"
+
+
+def holes(number: int = 1) -> np.ndarray:
+    hole = np.zeros((number, 16, 16, 1), np.uint8)
+    hole[:, 4:8, 4:12] = 1
+    return hole
+
+
+def test_baselines_by_hand() -> None:
+    gray = np.full((2, 16, 16, 3), 204, np.uint8)
+    color = np.zeros_like(gray)
+    color[:, 4:8, 4:8] = 153
+    color[:, 12:] = 9  # outside the hole
+    arrays = {"image": gray, "mask": holes(2), "color": color}
+    evaluator = Evaluator(vgg_random())
+    # Inpainting a flat image is right but for the one level by which OpenCV may round.
+    right, painted = 20 * math.log10(255 / 1), 20 * math.log10(5)
+    found = evaluator.baselines([arrays])
+    assert found.keys() == {"telea_hole_psnr", "color_hole_psnr"}
+    assert found["telea_hole_psnr"] >= right - 0.01
+    # Half of the hole is painted 51 levels off; the other half is inpainted from the image and from that paint.
+    assert painted < found["color_hole_psnr"] < painted + 10 * math.log10(2)
+    everything = evaluator.baselines([arrays | {"color": np.full_like(gray, 153)}])
+    assert everything == {"telea_hole_psnr": found["telea_hole_psnr"], "color_hole_psnr": pytest.approx(painted)}
+    nothing = evaluator.baselines([arrays | {"color": np.zeros_like(gray)}])
+    assert nothing["color_hole_psnr"] == nothing["telea_hole_psnr"]
+
+
+def test_baselines_do_not_see_what_is_hidden() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (16, 16, 3), np.uint8)
+    hole = holes()[0]
+    filled = [evaluation._inpaint(one, hole[..., 0]) for one in (image, np.where(hole == 1, np.uint8(0), image))]
+    assert np.array_equal(filled[0], filled[1])
+    assert np.array_equal(filled[0][hole[..., 0] == 0], image[hole[..., 0] == 0])
+
+
+def test_baselines_are_means_over_all_images() -> None:
+    rng = np.random.default_rng(0)
+    parts = [
+        {
+            "image": rng.integers(0, 256, (1, 16, 16, 3), np.uint8),
+            "mask": holes(),
+            "color": np.zeros((1, 16, 16, 3), np.uint8),
+        }
+        for _ in range(3)
+    ]
+    evaluator = Evaluator(vgg_random())
+    alone = [evaluator.baselines([part])["telea_hole_psnr"] for part in parts]
+    two = {name: np.concatenate([part[name] for part in parts[:2]]) for name in parts[0]}
+    assert evaluator.baselines([two, parts[2]])["telea_hole_psnr"] == pytest.approx(np.mean(alone))
 
 
 def test_grid_has_a_row_per_example_and_a_column_per_title() -> None:

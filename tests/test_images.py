@@ -53,6 +53,27 @@ def test_conditions_hold_no_noise() -> None:
     assert conditions == [1, 1, -1, -1, -1]
 
 
+@pytest.mark.parametrize("mask", [0, 1])
+def test_strokes_can_be_left_out(mask: int) -> None:
+    batch = one_pixel_batch(mask)
+    packed = batch.without_strokes().generator_input().flatten().tolist()
+    # Incomplete 3, sketch, color 3 (-1 is unpainted, 0 outside the hole), mask, noise: only strokes differ.
+    expected = batch.generator_input().flatten().tolist()
+    expected[3:7] = [0, -1, -1, -1] if mask else [0, 0, 0, 0]
+    assert packed == expected
+
+
+def test_batch_without_strokes_is_what_nobody_drew_on() -> None:
+    rng = np.random.default_rng(0)
+    maps = {name: torch.from_numpy(rng.integers(0, 2, (2, 4, 4, 1), np.uint8)) for name in ("mask", "sketch", "noise")}
+    pictures = {name: torch.from_numpy(rng.integers(1, 256, (2, 4, 4, 3), np.uint8)) for name in ("image", "color")}
+    drawn = images.Batch.from_uint8(**maps, **pictures)
+    nothing = {"sketch": torch.zeros_like(maps["sketch"]), "color": torch.zeros_like(pictures["color"])}
+    blank = images.Batch.from_uint8(**(maps | pictures | nothing))
+    assert torch.equal(drawn.without_strokes().generator_input(), blank.generator_input())
+    assert not torch.equal(drawn.generator_input(), blank.generator_input())
+
+
 def test_composite_takes_the_hole_from_the_generator() -> None:
     generated, truth = torch.full((1, 3, 1, 2), 0.5), torch.full((1, 3, 1, 2), -0.5)
     mask = torch.tensor([[[[1.0, 0.0]]]])

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "scfegan_ray"
-WITH_RAY = {"data.pipeline", "data.benchmark", "training.worker", "training.launch", "tuning"}
-WITH_MLFLOW = {"tracking", "serving", "inference", "training.worker", "training.launch", "tuning"}
+WITH_RAY = {"data.pipeline", "data.benchmark", "training.benchmark", "training.worker", "training.launch", "tuning"}
+WITH_MLFLOW = {
+    "tracking", "serving", "inference", "training.benchmark", "training.worker", "training.launch", "tuning",
+}  # fmt: skip
 MODULES = sorted(
     str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".")
     for path in PACKAGE.rglob("*.py")

@@ -99,7 +99,7 @@ def test_maps_that_do_not_fit_are_named(editor: FaceEditor) -> None:
 
 def test_checkpoint_can_be_edited_with(tiny: Config, tmp_path: Path) -> None:
     state = TrainingState.build(tiny)
-    checkpoint.save(state, tiny, tmp_path)
+    checkpoint.write(checkpoint.capture(state, tiny), tmp_path)
     loaded, direct = FaceEditor.from_uri(str(tmp_path)), FaceEditor(state.ema, tiny)
     for editor in (loaded, direct):
         editor.set_image(IMAGE)

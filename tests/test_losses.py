@@ -25,15 +25,19 @@ def plane(rows):
 
 
 class Linear(torch.nn.Module):
-    """Score grid (N, 2, 1, 1) whose gradient is known: scores are <weight, image> and 3 <weight, image>."""
+    """Score grid (N, 2, 1, 1) whose gradient is known: scores are <weight, image> and 3 <weight, image>.
+
+    Speaks as `Discriminator.forward` does.
+    """
 
     def __init__(self, weight):
         super().__init__()
         self.weight = torch.nn.Parameter(weight)
 
-    def forward(self, image, conditions):
+    def forward(self, image, conditions, slope_at=None):
         score = (image * self.weight).sum(dim=(1, 2, 3))
-        return torch.stack([score, 3 * score], dim=1)[..., None, None]
+        scores = torch.stack([score, 3 * score], dim=1)[..., None, None]
+        return scores if slope_at is None else (scores, (4 * self.weight).expand_as(slope_at[0]))
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +140,22 @@ def test_total_variation_is_a_mean_per_image():
     assert losses.total_variation(both, mask).item() == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(
+    ("region", "expected"),
+    [
+        # The hole alone: one vertical pair, |2 - 5|.
+        ("hole", 3.0),
+        # Dilated: the upper three rows.
+        ("dilated_hole", (3 + 3 + 18 + 5 + 5 + 18) / 6 + (1 + 7 + 1 + 14 + 9 + 9) / 6),
+        ("image", (3 + 3 + 18 + 5 + 5 + 18 + 9 + 0 + 9) / 9 + (1 + 7 + 1 + 14 + 9 + 9 + 0 + 0) / 8),
+    ],
+)
+def test_total_variation_of_each_region_by_hand(region, expected):
+    composite = image([[1.0, 2.0, 9.0], [4.0, 5.0, -9.0], [9.0, 0.0, 9.0], [0.0, 0.0, 0.0]])
+    mask = plane([[0, 1, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]])
+    assert losses.total_variation(composite, mask, region).item() == pytest.approx(expected)
+
+
 def test_total_variation_without_a_hole_is_zero_and_has_a_gradient():
     composite = torch.rand(1, 3, 4, 4, requires_grad=True)
     value = losses.total_variation(composite, torch.zeros(1, 1, 4, 4))
@@ -175,12 +195,12 @@ def test_gradient_penalty_of_no_gradient_is_finite():
     assert torch.isfinite(gradient.grad).all()
 
 
-# generator_loss
+# generator_terms and their sum
 
 
-def generator_parts(batch, features, config=PUBLISHED, **changes):
+def generator_terms(batch, features, config=PUBLISHED, **changes):
     arguments = {"fake_scores": torch.tensor([[[[2.0]]], [[[-1.0]]]]), **batch, **changes}
-    return losses.generator_loss(
+    return losses.generator_terms(
         arguments["generated"],
         arguments["ground_truth"],
         arguments["mask"],
@@ -189,6 +209,11 @@ def generator_parts(batch, features, config=PUBLISHED, **changes):
         config,
         arguments.get("real_scores"),
     )
+
+
+def generator_parts(batch, features, config=PUBLISHED, **changes):
+    terms = generator_terms(batch, features, config, **changes)
+    return losses.weighted_sum(terms), {name: term for name, (_, term) in terms.items()}
 
 
 WEIGHTS = {
@@ -205,7 +230,73 @@ def test_generator_loss_is_the_published_sum_of_its_parts(batch, features):
     total, parts = generator_parts(batch, features)
     assert parts.keys() == WEIGHTS.keys()
     assert total.item() == pytest.approx(sum(WEIGHTS[name] * parts[name].item() for name in parts), rel=1e-5)
-    assert all(not part.requires_grad for part in parts.values())
+
+
+def test_generator_terms_carry_their_weights_and_their_graph(batch, features):
+    batch["generated"].requires_grad_(True)
+    fake_scores = batch["generated"].mean(dim=(1, 2, 3), keepdim=True)
+    terms = generator_terms(batch, features, fake_scores=fake_scores)
+    assert {name: weight for name, (weight, _) in terms.items()} == WEIGHTS
+    for name, (_, term) in terms.items():
+        (gradient,) = torch.autograd.grad(term, batch["generated"], retain_graph=True)
+        assert gradient.abs().max() > 0, name
+
+
+def test_weights_by_the_parts_name():
+    config = LossConfig(
+        hole=9.0,
+        perceptual=2.0,
+        style=3.0,
+        total_variation=4.0,
+        adversarial=5.0,
+        real_score_penalty=6.0,
+        gradient_penalty=7.0,
+    )
+    assert losses.part_weights(config) == {
+        "per_pixel": 1.0,  # the hole's weight is inside
+        "perceptual": 2.0,
+        "style_generated": 3.0,
+        "style_composite": 3.0,
+        "total_variation": 4.0,
+        "adversarial": 5.0,
+        "real_score_penalty": 6.0,
+        "gradient_penalty": 7.0,
+    }
+
+
+def test_gradient_norms_by_hand():
+    generated = torch.tensor([3.0, 4.0], requires_grad=True)
+    scores = torch.ones(1, requires_grad=True)
+    terms = {
+        "square": (2.0, generated.square().sum()),
+        "sum": (0.5, generated.sum()),
+        "off": (0.0, generated.sum()),
+        "constant": (7.0, scores.detach().sum()),
+    }
+    norms = losses.gradient_norms(terms, generated)
+    # 2 * 2 * (3, 4) has norm 20, 0.5 * (1, 1) has the root of a half.
+    expected = {"square": 20.0, "sum": 0.5**0.5, "off": 0.0, "constant": 0.0}
+    assert {name: norm.item() for name, norm in norms.items()} == pytest.approx(expected)
+    losses.weighted_sum(terms).backward()  # the graphs are still there
+    assert generated.grad is not None
+    assert generated.grad.tolist() == [12.5, 16.5]
+
+
+def test_caffes_scale_multiplies_what_features_see(batch, features):
+    _, parts = generator_parts(batch, features)
+    _, scaled = generator_parts(batch, features, LossConfig(feature_scale="caffe"))
+    factors = {"perceptual": 57.375, "style_generated": 57.375**2, "style_composite": 57.375**2}
+    for name, part in parts.items():
+        assert scaled[name].item() == pytest.approx(factors.get(name, 1.0) * part.item(), rel=1e-4), name
+
+
+@pytest.mark.parametrize("region", ["dilated_hole", "hole", "image"])
+def test_configured_region_of_total_variation(batch, features, region):
+    _, parts = generator_parts(batch, features, LossConfig(total_variation_region=region))
+    composite = images.composite(batch["generated"], batch["ground_truth"], batch["mask"])
+    others = {r: losses.total_variation(composite, batch["mask"], r).item() for r in ("dilated_hole", "hole", "image")}
+    assert len(set(others.values())) == 3
+    assert parts["total_variation"].item() == others[region]
 
 
 def test_generator_parts_are_the_terms(batch, features):
@@ -308,8 +399,6 @@ def test_gradient_penalty_of_a_linear_discriminator(batch, reduction, factor):
 def test_gradient_penalty_matches_finite_differences(reduction):
     torch.manual_seed(1)
     discriminator = Discriminator(ModelConfig(discriminator_base_channels=2, discriminator_num_layers=2)).double()
-    # Vectors that no longer move make the discriminator a function.
-    discriminator.eval()
     ground_truth, composite = torch.rand(2, 1, 3, 4, 4, dtype=torch.float64)
     conditions = torch.rand(1, 5, 4, 4, dtype=torch.float64)
     mask = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
@@ -344,14 +433,16 @@ def test_interpolation_goes_from_composite_to_ground_truth(batch, position, expe
     seen = []
     linear = Linear(torch.ones(1, 3, 16, 16))
 
-    def spy(image, conditions):
-        seen.append(image.detach().clone())
-        return linear(image, conditions)
+    def spy(image, conditions, slope_at):
+        seen.append((image.detach().clone(), conditions, *slope_at))
+        return linear(image, conditions, slope_at)
 
     discriminator_parts(spy, batch, interpolation=torch.full((2,), position))
-    (stacked,) = seen  # one forward only
-    real, fake, between = stacked.chunk(3)
+    ((stacked, conditions, between, conditions_between),) = seen  # one forward only
+    real, fake = stacked.chunk(2)
     assert torch.equal(real, batch["ground_truth"])
+    assert torch.equal(conditions, torch.cat([batch["conditions"]] * 2))
+    assert torch.equal(conditions_between, batch["conditions"])
     named = {"composite": fake, "ground_truth": real}
     wanted = named[expected] if expected else 0.75 * fake + 0.25 * real
     torch.testing.assert_close(between, wanted)

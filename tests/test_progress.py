@@ -19,6 +19,28 @@ def test_lines_come_every_few_seconds_and_at_the_end() -> None:
     assert lines[-1] == "train 100/100 images, 2.0/s, ETA 0s"
 
 
+def test_seconds_left_follow_the_rate() -> None:
+    now = [0.0]
+    progress = Progress("train", total=100, log=list[str]().append, clock=lambda: now[0])
+    assert progress.seconds_left == float("inf"), "nothing was done yet"
+    now[0] = 4.0
+    assert progress.seconds_left == float("inf")
+    progress.update(20)
+    assert (progress.rate, progress.seconds_left) == (5.0, 16.0)
+    progress.update(100)
+    assert progress.seconds_left == 0.0
+
+
+def test_seconds_left_of_a_resumed_run() -> None:
+    now = [0.0]
+    progress = Progress("train", total=100, start=60, log=list[str]().append, clock=lambda: now[0])
+    now[0] = 4.0
+    progress.update(60)
+    assert (progress.rate, progress.seconds_left) == (0.0, float("inf"))
+    progress.update(80)
+    assert (progress.rate, progress.seconds_left) == (5.0, 4.0)
+
+
 def test_note_is_added() -> None:
     lines: list[str] = []
     Progress("x", total=1, log=lines.append, clock=lambda: 0.0).update(1, "loss 3")

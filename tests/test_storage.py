@@ -1,9 +1,12 @@
-"""Local storage: whole files or none, clear errors, relative paths that are not lost."""
+"""Storage: whole files and folders or none, clear errors, relative paths that are not lost, patience."""
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,3 +83,172 @@ def test_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.Monke
 def test_local_copy_of_a_local_folder_is_itself(tmp_path: Path) -> None:
     with storage.local_copy(str(tmp_path)) as folder:
         assert folder == tmp_path
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Name a place that is not there yet, on a disk and in a real object store."""
+    if request.param == "local":
+        return str(tmp_path / "below" / "place")
+    for name, value in request.getfixturevalue("s3").items():
+        monkeypatch.setenv(name, value)
+    return f"s3://lab/{tmp_path.name}/place"
+
+
+def make_folder(uri: str, files: dict[str, bytes]) -> None:
+    with storage.new_folder(uri, last="z.json") as folder:
+        assert list(folder.iterdir()) == []
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+
+
+def test_new_folder_appears_at_its_end_and_replaces(place: str) -> None:
+    with storage.new_folder(place, last="z.json") as folder:
+        for name in ("z.json", "a.bin"):
+            (folder / name).write_bytes(name.encode())
+        assert storage.list_files(place) == []
+        assert not storage.exists(place)
+    assert storage.list_files(place) == ["a.bin", "z.json"]
+    assert storage.read_bytes(storage.join(place, "a.bin")) == b"a.bin"
+    assert not folder.exists()
+    make_folder(place, {"a.bin": b"2", "z.json": b"2"})
+    assert [storage.read_bytes(storage.join(place, name)) for name in storage.list_files(place)] == [b"2", b"2"]
+
+
+def test_new_folder_that_fails_leaves_the_old_one_and_no_scrap(place: str) -> None:
+    make_folder(place, {"a.bin": b"1", "z.json": b"1"})
+    with pytest.raises(RuntimeError, match="half way"), storage.new_folder(place, last="z.json") as folder:
+        (folder / "a.bin").write_bytes(b"2")
+        raise RuntimeError("half way")
+    assert not folder.exists()
+    assert [storage.read_bytes(storage.join(place, name)) for name in storage.list_files(place)] == [b"1", b"1"]
+    if storage.is_local(place):
+        assert [path.name for path in Path(place).parent.iterdir()] == ["place"]
+
+
+def test_files_of_an_object_store_appear_in_order(
+    s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    place = f"s3://lab/{tmp_path.name}/order"
+    files = {"z.json": b"1", "a.bin": b"1", "zz.bin": b"1"}
+    make_folder(place, files)
+    seen = []
+    plain = storage._upload
+
+    def upload(file: Path, uri: str) -> None:
+        plain(file, uri)
+        seen.append((file.name, "z.json" in storage.list_files(place)))
+
+    monkeypatch.setattr(storage, "_upload", upload)
+    make_folder(place, files)
+    # While the others are replaced, the old `last` must not tell of a whole folder.
+    assert seen == [("a.bin", False), ("zz.bin", False), ("z.json", True)]
+
+
+def test_new_folder_in_an_unwritable_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StorageError, match="cannot write .*file/below"):
+        make_folder(str(tmp_path / "file" / "below"), {})
+
+
+def test_delete_folder_begins_with_what_makes_it_whole(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(place, {"a.bin": b"1", "z.json": b"1"})
+    make_folder(f"{place}-other", {"z.json": b"1"})
+    deleted = []
+    plain = storage.delete
+
+    def delete(uri: str) -> None:
+        plain(uri)
+        deleted.append(storage.list_files(place))
+
+    monkeypatch.setattr(storage, "delete", delete)
+    storage.delete_folder(place, last="z.json")
+    assert deleted == [["a.bin"], []]
+    assert storage.list_files(f"{place}-other") == ["z.json"]
+    storage.delete_folder(place, last="z.json")  # an absent one is no error
+
+
+def test_abandoned_files_and_folders_are_deleted_after_a_while(tmp_path: Path) -> None:
+    long_ago = time.time() - 3600
+    for name, age in ((".a.1.part", long_ago), (".b.2.part", time.time())):
+        file, folder = tmp_path / name, tmp_path / f"{name[:2]}folder{name[2:]}"
+        file.write_bytes(b"1")
+        folder.mkdir()
+        (folder / "half").write_bytes(b"1")
+        for path in (file, folder):
+            os.utime(path, (age, age))
+    for name in (".hidden", "kept.part"):
+        (tmp_path / name).write_bytes(b"1")
+        os.utime(tmp_path / name, (long_ago, long_ago))
+    storage.delete_abandoned(str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.2.part", ".bfolder.2.part", ".hidden", "kept.part"]
+    storage.delete_abandoned(str(tmp_path / "absent"))
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let pauses take no time, but on the clock that counts them."""
+    made: list[float] = []
+    monkeypatch.setattr(storage, "time", SimpleNamespace(sleep=made.append, monotonic=lambda: sum(made)))
+    return made
+
+
+class Work:
+    """Fails a number of times before it succeeds."""
+
+    def __init__(self, failures: int, cause: OSError | None = None) -> None:
+        self.failures, self.cause, self.calls = failures, cause, 0
+
+    def __call__(self) -> str:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise StorageError("the server is away") from self.cause
+        return "done"
+
+
+def test_retrying_waits_longer_each_time_until_it_works(pauses: list[float]) -> None:
+    work, said = Work(3, OSError(errno.EIO, "input/output error")), list[str]()
+    assert storage.retrying(work, 300.0, said.append) == "done"
+    assert pauses == [1.0, 2.0, 4.0]
+    assert said == [f"the server is away; trying again in {seconds} s" for seconds in (1, 2, 4)]
+
+
+def test_retrying_gives_up_after_its_time(pauses: list[float]) -> None:
+    work = Work(1000)
+    with pytest.raises(StorageError, match="the server is away"):
+        storage.retrying(work, 100.0, lambda line: None)
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 9.0]
+    assert work.calls == len(pauses) + 1, "once more at the end"
+
+
+def test_retrying_for_no_time_tries_once(pauses: list[float]) -> None:
+    work = Work(1)
+    with pytest.raises(StorageError):
+        storage.retrying(work, 0.0, lambda line: None)
+    assert (work.calls, pauses) == (1, [])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR])
+def test_what_no_repetition_mends_is_not_tried_again(pauses: list[float], number: int) -> None:
+    work, said = Work(1, OSError(number, os.strerror(number))), list[str]()
+    with pytest.raises(StorageError):
+        storage.retrying(work, 300.0, said.append)
+    assert (work.calls, pauses, said) == (1, [], [])
+
+
+def test_retrying_passes_on_what_is_no_trouble_of_storage(pauses: list[float]) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        storage.retrying(broken, 300.0, lambda line: None)
+    assert pauses == []
+
+
+def test_full_disk_is_known_as_such(small_place: Path, pauses: list[float]) -> None:
+    with pytest.raises(StorageError, match="No space left"):
+        storage.retrying(lambda: storage.write_bytes(str(small_place / "x"), bytes(500_000)), 300.0, lambda line: None)
+    assert pauses == []
+    assert list(small_place.iterdir()) == []

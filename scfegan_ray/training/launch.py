@@ -43,6 +43,7 @@ _FREE_ON_RESUME = (
     "train.min_workers",
     "train.max_images_per_pass",
     "train.use_gpu",
+    "train.compile",
     "train.cpus_per_worker",
     "train.wait_for_nodes",
     "train.threads_per_worker",

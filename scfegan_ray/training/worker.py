@@ -19,7 +19,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scfegan_ray import losses
+from scfegan_ray import losses, storage
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples, prepared
 from scfegan_ray.errors import CheckpointError, DivergenceError, ScFeganError, StorageError
@@ -51,7 +51,7 @@ class Outcome:
 
     Attributes:
         images_seen: when the loop ended.
-        weights_sha256: digest over generator, discriminator and moving average in the last checkpoint.
+        weights_sha256: digest over generator, discriminator and moving average then.
         checkpoint: URI of the last checkpoint; None where there is none.
         features: which VGG weights were used.
         first_metrics: of held-back images when this worker started.
@@ -78,8 +78,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     Args:
         settings: config: `Config.to_dict()`; dataset: URI of the prepared dataset; checkpoints: URI of the run's
             `CheckpointStore`; tracking_uri, run_id: the MLflow run that rank 0 writes to; features: which VGG weights,
-            settled for all workers; stop: actor whose `is_set` tells that training is to end; report: whether metrics
-            of held-back images go to Ray Train, too.
+            settled for all workers; stop: actor whose `is_set` tells that training is to end, or None; report: whether
+            metrics of held-back images go to Ray Train, too.
 
     Returns:
         `Outcome` as a dict; only rank 0's is read.
@@ -96,16 +96,22 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     # State: built from the seed, then brought to the last checkpoint.
     store = CheckpointStore(settings["checkpoints"])
     state = TrainingState.build(config, device)
-    resumed = _load_latest(state, store, rank)
+    retry_seconds = config.storage.retry_seconds
+    resumed = _load_latest(state, store, rank, retry_seconds)
     if resumed is not None:
         logger.info("resuming at %d images", state.images_seen)
     precision = resolve_precision(config.train.precision, device)
+    features = load_features(settings["features"]).to(device)
+    if config.train.compile:
+        state.generator.compile()
+        features.compile()
     generator = _distribute(state.generator)
     discriminator = _distribute(state.discriminator)
-    features = load_features(settings["features"]).to(device)
 
     # Data: this worker's share of each global batch, in passes that fit its memory.
-    dataset = prepared.PreparedDataset.open(settings["dataset"])
+    dataset = storage.retrying(
+        lambda: prepared.PreparedDataset.open(settings["dataset"]), retry_seconds, logger.warning
+    )
     batch_size, total = config.train.batch_size, config.train.images
 
     def open_batches() -> Generator[dict[str, NDArray[Any]], None, None]:
@@ -127,7 +133,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     )
     tracker.tags({"features": features.description, "precision": name_of(precision)})
     judge = _Judge(config, dataset, features, device, tracker) if rank == 0 else None
-    writer = CheckpointWriter(store, config.train.checkpoints_to_keep, config.storage.retry_seconds)
+    writer = CheckpointWriter(store, config.train.checkpoints_to_keep, retry_seconds)
     stop = _StopRequest(settings["stop"])
     saved_at, saved_seconds = state.images_seen, time.monotonic()
 
@@ -211,7 +217,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
         if state.sentinel.must_roll_back:
             try:
-                _roll_back(state, store, writer, rank)
+                _roll_back(state, store, writer, rank, retry_seconds)
             except DivergenceError as error:
                 outcome.failure, wish = _named(error), _FAIL
                 break
@@ -248,8 +254,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         if counting := durations[_SETTLING_UPDATES:]:
             outcome.images_per_second = batch_size * len(counting) / sum(counting)
         if last is not None:
-            outcome.checkpoint = store.uri(last)
-            outcome.weights_sha256 = checkpoint.read_meta(store.uri(last))["weights_sha256"]
+            outcome.checkpoint, outcome.weights_sha256 = store.uri(last), state.weights_sha256()
     writer.close()
     tracker.close()
     return asdict(outcome)
@@ -308,7 +313,7 @@ class _StopRequest:
     def is_set(self) -> bool:
         """Tell what is known by now."""
         now = time.monotonic()
-        if self._answer is None and now - self._asked_at > _ASK_EVERY_SECONDS:
+        if self._actor is not None and self._answer is None and now - self._asked_at > _ASK_EVERY_SECONDS:
             self._answer, self._asked_at = self._actor.is_set.remote(), now
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             self._is_set, self._answer = self._is_set or ray.get(self._answer), None
@@ -367,11 +372,12 @@ def _from_rank_0(find: Callable[[], str | None], rank: int) -> str | None:
     return found[0]
 
 
-def _load_latest(state: TrainingState, store: CheckpointStore, rank: int) -> str | None:
+def _load_latest(state: TrainingState, store: CheckpointStore, rank: int, retry_seconds: float) -> str | None:
     """Bring a state to the newest checkpoint that is sound; return its name, None where there is no checkpoint.
 
     Raises:
         CheckpointError: there are some, and none is sound.
+        StorageError: they cannot be read, not even after a while.
     """
 
     def load(name: str) -> None:
@@ -391,13 +397,15 @@ def _load_latest(state: TrainingState, store: CheckpointStore, rank: int) -> str
             raise trouble
         return None
 
-    name = _from_rank_0(newest_sound, rank)
+    name = _from_rank_0(lambda: storage.retrying(newest_sound, retry_seconds, logger.warning), rank)
     if name is not None and rank != 0:
-        load(name)
+        storage.retrying(lambda: load(name), retry_seconds, logger.warning)
     return name
 
 
-def _roll_back(state: TrainingState, store: CheckpointStore, writer: CheckpointWriter, rank: int) -> None:
+def _roll_back(
+    state: TrainingState, store: CheckpointStore, writer: CheckpointWriter, rank: int, retry_seconds: float
+) -> None:
     """Bring a state back to the last checkpoint, but for what the sentinel has learnt since.
 
     Raises:
@@ -405,7 +413,7 @@ def _roll_back(state: TrainingState, store: CheckpointStore, writer: CheckpointW
     """
     writer.wait()
     memory = state.sentinel.state()
-    _load_latest(state, store, rank)
+    _load_latest(state, store, rank, retry_seconds)
     state.sentinel.load(memory)
     state.sentinel.roll_back(state.images_seen)
 

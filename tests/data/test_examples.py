@@ -113,13 +113,15 @@ def test_every_image_once_per_epoch_in_another_order() -> None:
     assert [examples.row_at(i, seed=4, num_rows=15)[1] for i in range(15)] != epochs[0]
 
 
-@pytest.mark.parametrize("num_workers", [2, 4, 8])
+@pytest.mark.parametrize("num_workers", [2, 3, 4, 5, 7, 8])
 def test_shares_of_any_number_of_workers_are_the_same_global_batch(dataset: PreparedDataset, num_workers: int) -> None:
     whole = batches(dataset, 3)
     shares = [batches(dataset, 3, rank=r, num_workers=num_workers) for r in range(num_workers)]
     for step in range(3):
         joined = {name: np.concatenate([share[step][name] for share in shares]) for name in whole[step]}
         assert same(whole[step], joined)
+        sizes = {len(share[step]["interpolation"]) for share in shares}
+        assert max(sizes) - min(sizes) == (8 % num_workers > 0)
 
 
 def test_batches_are_the_examples_of_their_positions(dataset: PreparedDataset) -> None:
@@ -147,6 +149,59 @@ def test_masks_are_fresh_in_each_epoch_and_depend_on_the_key(dataset: PreparedDa
     assert sorted(seen) == sorted(int(r) for r in dataset.train_rows)
     drawn = [mask for masks in seen.values() for mask in masks]
     assert len(set(drawn)) == len(drawn) == 3 * n
+
+
+def order(epoch: int, *reseeded_at: int, num_rows: int = 15) -> list[int]:
+    return [examples.row_at(epoch * num_rows + at, 3, num_rows, reseeded_at)[1] for at in range(num_rows)]
+
+
+def test_reseeding_changes_what_is_left_of_the_epoch() -> None:
+    plain = [order(epoch) for epoch in range(4)]
+    # At position 20, 5 images into epoch 1.
+    reseeded = [order(epoch, 20) for epoch in range(4)]
+    assert reseeded[0] == plain[0]
+    assert reseeded[1][:5] == plain[1][:5]
+    assert reseeded[1][5:] != plain[1][5:]
+    assert sorted(reseeded[1]) == list(range(15)), "each image still comes once"
+    assert reseeded[2:] == plain[2:]
+
+
+def test_each_return_to_a_position_gives_another_order() -> None:
+    orders = [order(1), order(1, 20), order(1, 20, 20), order(1, 20, 20, 20)]
+    assert len({tuple(one) for one in orders}) == 4
+    assert all(one[:5] == orders[0][:5] and sorted(one) == list(range(15)) for one in orders)
+
+
+def test_later_reseeding_keeps_what_lies_between() -> None:
+    once, twice = order(1, 18), order(1, 18, 23)
+    assert twice[:8] == once[:8]
+    assert twice[8:] != once[8:]
+    assert sorted(twice) == list(range(15))
+    assert order(1, 15) != order(1), "also from an epoch's first image on"
+    assert order(1, 30) == order(1) and order(1, 14) == order(1), "epochs of their own"
+
+
+def test_reseeding_draws_other_holes_from_its_position_on(dataset: PreparedDataset) -> None:
+    def masks(*reseeded_at: int) -> dict[int, bytes]:
+        """Return by position, over an epoch and a half."""
+        positions = range(n * 3 // 2)
+        return {p: examples.training_example(dataset, MASKS, 3, p, reseeded_at)["mask"].tobytes() for p in positions}
+
+    n = len(dataset.train_rows)
+    plain, once, twice = masks(), masks(4), masks(4, 4)
+    for position in plain:
+        drawn = {plain[position], once[position], twice[position]}
+        assert len(drawn) == (1 if position < 4 else 3), position
+    # Later epochs come in the same order, so that these are other holes in the same images.
+    assert examples.row_at(n + 1, 3, n, (4,)) == examples.row_at(n + 1, 3, n)
+
+
+def test_stream_from_a_reseeded_position(dataset: PreparedDataset) -> None:
+    stream = batches(dataset, 2, start=8, reseeded_at=(8,))
+    expected = [examples.training_example(dataset, MASKS, 3, 8 + at, (8,)) for at in range(16)]
+    assert same(stream[0], examples.stack(expected[:8]))
+    assert same(stream[1], examples.stack(expected[8:]))
+    assert not same(stream[0], batches(dataset, 1, start=8)[0])
 
 
 def test_example_obeys_its_contract(dataset: PreparedDataset) -> None:

@@ -39,26 +39,106 @@ def test_sees_mask_sketch_and_color_but_never_noise():
 def test_each_layer_has_spectral_norm_one():
     discriminator = small()
     for _ in range(30):
-        discriminator(torch.rand(1, 3, 16, 16), torch.rand(1, 5, 16, 16))
-    discriminator.eval()
+        discriminator.advance_spectral_norm()
     for layer in discriminator.layers:
         assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1.0, abs=1e-3)
 
 
-def test_vectors_of_the_spectral_norm_are_state_and_move_only_in_training():
+def test_vectors_of_the_spectral_norm_are_state_and_move_only_when_told():
     discriminator = small()
     names = [name for name in discriminator.state_dict() if name.endswith(("._u", "._v"))]
     assert len(names) == 2 * SMALL.discriminator_num_layers
     inputs = torch.rand(1, 3, 16, 16), torch.rand(1, 5, 16, 16)
 
-    def moved():
+    def moved_by(work):
         before = {name: discriminator.state_dict()[name].clone() for name in names}
-        discriminator(*inputs)
+        work()
         return [name for name in names if not torch.equal(before[name], discriminator.state_dict()[name])]
 
-    assert moved()
-    discriminator.eval()
-    assert not moved()
+    assert moved_by(discriminator.advance_spectral_norm) == names
+    for training in (True, False):
+        discriminator.train(training)
+        assert discriminator.training == training
+        assert not moved_by(lambda: discriminator(*inputs))
+        assert not moved_by(lambda: discriminator(*inputs, slope_at=inputs))
+        assert torch.equal(discriminator(*inputs), discriminator(*inputs))
+    assert moved_by(discriminator.advance_spectral_norm) == names, "in evaluation mode, too"
+
+
+def test_power_iteration_is_the_textbooks():
+    discriminator = small()
+    layer = discriminator.layers[0]
+    matrix = layer.parametrizations.weight.original.detach().flatten(1)
+    u = layer.parametrizations.weight[0]._u.clone()
+    discriminator.advance_spectral_norm()
+    # The right vector follows from the new left one, so that their product is the new estimate.
+    v = layer.parametrizations.weight[0]._v
+    expected_u = torch.nn.functional.normalize(matrix @ (matrix.T @ u), dim=0)
+    torch.testing.assert_close(layer.parametrizations.weight[0]._u, expected_u)
+    torch.testing.assert_close(v, torch.nn.functional.normalize(matrix.T @ expected_u, dim=0))
+    torch.testing.assert_close(layer.weight.detach().flatten(1), matrix / (expected_u @ matrix @ v))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (15, 15), (9, 16), (1, 3), (2, 2)])
+@pytest.mark.parametrize("num_layers", [1, 2, 4])
+def test_slope_is_the_gradient_of_the_summed_scores(size, num_layers):
+    torch.manual_seed(0)
+    config = ModelConfig(discriminator_base_channels=3, discriminator_num_layers=num_layers)
+    discriminator = Discriminator(config).double()
+    for name, parameter in discriminator.named_parameters():
+        if name.endswith("bias"):  # 0 at first, which would hide a bend in the wrong place
+            torch.nn.init.normal_(parameter, std=0.3)
+    image, conditions = (torch.randn(2, channels, *size, dtype=torch.float64) for channels in (3, 5))
+    mask = (torch.rand(2, 1, *size) < 0.5).double()
+    others = (torch.randn(3, channels, *size, dtype=torch.float64) for channels in (3, 5))
+    scores, slope = discriminator(*others, slope_at=(image, conditions))
+    assert scores.shape[0] == 3, "scores and slope are of different images"
+
+    image.requires_grad_(True)
+    (expected,) = torch.autograd.grad(discriminator(image, conditions).sum(), image, create_graph=True)
+    torch.testing.assert_close(slope, expected)
+    weights = [p for name, p in discriminator.named_parameters() if name.endswith("original")]
+    assert len(weights) == num_layers
+    # A penalty like that of training: autograd's double backward is what it must come to.
+    penalties = [
+        ((g * mask).square().sum(dim=(1, 2, 3)).add(1e-16).sqrt() - 1).square().mean() for g in (slope, expected)
+    ]
+    found, wanted = (torch.autograd.grad(penalty, weights) for penalty in penalties)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+        assert b.abs().max() > 0
+
+
+def test_scores_are_the_same_with_and_without_a_slope():
+    discriminator = small()
+    inputs = torch.rand(2, 3, 16, 16), torch.rand(2, 5, 16, 16)
+    scores, slope = discriminator(*inputs, slope_at=inputs)
+    assert torch.equal(scores, discriminator(*inputs))
+    assert slope.shape == inputs[0].shape
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_penalty_on_the_slope_reaches_every_weight(half):
+    discriminator = small()
+    inputs = torch.rand(2, 3, 16, 16), torch.rand(2, 5, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        scores, slope = discriminator(*inputs, slope_at=inputs)
+    assert scores.dtype == slope.dtype == torch.float32
+    slope.square().sum().backward()
+    for name, parameter in discriminator.named_parameters():
+        if name.endswith("original"):
+            assert parameter.grad is not None
+            assert torch.isfinite(parameter.grad).all()
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_slope_is_float32_under_autocast():
+    discriminator = small()
+    inputs = torch.rand(2, 3, 16, 16), torch.rand(2, 5, 16, 16)
+    _, expected = discriminator(*inputs, slope_at=inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, slope = discriminator(*inputs, slope_at=inputs)
+    assert torch.equal(slope, expected)
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -77,7 +157,7 @@ def test_survives_double_backward(half):
             assert parameter.grad.abs().max() > 0, name
 
 
-def test_power_iteration_runs_outside_autocast():
+def test_spectral_norm_is_taken_outside_autocast():
     discriminator = small()
     seen = []
     for layer in discriminator.layers:

@@ -2,7 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scfegan_ray.models.layers import GatedConv2d, GatedDeconv2d, local_response_norm, same_padding
+from scfegan_ray.models.layers import (
+    GatedConv2d,
+    GatedDeconv2d,
+    conv2d_same,
+    conv2d_same_adjoint,
+    local_response_norm,
+    same_padding,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +25,49 @@ from scfegan_ray.models.layers import GatedConv2d, GatedDeconv2d, local_response
 )
 def test_same_padding_is_tensorflows(size, kernel_size, stride, dilation, expected):
     assert same_padding(size, kernel_size, stride, dilation) == expected
+
+
+def padded_convolution(x, weight, bias, stride, dilation):
+    """What TensorFlow does, with every zero in place."""
+    top, bottom = same_padding(x.shape[-2], weight.shape[-2], stride, dilation)
+    left, right = same_padding(x.shape[-1], weight.shape[-1], stride, dilation)
+    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, 0, dilation)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 3), (8, 2), (16, 4)])
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "dilation"),
+    [(3, 1, 1), (3, 1, 2), (3, 1, 4), (3, 1, 16), (3, 2, 1), (5, 2, 1), (7, 2, 1), (5, 1, 16)],
+)
+def test_same_convolution_is_the_padded_one(size, kernel_size, stride, dilation):
+    """Also where a dilation as large as the map leaves some taps nothing but padding to see."""
+    torch.manual_seed(0)
+    shapes = (2, 3, *size), (4, 3, kernel_size, kernel_size), (4,)
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    actual = conv2d_same(*inputs, stride, dilation)
+    expected = padded_convolution(*inputs, stride, dilation)
+    torch.testing.assert_close(actual, expected)
+    pull = torch.randn_like(expected)
+    found, wanted = (torch.autograd.grad(y, inputs, pull) for y in (actual, expected))
+    for name, a, b in zip(("input", "weight", "bias"), found, wanted, strict=True):
+        torch.testing.assert_close(a, b, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 5), (5, 8), (8, 5)])
+@pytest.mark.parametrize("kernel_size", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_adjoint_is_the_gradient_of_the_same_convolution(size, kernel_size, stride):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 3, kernel_size, kernel_size, dtype=torch.float64, requires_grad=True)
+    y = conv2d_same(x, weight, torch.zeros(4, dtype=torch.float64), stride)
+    pull = torch.randn_like(y)
+    (expected,) = torch.autograd.grad(y, x, pull, create_graph=True)
+    actual = conv2d_same_adjoint(pull, weight, size, stride)
+    torch.testing.assert_close(actual, expected)
+    # A penalty on it trains the weights as it would through autograd's own.
+    found, wanted = (torch.autograd.grad(g.square().sum(), weight)[0] for g in (actual, expected))
+    torch.testing.assert_close(found, wanted)
 
 
 def test_lrn_divides_by_the_plain_sum_of_squares_over_channels():

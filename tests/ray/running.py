@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,18 +15,23 @@ from typing import Any
 ROOT = Path(__file__).parent.parent.parent
 
 
-def start(job: str, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def start(
+    job: str, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None, log: Path | None = None
+) -> subprocess.Popen[str]:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # Tests in the background of a shell ignore Ctrl-C; the jobs they start would inherit that.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONWARNINGS": "ignore"} | dict(environment or {}),
-    )
+    with contextlib.ExitStack() as files:
+        # A pipe that nobody reads would hold up a job that has much to say.
+        stderr = files.enter_context(log.open("a")) if log else subprocess.PIPE
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments],
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env=os.environ | {"PYTHONWARNINGS": "ignore"} | dict(environment or {}),
+        )
 
 
 def run(

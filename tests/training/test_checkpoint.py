@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from test_state_and_step import step
+from updates import step
 
 from scfegan_ray.config import Config, ModelConfig
-from scfegan_ray.errors import CheckpointError
+from scfegan_ray.errors import CheckpointError, StorageError
 from scfegan_ray.training import checkpoint
 from scfegan_ray.training.state import TrainingState
+
+
+def watched_step(state: TrainingState, config: Config, seed: int) -> None:
+    def accept(name: str, loss: torch.Tensor, gradient_norm: torch.Tensor) -> bool:
+        return state.sentinel.accept(name, float(loss), float(gradient_norm))
+
+    step(state, config, seed, accept=accept)
+    state.images_seen += 4
+    state.update_ema(100.0, 4)
 
 
 @pytest.fixture
 def saved(tiny: Config, tmp_path: Path) -> tuple[TrainingState, Path]:
     state = TrainingState.build(tiny)
     for seed in range(3):
-        step(state, tiny, seed)
-        state.images_seen += 4
-        state.update_ema(100.0, 4)
+        watched_step(state, tiny, seed)
+    state.sentinel.conclude(False)
+    state.sentinel.roll_back(8)
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    checkpoint.save(state, tiny, folder)
+    checkpoint.write(checkpoint.capture(state, tiny, {"objective": 1.5}), folder)
     return state, folder
 
 
@@ -35,16 +45,44 @@ def test_resumed_training_is_bit_identical(tiny: Config, saved: tuple[TrainingSt
     checkpoint.load(resumed, folder)
     assert resumed.images_seen == 12
     for seed in (3, 4):
-        step(state, tiny, seed)
-        step(resumed, tiny, seed)
-    state.update_ema(100.0, 4)
-    resumed.update_ema(100.0, 4)
+        watched_step(state, tiny, seed)
+        watched_step(resumed, tiny, seed)
     # The digest covers weights and spectral norm's vectors; equal steps from here need equal moments too.
     assert resumed.weights_sha256() == state.weights_sha256()
     for name in ("generator_optimizer", "discriminator_optimizer"):
         mine, theirs = (getattr(s, name).state_dict()["state"] for s in (state, resumed))
         assert mine.keys() == theirs.keys() and mine
         assert all(torch.equal(mine[i][key], theirs[i][key]) for i in mine for key in mine[i])
+    assert resumed.sentinel.state() == state.sentinel.state()
+    assert resumed.sentinel.rate_scale == 0.5
+
+
+def test_snapshot_stays_what_it_was_while_training_goes_on(tiny: Config, tmp_path: Path) -> None:
+    state = TrainingState.build(tiny)
+    watched_step(state, tiny, 0)
+    snapshot = checkpoint.capture(state, tiny, {"objective": 1.5})
+    kept, then = copy.deepcopy(snapshot), copy.deepcopy(state)
+    for seed in (1, 2):
+        watched_step(state, tiny, seed)
+    state.sentinel.conclude(False)
+    state.sentinel.roll_back(4)
+    assert snapshot.meta == kept.meta
+    assert snapshot.images_seen == 4
+    for file, tensors in kept.files.items():
+        assert snapshot.files[file].keys() == tensors.keys()
+        assert all(torch.equal(snapshot.files[file][name], tensor) for name, tensor in tensors.items()), file
+    meta = checkpoint.write(snapshot, tmp_path)
+    assert meta["weights_sha256"] == then.weights_sha256() != state.weights_sha256()
+    resumed = TrainingState.build(tiny)
+    checkpoint.load(resumed, tmp_path)
+    assert resumed.sentinel.state() == then.sentinel.state()
+
+
+def test_snapshot_shares_nothing_with_the_metrics_it_was_given(tiny: Config) -> None:
+    metrics = {"objective": 1.5}
+    snapshot = checkpoint.capture(TrainingState.build(tiny), tiny, metrics)
+    metrics["objective"] = 9.0
+    assert snapshot.meta["metrics"] == {"objective": 1.5}
 
 
 def test_files_are_safetensors_and_json_only(saved: tuple[TrainingState, Path], tiny: Config) -> None:
@@ -59,6 +97,9 @@ def test_files_are_safetensors_and_json_only(saved: tuple[TrainingState, Path], 
     meta = json.loads((folder / "meta.json").read_text())
     assert meta["images_seen"] == 12
     assert meta["random"] == {"seed": tiny.seed, "position": 12}
+    assert meta["metrics"] == {"objective": 1.5}
+    assert meta["sentinel"]["reseeded_at"] == [8]
+    assert meta["sentinel"]["num_accepted"] == {"discriminator": 3, "generator": 3}
     assert Config.from_dict(meta["config"]) == tiny
 
 
@@ -74,7 +115,9 @@ def test_generator_for_use_is_the_average(tiny: Config, saved: tuple[TrainingSta
 
 def test_fresh_state_can_be_saved(tiny: Config, tmp_path: Path) -> None:
     state = TrainingState.build(tiny)
-    checkpoint.save(state, tiny, tmp_path)
+    written = checkpoint.write(checkpoint.capture(state, tiny), tmp_path)
+    assert written == json.loads((tmp_path / "meta.json").read_text())
+    assert written["metrics"] is None
     other = TrainingState.build(replace(tiny, seed=1))
     checkpoint.load(other, tmp_path)
     assert other.weights_sha256() == state.weights_sha256()
@@ -107,10 +150,13 @@ def test_folder_without_checkpoint_is_named(tmp_path: Path) -> None:
 def test_other_format_is_refused(saved: tuple[TrainingState, Path]) -> None:
     meta = json.loads((saved[1] / "meta.json").read_text()) | {"format_version": 7}
     (saved[1] / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(CheckpointError, match="format 7, this package reads 1"):
+    with pytest.raises(CheckpointError, match="format 7, this package reads 2"):
         checkpoint.load_generator(saved[1])
 
 
-def test_failing_disk_is_a_clear_error(tiny: Config, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot write a checkpoint to .*free space"):
-        checkpoint.save(TrainingState.build(tiny), tiny, tmp_path / "absent")
+def test_full_disk_is_a_clear_error_and_leaves_no_checkpoint(tiny: Config, small_place: Path) -> None:
+    (small_place / "other").write_bytes(bytes(340_000))
+    with pytest.raises(StorageError, match=r"cannot write .*\.safetensors: .*No space left.*free space"):
+        checkpoint.write(checkpoint.capture(TrainingState.build(tiny), tiny), small_place)
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        checkpoint.read_meta(small_place)

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from updates import without_norms
 
 from scfegan_ray.config import Config, LossConfig, MaskConfig, ModelConfig, OptimizationConfig
 from scfegan_ray.data import colors, examples, faces, parsing, sketches
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import vgg_random
 from scfegan_ray.training.state import TrainingState
-from scfegan_ray.training.step import train_step
+from scfegan_ray.training.step import Part, train_step
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "loss_curve.json"
 NUM_STEPS = 6
@@ -54,14 +55,13 @@ def curve() -> list[dict[str, float]]:
         )
         parts = train_step(
             state,
-            Batch.from_arrays(arrays, torch.device("cpu")),
-            torch.from_numpy(arrays["interpolation"]),
+            [Part(Batch.from_arrays(arrays, torch.device("cpu")), torch.from_numpy(arrays["interpolation"]))],
             features,
             config.losses,
             generator=state.generator,
             discriminator=state.discriminator,
-        )
-        values.append({name: float(value) for name, value in parts.items()})
+        ).values
+        values.append({name: float(value) for name, value in without_norms(parts).items()})
     return values
 
 

@@ -7,11 +7,40 @@ from dataclasses import replace
 
 import pytest
 import torch
-from updates import step
+from updates import FEATURES, cut, make_batch, step, update, without_norms
 
+from scfegan_ray import losses
 from scfegan_ray.config import Config, LossConfig, OptimizationConfig
 from scfegan_ray.training import state as states
 from scfegan_ray.training.state import TrainingState
+from scfegan_ray.training.step import Part
+
+
+def weights(state: TrainingState, name: str) -> dict[str, torch.Tensor]:
+    return {key: value.detach().clone() for key, value in getattr(state, name).named_parameters()}
+
+
+def gradients(state: TrainingState) -> dict[str, torch.Tensor]:
+    """Return what both optimizers were given last."""
+    found = {}
+    for name in ("generator", "discriminator"):
+        for key, parameter in getattr(state, name).named_parameters():
+            assert parameter.grad is not None, key
+            found[f"{name}.{key}"] = parameter.grad
+    return found
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def assert_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Compare up to the order in which float32 sums are taken, each tensor on its own scale."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        # Where terms cancel, as at the discriminator's last bias, only their rounding is left.
+        error = float((found[name] - value).norm())
+        assert error < 2e-4 * float(value.norm()) + 2e-7, name
 
 
 def test_weights_come_from_the_seed(tiny: Config) -> None:
@@ -45,6 +74,7 @@ def test_step_changes_both_networks_and_names_every_part(tiny: Config) -> None:
     parts = step(state, tiny)
     assert set(parts) == {
         "generator/total",
+        "generator/gradient_norm",
         "generator/per_pixel",
         "generator/perceptual",
         "generator/style_generated",
@@ -52,6 +82,7 @@ def test_step_changes_both_networks_and_names_every_part(tiny: Config) -> None:
         "generator/total_variation",
         "generator/adversarial",
         "discriminator/total",
+        "discriminator/gradient_norm",
         "discriminator/real_scores",
         "discriminator/fake_scores",
         "discriminator/gradient_penalty",
@@ -93,6 +124,163 @@ def test_training_learns_one_batch(tiny: Config) -> None:
     state = TrainingState.build(config)
     per_pixel = [float(step(state, config)["generator/per_pixel"]) for _ in range(30)]
     assert per_pixel[-1] < 0.85 * per_pixel[0]
+
+
+@pytest.mark.parametrize("keep_graph", [True, False])
+@pytest.mark.parametrize("sizes", [(1, 3), (2, 2), (1, 1, 1, 1)])
+def test_passes_add_up_to_one_update(tiny: Config, sizes: tuple[int, ...], keep_graph: bool) -> None:
+    whole, cut_up = TrainingState.build(tiny), TrainingState.build(tiny)
+    for optimizer in (
+        o for state in (whole, cut_up) for o in (state.generator_optimizer, state.discriminator_optimizer)
+    ):
+        # Adam's first step is as long as the rate for the smallest gradient, whose sign is a matter of rounding.
+        optimizer.param_groups[0]["eps"] = 1e-4
+    batch, interpolation = make_batch(number=4)
+    expected = update(whole, tiny, [Part(batch, interpolation)])
+    found = update(cut_up, tiny, cut(batch, interpolation, *sizes), keep_graph=keep_graph)
+    assert_near(found.values, expected.values)
+    assert_near(gradients(cut_up), gradients(whole))
+    for name in ("generator", "discriminator"):
+        for key, value in weights(whole, name).items():
+            torch.testing.assert_close(weights(cut_up, name)[key], value, rtol=0, atol=1e-5)
+
+
+def test_a_second_way_through_the_generator_changes_nothing(tiny: Config) -> None:
+    once, twice = TrainingState.build(tiny), TrainingState.build(tiny)
+    expected = step(once, tiny)
+    assert same(step(twice, tiny, keep_graph=False), expected)
+    assert once.weights_sha256() == twice.weights_sha256()
+
+
+@pytest.mark.parametrize("shares", [(3, 1), (1, 1, 2)])
+def test_images_count_the_same_whatever_the_workers_shares(tiny: Config, shares: tuple[int, ...]) -> None:
+    def at_rest() -> TrainingState:
+        state = TrainingState.build(tiny)
+        for optimizer in (state.generator_optimizer, state.discriminator_optimizer):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0  # DDP would average before the step
+        return state
+
+    alone, workers = at_rest(), [at_rest() for _ in shares]
+    batch, interpolation = make_batch(number=4)
+    expected = update(alone, tiny, [Part(batch, interpolation)]).values
+    parts = cut(batch, interpolation, *shares)
+    found = [
+        update(state, tiny, [part], images_per_worker=4 / len(shares)).values
+        for state, part in zip(workers, parts, strict=True)
+    ]
+
+    def mean(values: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        return {name: torch.stack([one[name] for one in values]).mean(0) for name in values[0]}
+
+    assert_near(mean([gradients(state) for state in workers]), gradients(alone))
+    # The norm is of the averaged gradient, which these workers do not have.
+    assert_near(without_norms(mean(found)), without_norms(expected))
+
+
+@pytest.mark.parametrize("refused", ["discriminator", "generator"])
+def test_refused_update_leaves_weights_and_moments(tiny: Config, refused: str) -> None:
+    state = TrainingState.build(tiny)
+    step(state, tiny)
+    before = copy.deepcopy(state)
+    asked = []
+
+    def accept(name: str, loss: torch.Tensor, gradient_norm: torch.Tensor) -> bool:
+        asked.append(name)
+        return name != refused
+
+    values, accepted = update(state, tiny, [Part(*make_batch(1))], accept=accept)
+    assert not accepted
+    untouched = ("discriminator", "generator") if refused == "discriminator" else ("generator",)
+    assert asked == ["discriminator", "generator"][: 3 - len(untouched)]
+    assert ("generator/total" in values) == (refused == "generator")
+    for name in ("discriminator", "generator"):
+        assert same(weights(state, name), weights(before, name)) == (name in untouched), name
+        steps = {
+            float(moments["step"]) for moments in getattr(state, f"{name}_optimizer").state_dict()["state"].values()
+        }
+        assert steps == {1.0 if name in untouched else 2.0}
+    assert update(state, tiny, [Part(*make_batch(2))]).accepted, "training goes on"
+    assert not same(weights(state, "discriminator"), weights(before, "discriminator"))
+
+
+def test_what_is_accepted_is_what_is_reported(tiny: Config) -> None:
+    state = TrainingState.build(tiny)
+    seen = {}
+
+    def accept(name: str, loss: torch.Tensor, gradient_norm: torch.Tensor) -> bool:
+        seen[f"{name}/total"], seen[f"{name}/gradient_norm"] = loss, gradient_norm
+        return True
+
+    values = step(state, tiny, accept=accept)
+    assert {name: float(values[name]) for name in seen} == {name: float(value) for name, value in seen.items()}
+    found = gradients(state)
+    for name in ("generator", "discriminator"):
+        norm = torch.cat([g.flatten() for key, g in found.items() if key.startswith(f"{name}.")]).norm()
+        assert float(values[f"{name}/gradient_norm"]) == pytest.approx(float(norm), rel=1e-5)
+
+
+def test_sentinel_keeps_damaged_images_out_of_the_weights(tiny: Config) -> None:
+    state = TrainingState.build(tiny)
+    step(state, tiny)
+    before = copy.deepcopy(state)
+
+    def accept(name: str, loss: torch.Tensor, gradient_norm: torch.Tensor) -> bool:
+        return state.sentinel.accept(name, float(loss), float(gradient_norm))
+
+    batch, interpolation = make_batch(1)
+    batch.ground_truth[0, 0, 0, 0] = float("nan")
+    accepted = update(state, tiny, [Part(batch, interpolation)], accept=accept).accepted
+    assert not accepted
+    assert state.sentinel.conclude(accepted) == "the discriminator's loss is nan"
+    for name in ("generator", "discriminator"):
+        assert same(weights(state, name), weights(before, name)), name
+    assert update(state, tiny, [Part(*make_batch(2))], accept=accept).accepted
+    assert all(
+        value.isfinite().all() for network in state.networks().values() for value in network.state_dict().values()
+    )
+
+
+@pytest.mark.parametrize("penalty_in", ["discriminator", "generator"])
+def test_gradient_norms_are_those_of_the_weighted_terms(tiny: Config, penalty_in: str) -> None:
+    config = replace(tiny, losses=replace(tiny.losses, real_score_penalty_in=penalty_in))
+    state, (batch, interpolation) = TrainingState.build(config), make_batch()
+    # Refused, so that both networks stay as they were when the norms were taken.
+    values = update(
+        state,
+        config,
+        [Part(batch, interpolation)],
+        with_gradient_norms=True,
+        accept=lambda name, loss, norm: name == "discriminator",
+    ).values
+    generated = state.generator(batch.generator_input()).detach().requires_grad_(True)
+    composite = batch.composite(generated)
+    of_generated, of_composite, of_truth = (FEATURES(x) for x in (generated, composite, batch.ground_truth))
+    weighted = {
+        "perceptual": 0.05 * (losses.perceptual(of_generated, of_truth) + losses.perceptual(of_composite, of_truth)),
+        "style_generated": 120.0 * losses.style(of_generated, of_truth),
+        "style_composite": 120.0 * losses.style(of_composite, of_truth),
+        "total_variation": 0.1 * losses.total_variation(composite, batch.mask),
+        "adversarial": -0.001 * state.discriminator(composite, batch.conditions()).mean(),
+    }
+    expected = {
+        name: float(torch.autograd.grad(term, generated, retain_graph=True)[0].norm())
+        for name, term in weighted.items()
+    }
+    # By hand: each of N elements pulls with 1 / N, those of the hole with 6 / N.
+    pull = (1 + 5 * batch.mask).expand_as(generated) / generated.numel()
+    expected["per_pixel"] = float(pull.norm())
+    if penalty_in == "generator":
+        expected["real_score_penalty"] = 0.0
+    found = {name: float(value) for name, value in values.items() if name.startswith("gradient_norm/")}
+    assert found == pytest.approx({f"gradient_norm/{name}": value for name, value in expected.items()}, rel=1e-4)
+
+
+def test_gradient_norms_change_no_update(tiny: Config) -> None:
+    plain, measured = TrainingState.build(tiny), TrainingState.build(tiny)
+    values, more = step(plain, tiny), step(measured, tiny, with_gradient_norms=True)
+    assert same(values, {name: value for name, value in more.items() if not name.startswith("gradient_norm/")})
+    assert plain.weights_sha256() == measured.weights_sha256()
 
 
 def test_bfloat16_stays_near_float32(tiny: Config) -> None:
@@ -138,3 +326,6 @@ def test_rates_reach_the_optimizers(tiny: Config) -> None:
     assert state.set_learning_rates(config, 100) == pytest.approx((5e-4, 1e-3))
     assert state.generator_optimizer.param_groups[0]["lr"] == pytest.approx(5e-4)
     assert state.discriminator_optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+    state.sentinel.rate_scale = 0.25
+    assert state.set_learning_rates(config, 100) == pytest.approx((1.25e-4, 2.5e-4))
+    assert state.generator_optimizer.param_groups[0]["lr"] == pytest.approx(1.25e-4)

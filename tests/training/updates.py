@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from scfegan_ray.config import Config
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import vgg_random
 from scfegan_ray.training.state import TrainingState
-from scfegan_ray.training.step import train_step
+from scfegan_ray.training.step import Outcome, Part, train_step
 
 FEATURES = vgg_random()
 
@@ -27,15 +29,30 @@ def make_batch(seed: int = 0, number: int = 2) -> tuple[Batch, torch.Tensor]:
     return Batch.from_arrays(arrays | {"mask": mask}, torch.device("cpu")), interpolation
 
 
-def step(state: TrainingState, config: Config, seed: int = 0, **options: Any) -> dict[str, torch.Tensor]:
-    batch, interpolation = make_batch(seed)
+def cut(batch: Batch, interpolation: torch.Tensor, *sizes: int) -> list[Part]:
+    maps = {field.name: getattr(batch, field.name).split(sizes) for field in fields(Batch)}
+    return [
+        Part(Batch(**{name: pieces[at] for name, pieces in maps.items()}), position)
+        for at, position in enumerate(interpolation.split(sizes))
+    ]
+
+
+def update(state: TrainingState, config: Config, parts: Sequence[Part], **options: Any) -> Outcome:
     return train_step(
         state,
-        batch,
-        interpolation,
+        parts,
         FEATURES,
         config.losses,
         generator=state.generator,
         discriminator=state.discriminator,
         **options,
     )
+
+
+def step(state: TrainingState, config: Config, seed: int = 0, **options: Any) -> dict[str, torch.Tensor]:
+    return update(state, config, [Part(*make_batch(seed))], **options).values
+
+
+def without_norms(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Leave out the norms of gradients, which are no parts of a loss."""
+    return {name: value for name, value in values.items() if not name.endswith("/gradient_norm")}

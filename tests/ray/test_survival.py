@@ -1,0 +1,164 @@
+"""Training as a user runs it, killed at random steps in every way, and with its servers going away."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import s3
+import servers
+from mlflow import MlflowClient
+from running import result_of, run, start
+from test_jobs import TINY_ARGUMENTS
+
+from scfegan_ray.data import faces
+from scfegan_ray.inference import FaceEditor
+
+pytestmark = pytest.mark.ray
+
+PATIENCE_SECONDS = 180.0
+LONG = (
+    *TINY_ARGUMENTS,
+    *("--train.images", "480", "--train.checkpoint-every-images", "120", "--train.checkpoint-every-seconds", "0.5"),
+    *("--train.checkpoints-to-keep", "3", "--train.max-failures", "3", "--train.log-every-images", "40"),
+)
+
+
+def positions(folder: Path) -> list[int]:
+    """Return where there are checkpoints."""
+    return sorted(int(meta.parent.name[-10:]) for meta in folder.glob("checkpoint-*/meta.json"))
+
+
+def descendants(process: int) -> list[int]:
+    """Return a process and all that it has started, directly or not."""
+    children = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False)
+    return [process, *(one for child in children.stdout.split() for one in descendants(int(child)))]
+
+
+def kill(processes: list[int]) -> None:
+    for process in processes:
+        try:
+            os.kill(process, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def kill_a_worker(driver: int) -> None:
+    names = {process: Path(f"/proc/{process}/cmdline") for process in descendants(driver)}
+    workers = [process for process, name in names.items() if name.exists() and "RayTrainWorker" in name.read_text()]
+    assert len(workers) == 2
+    kill([random.choice(workers)])
+
+
+def kill_the_driver(driver: int) -> None:
+    kill([driver])
+
+
+def kill_everything(driver: int) -> None:
+    kill(descendants(driver))
+
+
+def interrupt(driver: int) -> None:
+    os.kill(driver, signal.SIGINT)
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen[str], log: Path) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not what():
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < end, log.read_text()[-3000:]
+        time.sleep(0.05)
+
+
+def test_killed_training_ends_bit_identical(tmp_path: Path) -> None:
+    expected = result_of(run("train", *LONG, "--run-name", "whole", cwd=tmp_path))
+    checkpoints, log = tmp_path / "runs" / "killed" / "checkpoints", tmp_path / "killed.log"
+    seen = []
+    for harm in (kill_a_worker, kill_the_driver, kill_everything, interrupt):
+        before = max(positions(checkpoints), default=0)
+        process = start("train", *LONG, "--run-name", "killed", cwd=tmp_path, log=log)
+        with process:
+            wait_for(lambda: max(positions(checkpoints), default=0) > before, process, log)  # noqa: B023
+            time.sleep(random.uniform(0.0, 3.0))
+            harm(process.pid)
+            if harm is kill_a_worker:
+                there = positions(checkpoints)
+                wait_for(lambda: positions(checkpoints)[-1] > there[-1], process, log)  # noqa: B023
+                kill_the_driver(process.pid)
+            process.communicate(timeout=PATIENCE_SECONDS)
+        seen.append(positions(checkpoints)[-1])
+    assert process.returncode == 130, log.read_text()[-3000:]
+    assert "interrupted; run the same command again to go on" in log.read_text()
+    last = run("train", *LONG, "--run-name", "killed", cwd=tmp_path)
+    found = result_of(last)
+
+    assert found["images_seen"] == expected["images_seen"] == 480
+    assert found["weights_sha256"] == expected["weights_sha256"], f"killed at {seen}"
+    for name in ("generator", "discriminator", "ema", "optimizers"):
+        files = [Path(result["checkpoint"], f"{name}.safetensors") for result in (expected, found)]
+        assert files[0].read_bytes() == files[1].read_bytes(), f"{name}, killed at {seen}"
+    assert seen == sorted(seen) and seen[0] > 0, "nobody starts anew"
+    assert f"resuming at {seen[-1]} images" in last.stderr
+    [run_of_it] = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db").search_runs(
+        ["1"], "attributes.run_name = 'killed'"
+    )
+    assert run_of_it.info.status == "FINISHED"
+
+
+def test_servers_may_go_away_for_a_while(tmp_path: Path) -> None:
+    with s3.running(tmp_path) as store, servers.postgresql(tmp_path) as database:
+        environment = store.environment
+        mlflow = servers.Mlflow(database, f"s3://{s3.BUCKET}/mlartifacts", tmp_path / "mlflow.log", environment)
+        with mlflow:
+            log = tmp_path / "train.log"
+            place = f"s3://{s3.BUCKET}/runs"
+            process = start(
+                "train",
+                *LONG,
+                *("--train.images", "800", "--run-name", "away", "--storage.path", place),
+                *("--data.prepared", f"s3://{s3.BUCKET}/faces", "--tracking.uri", mlflow.uri),
+                cwd=tmp_path,
+                environment=environment,
+                log=log,
+            )
+            with process:
+                wait_for(lambda: re.search(r"wrote s3://\S+-\d*[1-9]\d* in", log.read_text()), process, log)
+                store.process.send_signal(signal.SIGSTOP)
+                mlflow.stop()
+                wait_for(lambda: "trying again in" in log.read_text(), process, log)
+                wait_for(lambda: "MLflow does not take records" in log.read_text(), process, log)
+                store.process.send_signal(signal.SIGCONT)
+                mlflow.start()
+                out, _ = process.communicate(timeout=PATIENCE_SECONDS)
+            text = log.read_text()
+            assert process.returncode == 0, text[-3000:]
+            result = json.loads(out)
+            assert result["images_seen"] == 800
+            assert result["checkpoint"].startswith(f"{place}/away/checkpoints/")
+            assert re.search(r"all records of run \w+ reached MLflow, after \d+ failures", text)
+            client = MlflowClient(mlflow.uri)
+            history = client.get_metric_history(result["run_id"], "train/generator/total")
+            assert [metric.step for metric in history] == [4, *range(40, 801, 40)]
+            assert client.get_run(result["run_id"]).info.status == "FINISHED"
+            assert [file.path for file in client.list_artifacts(result["run_id"], "grid")][-1].endswith("0800.png")
+
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in environment.items():
+                    patch.setenv(name, value)
+                by_version = FaceEditor.from_uri(result["model_uri"], tracking_uri=mlflow.uri)
+                by_checkpoint = FaceEditor.from_uri(result["checkpoint"])
+            maps = faces.draw_face(0, 0, 32).image, np.ones((32, 32), np.uint8)
+            pictures = []
+            for editor in (by_version, by_checkpoint):
+                editor.set_image(maps[0])
+                pictures.append(editor.edit(maps[1], maps[1] * 0, maps[0]))
+            assert np.array_equal(*pictures)

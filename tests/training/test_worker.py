@@ -1,0 +1,200 @@
+"""The loop of a worker, in this process: Ray Train's local mode starts nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.train
+import ray.train.torch
+import torch
+from cluster import Cluster
+from conftest import TINY
+from safetensors.torch import load_file
+
+from scfegan_ray import evaluation
+from scfegan_ray.config import Config, OptimizationConfig, SentinelConfig
+from scfegan_ray.data import pipeline
+from scfegan_ray.errors import StorageError
+from scfegan_ray.training import worker
+from scfegan_ray.training.store import CheckpointStore
+from scfegan_ray.training.worker import Outcome, train_worker
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray Train's, of its own ways
+
+CONFIG = replace(TINY, train=replace(TINY.train, num_workers=1, checkpoint_every_images=1000, images=24))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Prepare the tiny config's faces without Ray."""
+    place = str(tmp_path_factory.mktemp("prepared") / "made")
+    config = replace(TINY, data=replace(TINY.data, prepared=place))
+    with pytest.MonkeyPatch.context() as patch:
+        made = Cluster()
+        patch.setattr(pipeline, "_run", made.run)
+        return pipeline.prepare(config, session=made.session).uri
+
+
+class Loop:
+    """Runs the loop of one worker and reads what it left."""
+
+    def __init__(self, dataset: str, folder: Path) -> None:
+        self.dataset, self.folder = dataset, folder
+        self.store = CheckpointStore(str(folder / "checkpoints"))
+
+    def __call__(self, config: Config) -> Outcome:
+        settings = {
+            "config": config.to_dict(),
+            "dataset": self.dataset,
+            "checkpoints": self.store.place,
+            "tracking_uri": f"sqlite:///{self.folder}/mlflow.db",
+            "run_id": None,
+            "features": "random",
+            "stop": None,
+            "report": False,
+        }
+        trainer = ray.train.torch.TorchTrainer(
+            train_worker,
+            train_loop_config=settings,
+            scaling_config=ray.train.ScalingConfig(num_workers=0),
+            run_config=ray.train.RunConfig(name="local", storage_path=str(self.folder / "ray")),
+        )
+        return Outcome(**trainer.fit().return_value)
+
+    def meta(self, name: str) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads(Path(self.store.uri(name), "meta.json").read_text())
+        return values
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        files = Path(self.store.uri(name)).glob("*.safetensors")
+        return {f"{file.stem}.{key}": value for file in files for key, value in load_file(file).items()}
+
+
+@pytest.fixture
+def loop(dataset: str, tmp_path: Path) -> Loop:
+    return Loop(dataset, tmp_path)
+
+
+def test_every_mark_and_both_ends_are_kept(loop: Loop) -> None:
+    found = loop(replace(CONFIG, train=replace(CONFIG.train, checkpoint_every_images=8, checkpoints_to_keep=9)))
+    names = loop.store.names()
+    assert [int(name[-10:]) for name in names] == [0, 8, 16, 24]
+    assert (found.images_seen, found.checkpoint) == (24, loop.store.uri(names[-1]))
+    assert found.weights_sha256 == loop.meta(names[-1])["weights_sha256"]
+    assert loop.meta(names[-1])["metrics"] == found.last_metrics
+    assert found.failure is None and not found.stopped
+
+
+def test_checkpoints_by_the_clock_hold_no_metrics(loop: Loop) -> None:
+    loop(replace(CONFIG, train=replace(CONFIG.train, checkpoint_every_seconds=1e-9, checkpoints_to_keep=99)))
+    between = [loop.meta(name) for name in loop.store.names()[1:-1]]
+    assert between, "the time is always over"
+    assert all(meta["metrics"] is None for meta in between)
+
+
+@pytest.mark.parametrize("at", [4, 12, 20])
+def test_resume_from_anywhere_is_bit_identical(loop: Loop, at: int, tmp_path: Path) -> None:
+    whole = loop(replace(CONFIG, train=replace(CONFIG.train, checkpoint_every_images=4, checkpoints_to_keep=99)))
+    expected = loop.tensors(loop.store.names()[-1])
+    for name in loop.store.names():
+        if int(name[-10:]) > at:
+            shutil.rmtree(loop.store.uri(name))
+    again = loop(CONFIG)
+    assert again.weights_sha256 == whole.weights_sha256
+    found = loop.tensors(loop.store.names()[-1])
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items()), "optimizers, too"
+
+
+def test_passes_add_up_to_the_same_update(loop: Loop, dataset: str, tmp_path: Path) -> None:
+    whole = loop(CONFIG)
+    other = Loop(dataset, tmp_path / "other")
+    cut = other(replace(CONFIG, train=replace(CONFIG.train, max_images_per_pass=3)))
+    assert cut.weights_sha256 != whole.weights_sha256, "sums are taken in another order"
+    expected, found = (one.tensors(one.store.names()[-1]) for one in (loop, other))
+    for name, value in expected.items():
+        if "optimizers" not in name:
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_damaged_checkpoint_is_passed_over(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    whole = loop(replace(CONFIG, train=replace(CONFIG.train, checkpoint_every_images=8, checkpoints_to_keep=9)))
+    newest = Path(loop.store.uri(loop.store.names()[-1]))
+    file = newest / "ema.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 0x40
+    file.write_bytes(data)
+    again = loop(CONFIG)
+    assert again.weights_sha256 == whole.weights_sha256
+
+
+def test_exploding_training_goes_back_and_gives_up(loop: Loop) -> None:
+    config = replace(
+        CONFIG,
+        optimization=OptimizationConfig(generator_learning_rate=1e30),
+        sentinel=SentinelConfig(max_skipped=2, max_rollbacks=2),
+        train=replace(CONFIG.train, images=400),
+    )
+    found = loop(config)
+    assert found.failure is not None
+    kind, text = found.failure
+    assert kind == "DivergenceError"
+    assert "after 2 returns to a checkpoint" in text and "learning rates scaled by 0.25" in text
+    assert all(torch.isfinite(value).all() for value in loop.tensors(loop.store.names()[-1]).values())
+    assert found.checkpoint == loop.store.uri(loop.store.names()[-1])
+
+
+def test_one_bad_batch_is_skipped(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+    plain = worker._parts
+
+    def spoil(arrays: dict[str, Any], *rest: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        parts = plain(arrays, *rest)
+        if calls == 3:
+            parts[0].batch.ground_truth[0, 0, 0, 0] = float("nan")
+        return parts
+
+    monkeypatch.setattr(worker, "_parts", spoil)
+    found = loop(CONFIG)
+    assert found.failure is None and found.images_seen == 24
+    name = loop.store.names()[-1]
+    assert loop.meta(name)["sentinel"]["num_skipped"] == 1
+    assert all(torch.isfinite(value).all() for value in loop.tensors(name).values())
+
+
+def test_failing_metric_does_not_stop_training(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(evaluation, "hole_psnr", broken)
+    found = loop(CONFIG)
+    assert (found.images_seen, found.last_metrics, found.failure) == (24, {}, None)
+
+
+@pytest.mark.parametrize("at", [0, 8])
+def test_storage_that_stays_away_ends_the_run(loop: Loop, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = CheckpointStore.write
+
+    def full(store: CheckpointStore, snapshot: Any) -> str:
+        if snapshot.images_seen >= at:
+            raise StorageError("cannot write: no space left")
+        return plain(store, snapshot)
+
+    monkeypatch.setattr(CheckpointStore, "write", full)
+    config = replace(
+        CONFIG,
+        train=replace(CONFIG.train, checkpoint_every_images=4, images=4000),
+        storage=replace(CONFIG.storage, retry_seconds=0.0),
+    )
+    found = loop(config)
+    assert found.failure == ("StorageError", "cannot write: no space left")
+    assert found.images_seen < 4000, "it ends soon"
+    assert [int(name[-10:]) for name in loop.store.names()] == ([0, 4] if at else [])
+    assert found.checkpoint == (loop.store.uri(loop.store.names()[-1]) if at else None)
