@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,15 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
+    PERMISSION_DENIED,
+    RESOURCE_DOES_NOT_EXIST,
+    UNAUTHENTICATED,
+    ErrorCode,
+)
 
 from scfegan_ray import tracking
 from scfegan_ray.config import Config, StorageConfig, TrackingConfig
@@ -66,44 +75,64 @@ def test_run_keeps_config_records_and_end(config: Config) -> None:
     assert client.get_run(child).data.tags["mlflow.parentRunId"] == run_id
 
 
+def test_lost_records_are_counted_and_stop_nothing(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    tracking.start_run(config, "tiny", tags={})
+    tracker = tracking.MlflowTracker(tracking.tracking_uri(config), "no-such-run")
+    for seen in (1, 2, 3):
+        tracker.metrics({"x": 1.0}, seen)
+    tracker.close()
+    assert "training goes on" in caplog.text
+    assert caplog.text.count("training goes on") == 1
+    assert "3 records of run no-such-run did not reach MLflow" in caplog.text
+
+
 PATIENCE_SECONDS = 30.0
 PICTURE = np.zeros((4, 4, 3), np.uint8)
 
 
 class Server:
-    """Stands between trackers and MLflow: notes requests, may hang, may fail."""
+    """Takes MLflow's place: notes requests, may hang, may fail."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.requests: list[Any] = []
         """What arrived: steps of metrics, names of tags, names of pictures."""
         self.failures: list[Exception] = []
         """What the next requests meet."""
-        self.answers, self.asked = threading.Event(), threading.Event()
+        self.is_away = False
+        self.asked, self.answers = threading.Event(), threading.Event()
         self.answers.set()
-        for method in ("log_batch", "log_image"):
-            monkeypatch.setattr(MlflowClient, method, self._between(getattr(MlflowClient, method)))
 
-    def _between(self, plain: Callable[..., Any]) -> Callable[..., Any]:
-        def asked(client: MlflowClient, run_id: str, *rest: Any, **what: Any) -> None:
-            self.asked.set()
-            assert self.answers.wait(PATIENCE_SECONDS)
-            if self.failures:
-                raise self.failures.pop(0)
-            plain(client, run_id, *rest, **what)
-            named = [metric.step for metric in what.get("metrics", ())] + [tag.key for tag in what.get("tags", ())]
-            self.requests.append(named or what["artifact_file"])
+    def log_batch(self, run_id: str, metrics: Sequence[Metric] = (), tags: Sequence[RunTag] = ()) -> None:
+        self._take([metric.step for metric in metrics] + [tag.key for tag in tags])
 
-        return asked
+    def log_image(self, run_id: str, rgb: np.ndarray, artifact_file: str) -> None:
+        self._take(artifact_file)
+
+    def _take(self, what: Any) -> None:
+        self.asked.set()
+        assert self.answers.wait(PATIENCE_SECONDS)
+        if self.is_away:
+            raise ConnectionError("refused")
+        if self.failures:
+            raise self.failures.pop(0)
+        self.requests.append(what)
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
-    return Server(monkeypatch)
+    made = Server()
+    monkeypatch.setattr(tracking, "MlflowClient", lambda uri: made)
+    return made
+
+
+@pytest.fixture
+def tracker(server: Server) -> tracking.MlflowTracker:
+    return tracking.MlflowTracker("http://server", "run", PATIENCE_SECONDS)
 
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Shorten pauses between trials; how long they would be is returned."""
+    """Shorten pauses between trials; how long they would have been is returned."""
     made: list[float] = []
 
     class Hasty(threading.Condition):
@@ -116,50 +145,34 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return made
 
 
-def open_run(config: Config, patience_seconds: float = PATIENCE_SECONDS) -> tuple[tracking.MlflowTracker, str]:
-    run_id = tracking.start_run(config, "tiny", tags={})
-    return tracking.MlflowTracker(tracking.tracking_uri(config), run_id, patience_seconds), run_id
+def hang(server: Server, tracker: tracking.MlflowTracker) -> None:
+    """Let the server hang with a first record in its hands, so that what follows has to wait."""
+    server.answers.clear()
+    server.asked.clear()
+    tracker.tags({"first": "1"})
+    assert server.asked.wait(PATIENCE_SECONDS)
 
 
-def steps(config: Config, run_id: str, name: str) -> list[int]:
-    """Return where a metric was recorded, in the order in which it arrived."""
-    return [one.step for one in MlflowClient(tracking.tracking_uri(config)).get_metric_history(run_id, name)]
-
-
-def test_lost_records_are_counted_and_stop_nothing(config: Config, caplog: pytest.LogCaptureFixture) -> None:
-    tracking.start_run(config, "tiny", tags={})
-    tracker = tracking.MlflowTracker(tracking.tracking_uri(config), "no-such-run")
-    for seen in (1, 2, 3):
-        tracker.metrics({"x": 1.0}, seen)
-    tracker.close()
-    assert "training goes on" in caplog.text
-    assert caplog.text.count("training goes on") == 1
-    assert "3 records of run no-such-run did not reach MLflow" in caplog.text
-
-
-def test_hopeless_record_does_not_hold_up_the_others(
-    config: Config, server: Server, pauses: list[float], caplog: pytest.LogCaptureFixture
+def test_nobody_waits_for_a_server_that_hangs(
+    server: Server, tracker: tracking.MlflowTracker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker, run_id = open_run(config)
-    server.failures = [MlflowException.invalid_parameter_value("no such name")]
-    tracker.tags({"bad": "1"})
-    tracker.metrics({"x": 1.0}, 4)
+    hang(server, tracker)
+    for seen in (1, 2, 3):
+        tracker.metrics({"x": 1.0, "y": 2.0}, seen)
+    tracker.picture("grid", PICTURE, 3)
+    assert server.requests == [], "all calls came back before the server answered"
+    server.answers.set()
     tracker.close()
-    assert steps(config, run_id, "x") == [4]
-    assert pauses == [], "it is not tried again"
-    assert f"1 records of run {run_id} did not reach MLflow" in caplog.text
+    assert server.requests == [["first"], [1, 1, 2, 2, 3, 3], "grid/0000000003.png"]
+    assert caplog.text == ""
 
 
 def test_records_wait_for_a_server_that_is_away_and_arrive_in_order(
-    config: Config, server: Server, pauses: list[float], caplog: pytest.LogCaptureFixture
+    server: Server, pauses: list[float], tracker: tracking.MlflowTracker, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    tracker, run_id = open_run(config)
-    away: list[Exception] = [MlflowException("timed out"), ConnectionError("refused"), MlflowException("503")]
-    server.requests.clear()
-    server.failures, server.answers = away, threading.Event()
-    tracker.metrics({"x": 1.0}, 1)
-    assert server.asked.wait(PATIENCE_SECONDS)
+    server.failures = [MlflowException("timed out"), ConnectionError("refused"), MlflowException("503")]
+    hang(server, tracker)
     for seen in (2, 3):
         tracker.metrics({"x": 1.0}, seen)
     tracker.picture("grid", PICTURE, 3)
@@ -167,92 +180,85 @@ def test_records_wait_for_a_server_that_is_away_and_arrive_in_order(
     tracker.metrics({"x": 1.0}, 4)
     server.answers.set()
     tracker.close()
-    # What has waited goes together, but never past a record of another kind.
-    assert server.requests == [[1, 2, 3], "grid/0000000003.png", ["features"], [4]]
-    assert steps(config, run_id, "x") == [1, 2, 3, 4]
+    # Metrics that have waited go together, but never past a record of another kind.
+    assert server.requests == [["first"], [2, 3], "grid/0000000003.png", ["features"], [4]]
     assert pauses == [1.0, 2.0, 4.0]
     assert caplog.text.count("training goes on") == 1
-    assert f"all records of run {run_id} reached MLflow, after 3 failures" in caplog.text
+    assert "all records of run run reached MLflow, after 3 failures" in caplog.text
     assert "did not reach" not in caplog.text
 
 
-def test_pauses_end_with_the_trouble_and_have_a_limit(config: Config, server: Server, pauses: list[float]) -> None:
-    tracker, run_id = open_run(config)
-    server.failures = [ConnectionError()] * 7
-    tracker.metrics({"x": 1.0}, 1)
-    tracker.picture("grid", PICTURE, 1)
-    while server.failures:
-        threading.Event().wait(0.001)
-    tracker.close()
-    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0]
-    pauses.clear()
-    tracker = tracking.MlflowTracker(tracking.tracking_uri(config), run_id)
-    for seen in (2, 3):
-        server.failures = [ConnectionError()]
-        tracker.metrics({"x": 1.0}, seen)
-        while len(server.requests) < seen + 2:  # the run's parameters were the first
-            threading.Event().wait(0.001)
-    tracker.close()
-    assert pauses == [1.0, 1.0]
-
-
-def test_nobody_waits_for_a_server_that_hangs(config: Config, server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    tracker, run_id = open_run(config)
-    server.answers.clear()
-    for seen in range(5):
-        tracker.metrics({"x": 1.0}, seen)
-    tracker.picture("grid", PICTURE, 5)
-    assert steps(config, run_id, "x") == [], "all calls came back before the server answered"
+def test_pauses_have_a_limit_and_are_short_again_after_success(
+    server: Server, pauses: list[float], tracker: tracking.MlflowTracker
+) -> None:
+    hang(server, tracker)
+    server.failures = [ConnectionError() for _ in range(7)]
     server.answers.set()
+    while not server.requests:
+        time.sleep(0.001)
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0]
+    server.failures = [ConnectionError()]
+    tracker.metrics({"x": 1.0}, 1)
     tracker.close()
-    assert steps(config, run_id, "x") == [0, 1, 2, 3, 4]
-    assert "did not reach" not in caplog.text
+    assert pauses[7:] == [1.0]
+    assert server.requests == [["first"], [1]]
+
+
+@pytest.mark.parametrize(
+    "code", [INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, PERMISSION_DENIED, UNAUTHENTICATED], ids=ErrorCode.Name
+)
+def test_hopeless_record_does_not_hold_up_the_others(
+    server: Server, pauses: list[float], tracker: tracking.MlflowTracker, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    server.failures = [MlflowException("no such thing", error_code=code)]
+    tracker.tags({"bad": "1"})
+    tracker.metrics({"x": 1.0}, 4)
+    tracker.close()
+    assert server.requests == [[4]]
+    assert pauses == [], "it is not tried again"
+    assert "MLflow does not take records (no such thing); training goes on" in caplog.text
+    assert "1 records of run run did not reach MLflow" in caplog.text
 
 
 @pytest.mark.parametrize("hangs", [True, False])
 def test_close_gives_up_and_says_how_much_is_lost(
-    config: Config, server: Server, pauses: list[float], caplog: pytest.LogCaptureFixture, hangs: bool
+    server: Server, pauses: list[float], caplog: pytest.LogCaptureFixture, hangs: bool
 ) -> None:
-    tracker, run_id = open_run(config, patience_seconds=0.1)
+    tracker = tracking.MlflowTracker("http://server", "run", patience_seconds=0.05)
+    server.is_away = True
     if hangs:
         server.answers.clear()
-    else:
-        server.failures = [ConnectionError("refused")] * 100_000
     for seen in (1, 2, 3):
         tracker.metrics({"x": 1.0}, seen)
     tracker.picture("grid", PICTURE, 3)
     tracker.close()
-    assert f"4 records of run {run_id} did not reach MLflow" in caplog.text
+    assert "4 records of run run did not reach MLflow" in caplog.text
     server.answers.set()
     tracker._thread.join(PATIENCE_SECONDS)
     assert not tracker._thread.is_alive(), "nothing goes on in the background"
 
 
 def test_oldest_records_make_room(
-    config: Config, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: Server,
+    tracker: tracking.MlflowTracker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(tracking, "_MOST_WAITING", 3)
-    tracker, run_id = open_run(config)
-    server.answers.clear()
-    server.asked.clear()
-    tracker.picture("grid", PICTURE, 0)
-    assert server.asked.wait(PATIENCE_SECONDS)
+    hang(server, tracker)
     for seen in range(1, 7):
         tracker.metrics({"x": 1.0}, seen)
     server.answers.set()
     tracker.close()
-    assert steps(config, run_id, "x") == [4, 5, 6]
-    assert "records of run" in caplog.text
+    assert server.requests == [["first"], [4, 5, 6]]
+    assert "records of run run did not reach MLflow" in caplog.text
 
 
-def test_requests_keep_to_mlflows_limit(config: Config, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_keep_to_mlflows_limit(
+    server: Server, tracker: tracking.MlflowTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tracking, "_MOST_METRICS", 5)
-    tracker, _ = open_run(config)
-    server.requests.clear()
-    server.asked.clear()
-    server.answers.clear()
-    tracker.tags({"first": "1"})
-    assert server.asked.wait(PATIENCE_SECONDS)
+    hang(server, tracker)
     for seen, number in enumerate((2, 2, 2, 7, 1, 4, 1)):
         tracker.metrics({f"x{at}": 1.0 for at in range(number)}, seen)
     server.answers.set()

@@ -25,6 +25,7 @@ TINY_ARGUMENTS = shlex.split("""
     --model.base-channels 4 --model.num-downsamples 2
     --model.discriminator-base-channels 4 --model.discriminator-num-layers 2
     --train.images 16 --train.batch-size 4 --train.log-every-images 4 --train.checkpoint-every-images 8
+    --train.gradient-norms-every-images 8
     --optimization.final-rate-fraction 1
     --train.precision float32 --evaluation.num-images 2 --evaluation.grid-images 2
 """)
@@ -61,12 +62,24 @@ def test_train_prints_its_result_and_progress(trained: tuple[dict[str, Any], str
 def test_run_holds_every_loss_part_and_the_grid(trained: tuple[dict[str, Any], str], client: MlflowClient) -> None:
     run_id = trained[0]["run_id"]
     data = client.get_run(run_id).data
-    generator = "total per_pixel perceptual style_generated style_composite total_variation adversarial learning_rate"
-    discriminator = "total real_scores fake_scores gradient_penalty real_score_penalty learning_rate"
-    expected = {f"train/generator/{name}" for name in generator.split()}
-    expected |= {f"train/discriminator/{name}" for name in discriminator.split()}
-    expected |= {"train/images_per_second", "val/hole_psnr", "val/perceptual_distance", "val/objective"}
+    terms = "per_pixel perceptual style_generated style_composite total_variation adversarial".split()
+    penalties = ["gradient_penalty", "real_score_penalty"]
+    expected = {f"train/generator/{name}" for name in [*terms, "total", "gradient_norm", "learning_rate"]}
+    scores = ["real_scores", "fake_scores"]
+    expected |= {
+        f"train/discriminator/{name}" for name in [*scores, *penalties, "total", "gradient_norm", "learning_rate"]
+    }
+    expected |= {f"train/weighted/generator/{name}" for name in terms}
+    expected |= {f"train/weighted/discriminator/{name}" for name in penalties}
+    expected |= {f"train/gradient_norm/{name}" for name in terms}
+    speed = "images_per_second eta_seconds memory_gib skipped_batches rollbacks"
+    expected |= {f"train/{name}" for name in speed.split()}
+    quality = "hole_psnr blind_hole_psnr perceptual_distance objective telea_hole_psnr color_hole_psnr"
+    expected |= {f"val/{name}" for name in quality.split()}
     assert set(data.metrics) == expected
+    style = data.metrics["train/generator/style_composite"]
+    assert data.metrics["train/weighted/generator/style_composite"] == pytest.approx(120.0 * style)
+    assert data.metrics["train/gradient_norm/per_pixel"] > 0
     steps = [m.step for m in client.get_metric_history(run_id, "train/generator/total")]
     assert steps == [4, 8, 12, 16]
     assert [m.step for m in client.get_metric_history(run_id, "val/hole_psnr")] == [0, 8, 16]
