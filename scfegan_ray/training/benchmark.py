@@ -77,9 +77,7 @@ def run(config: Config) -> dict[str, Any]:
     step_seconds, first_parts = _in_turns(steps, device)
     first = {name: {part: float(value) for part, value in parts.items()} for name, parts in first_parts.items()}
     differences = {
-        name: {
-            part: abs(value - first["plain"][part]) / max(abs(first["plain"][part]), 1.0) for part, value in one.items()
-        }
+        name: {part: abs(one[part] - value) / max(abs(value), 1.0) for part, value in first["plain"].items()}
         for name, one in first.items()
         if name != "plain"
     }

@@ -62,7 +62,7 @@ def test_train_prints_its_result_and_progress(trained: tuple[dict[str, Any], str
 def test_run_holds_every_loss_part_and_the_grid(trained: tuple[dict[str, Any], str], client: MlflowClient) -> None:
     run_id = trained[0]["run_id"]
     data = client.get_run(run_id).data
-    terms = "per_pixel perceptual style_generated style_composite total_variation adversarial".split()
+    terms = ["per_pixel", "perceptual", "style_generated", "style_composite", "total_variation", "adversarial"]
     penalties = ["gradient_penalty", "real_score_penalty"]
     expected = {f"train/generator/{name}" for name in [*terms, "total", "gradient_norm", "learning_rate"]}
     scores = ["real_scores", "fake_scores"]

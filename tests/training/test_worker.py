@@ -12,10 +12,10 @@ import pytest
 import ray.train
 import ray.train.torch
 import torch
-from cluster import Cluster
-from conftest import TINY
 from safetensors.torch import load_file
+from tiny import TINY
 
+from cluster import Cluster
 from scfegan_ray import evaluation
 from scfegan_ray.config import Config, OptimizationConfig, SentinelConfig
 from scfegan_ray.data import pipeline
