@@ -313,10 +313,15 @@ class _StopRequest:
     def is_set(self) -> bool:
         """Tell what is known by now."""
         now = time.monotonic()
-        if self._actor is not None and self._answer is None and now - self._asked_at > _ASK_EVERY_SECONDS:
-            self._answer, self._asked_at = self._actor.is_set.remote(), now
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self._is_set, self._answer = self._is_set or ray.get(self._answer), None
+        try:
+            if self._actor is not None and self._answer is None and now - self._asked_at > _ASK_EVERY_SECONDS:
+                self._answer, self._asked_at = self._actor.is_set.remote(), now
+            if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+                self._is_set, self._answer = self._is_set or ray.get(self._answer), None
+        except ray.exceptions.RayError as error:
+            # With the node it lived on; training can do without.
+            logger.warning("an interrupt will no longer wait for a last checkpoint: %s", error)
+            self._actor = self._answer = None
         return self._is_set
 
 
