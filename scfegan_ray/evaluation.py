@@ -159,4 +159,6 @@ class Evaluator:
 
 
 def _inpaint(image: NDArray[np.uint8], hole: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return cv2.inpaint(image, hole, _INPAINTING_RADIUS_PX, cv2.INPAINT_TELEA).astype(np.uint8, copy=False)
+    # Where a hole touches the border, OpenCV reads what is in it.
+    known = np.where(hole[..., None] == 1, np.uint8(128), image)
+    return cv2.inpaint(known, hole, _INPAINTING_RADIUS_PX, cv2.INPAINT_TELEA).astype(np.uint8, copy=False)

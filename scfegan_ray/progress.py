@@ -23,6 +23,7 @@ class Progress:
         self._name, self._total, self._unit, self._log = name, total, unit, log
         self._first, self._every, self._clock = start, every_seconds, clock
         self._began = self._said = clock()
+        self._done = start
 
     @property
     def rate(self) -> float:
@@ -33,8 +34,6 @@ class Progress:
     def seconds_left(self) -> float:
         """Seconds until the end at the present rate; infinite where nothing was done yet."""
         return (self._total - self._done) / self.rate if self.rate else float("inf")
-
-    _done = 0
 
     def update(self, done: int, note: str = "") -> None:
         """Take notice of the state, and log it when it is time and something was done since the start.

@@ -32,6 +32,8 @@ _UPLOAD_BYTES = 1 << 24
 _ASIDE_SUFFIX = ".part"
 _ABANDONED_SECONDS = 60.0
 _HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_REFUSED = ("ACCESS_DENIED", "SIGNATURE_DOES_NOT_MATCH", "INVALID_ACCESS_KEY_ID")
+"""How Arrow calls what an object store does not permit; it gives no number for it."""
 _LONGEST_PAUSE_SECONDS = 30.0
 
 
@@ -180,8 +182,7 @@ def new_folder(uri: str, *, last: str) -> Iterator[Path]:
     try:
         yield aside
         with _errors("write", uri):
-            if place.exists():
-                shutil.rmtree(place)
+            delete_folder(target, last=last)
             aside.rename(place)
             _flush_folder(place.parent)
     finally:
@@ -217,7 +218,10 @@ def retrying(work: Callable[[], ResultT], seconds: float, log: Callable[[str], o
             return work()
         except StorageError as error:
             left = end - time.monotonic()
-            if getattr(error.__cause__, "errno", None) in _HOPELESS or left <= 0:
+            hopeless = getattr(error.__cause__, "errno", None) in _HOPELESS or any(
+                name in str(error) for name in _REFUSED
+            )
+            if hopeless or left <= 0:
                 raise
             pause = min(pause, left)
             log(f"{error}; trying again in {pause:.0f} s")

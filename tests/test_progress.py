@@ -53,3 +53,8 @@ def test_note_is_added() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_resumed_work_has_no_rate_before_its_first_step() -> None:
+    progress = Progress("x", total=100, start=40, log=lambda line: None, clock=lambda: 0.0)
+    assert (progress.rate, progress.seconds_left) == (0.0, float("inf"))

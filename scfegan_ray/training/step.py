@@ -83,7 +83,12 @@ def train_step(
             network's weights change; the rest of the update is left out where it says no.
         with_gradient_norms: also measure the gradient of each weighted term of the generator's loss with respect to
             the generated images of the first part (`losses.gradient_norms`).
+
+    Raises:
+        ValueError: several parts shall keep their graphs under DDP.
     """
+    if keep_graph and len(parts) > 1 and isinstance(generator, nn.parallel.DistributedDataParallel):
+        raise ValueError("DDP would send in the first of several backwards; give keep_graph=False")
     reduced = autocast(precision, parts[0].batch.mask.device)
     each = images_per_worker or sum(len(part.interpolation) for part in parts)
     shares = [len(part.interpolation) / each for part in parts]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -89,12 +90,18 @@ class CheckpointStore:
                 if name != best or scores[name] == float("-inf"):
                     storage.delete_folder(self.uri(name), last=checkpoint.META)
             storage.delete_abandoned(self.place)
-        except (StorageError, CheckpointError) as error:
+        except StorageError as error:
             logger.warning("old checkpoints stay for now: %s", error)
 
     def _score(self, name: str) -> float:
-        metrics = checkpoint.read_meta(self.uri(name))["metrics"] or {}
-        return float(metrics.get(_SCORE, float("-inf")))
+        try:
+            metrics = checkpoint.read_meta(self.uri(name))["metrics"] or {}
+        except CheckpointError as error:
+            if isinstance(error.__cause__, StorageError):
+                raise error.__cause__ from None  # for now; it may be the best
+            return float("-inf")  # damaged, or of another format
+        score = float(metrics.get(_SCORE, float("-inf")))
+        return float("-inf") if math.isnan(score) else score
 
 
 class CheckpointWriter:

@@ -164,6 +164,14 @@ def test_prune_knows_no_best_where_nothing_was_measured(store: CheckpointStore, 
     assert images(store) == [16]
 
 
+def test_prune_takes_no_damaged_or_meaningless_score_for_the_best(store: CheckpointStore, take: Take) -> None:
+    for seen, objective in ((0, float("nan")), (8, 1.0), (16, 9.0), (24, None)):
+        store.write(take(seen, objective))
+    Path(store.uri("checkpoint-0000000016"), "meta.json").write_text("{")
+    store.prune(keep=1)
+    assert images(store) == [8, 24]
+
+
 def test_prune_clears_what_killed_writers_left(store: CheckpointStore, take: Take) -> None:
     name = store.write(take(8))
     long_ago = time.time() - 3600
