@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from scfegan_ray import cli
 
@@ -17,20 +17,19 @@ from scfegan_ray import cli
 class Arguments(cli.Arguments):
     """Arguments of this job."""
 
-    benchmark: bool = False
-    """Train nothing to keep, but time one update of the configured networks and one edit on one device, without Ray,
-    against the same written straight from the paper."""
-    benchmark_ray: bool = False
-    """Train nothing to keep, but time the loop of one and of two Ray Train workers against updates alone."""
+    benchmark: Literal["step", "ray"] | None = None
+    """Train nothing to keep, but time something. step: one update of the configured networks and one edit on one
+    device, without Ray, against the same written straight from the paper. ray: the loop of one and of two Ray Train
+    workers against updates alone."""
 
 
 def job(arguments: Arguments) -> dict[str, Any]:
     """Train and register, or measure."""
-    if arguments.benchmark:
+    if arguments.benchmark == "step":
         from scfegan_ray.training import benchmark
 
         return benchmark.run(arguments.config)
-    if arguments.benchmark_ray:
+    if arguments.benchmark == "ray":
         from scfegan_ray.training import benchmark
 
         return benchmark.run_loops(arguments.config, session=cli.ray_session)

@@ -156,12 +156,13 @@ def _set_up_environment() -> None:
     A cluster of our own gets a token of its own through the environment: Ray would otherwise write one to the home
     folder, after which `ray start` and `ray job submit` disagree about it. It also gets a temporary folder of its own:
     in Ray's usual one a `ray start` that was killed may have left an address where nobody answers any more, which
-    parts of Ray Train would ask.
+    parts of Ray Train would ask. No cloud takes this machine away at short notice, so nobody needs to watch for it.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_COLOR_PREFIX", "1" if sys.stderr.isatty() else "0")
     if not _joins_cluster():
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_TMPDIR", str(Path(tempfile.gettempdir(), f"scfegan-{os.getuid()}")))
         if "RAY_AUTH_MODE" not in os.environ:
             os.environ["RAY_AUTH_MODE"] = "token"

@@ -59,29 +59,39 @@ def perceptual(features_x: Sequence[Tensor], features_gt: Sequence[Tensor]) -> T
     return torch.stack(terms).sum()
 
 
-def _gram(features: Tensor) -> Tensor:
-    """Return the Gram matrix over N_q = C * H * W: (N, C, H, W) any float to (N, C, C), at least float32."""
-    # Pixels by channels: how the feature network lays them out.
-    flat = full_precision(features).permute(0, 2, 3, 1).flatten(1, 2)
-    # Sums of thousands of products need float32, which autocast would take away from the matrix product.
-    with torch.autocast(flat.device.type, enabled=False):
-        return flat.transpose(1, 2) @ flat / (flat.shape[1] * flat.shape[2])
+def gram(features: Sequence[Tensor]) -> list[Tensor]:
+    """Measure which features occur together, wherever they are.
+
+    Args:
+        features: per layer (N, C, H, W) float.
+
+    Returns:
+        Per layer (N, C, C), the Gram matrix over N_q = C H W; float32, or float64 where the features are.
+    """
+    matrices = []
+    for layer in features:
+        # Pixels by channels: how the feature network lays them out.
+        flat = full_precision(layer).permute(0, 2, 3, 1).flatten(1, 2)
+        # Sums of thousands of products need float32, which autocast would take away from the matrix product.
+        with torch.autocast(flat.device.type, enabled=False):
+            matrices.append(flat.transpose(1, 2) @ flat / (flat.shape[1] * flat.shape[2]))
+    return matrices
 
 
-def style(features_x: Sequence[Tensor], features_gt: Sequence[Tensor]) -> Tensor:
-    """Compare which features occur together, wherever they are.
+def style(grams_x: Sequence[Tensor], grams_gt: Sequence[Tensor]) -> Tensor:
+    """Compare which features occur together in two images.
 
     Sum over the layers q of ||(G_q(x) - G_q(ground_truth)) / N_q||_1 / C_q^2, with G the Gram matrix over the
     C_q channels and N_q = C_q H_q W_q. In float32.
 
     Args:
-        features_x: per layer (N, C, H, W) float; of the generated or of the composite image.
-        features_gt: the same of the ground truth.
+        grams_x: per layer (N, C, C) as `gram` gives them; of the generated or of the composite image.
+        grams_gt: the same of the ground truth.
 
     Returns:
         Scalar, 0 or more. Paper: SC-FEGAN, style loss of one image.
     """
-    terms = [(_gram(x) - _gram(gt)).abs().mean() for x, gt in zip(features_x, features_gt, strict=True)]
+    terms = [(x - gt).abs().mean() for x, gt in zip(grams_x, grams_gt, strict=True)]
     return torch.stack(terms).sum()
 
 
@@ -226,11 +236,13 @@ def generator_terms(
     if config.feature_scale == "caffe":
         seen, features_gt = ([CAFFE_SCALE * layer for layer in layers] for layers in (seen, features_gt))
     features_generated, features_composite = _split(seen)
+    grams_generated, grams_composite = _split(gram(seen))
+    grams_gt = gram(features_gt)
     terms = {
         "per_pixel": per_pixel(generated, ground_truth, mask, config.hole),
         "perceptual": perceptual(features_generated, features_gt) + perceptual(features_composite, features_gt),
-        "style_generated": style(features_generated, features_gt),
-        "style_composite": style(features_composite, features_gt),
+        "style_generated": style(grams_generated, grams_gt),
+        "style_composite": style(grams_composite, grams_gt),
         "total_variation": total_variation(composite, mask, config.total_variation_region),
         "adversarial": adversarial(fake_scores),
     }
@@ -270,7 +282,7 @@ def gradient_norms(terms: Terms, generated: Tensor) -> dict[str, Tensor]:
 
 
 def _split(stacked: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Undo a concatenation of two equal batches in each layer's features."""
+    """Undo a concatenation of two equal batches in what there is per layer."""
     halves = [layer.chunk(2) for layer in stacked]
     return [half[0] for half in halves], [half[1] for half in halves]
 

@@ -97,7 +97,9 @@ class MlflowTracker:
         self._run_id, self._patience_seconds = run_id, patience_seconds
         self._waiting: deque[_Record] = deque()
         self._changed = threading.Condition()
-        self._closing = False
+        self._closing = self._has_warned = False
+        self._num_sending = 0  # the first so many of those waiting
+        self._num_alone = 0  # so many go one by one: one of them was refused in company
         self._num_lost = self._num_retries = 0
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
@@ -136,8 +138,8 @@ class MlflowTracker:
     def _put(self, record: _Record) -> None:
         with self._changed:
             self._waiting.append(record)
-            if len(self._waiting) > _MOST_WAITING:
-                self._waiting.popleft()
+            if len(self._waiting) > max(_MOST_WAITING, self._num_sending):
+                del self._waiting[self._num_sending]
                 self._num_lost += 1
             self._changed.notify_all()
 
@@ -154,8 +156,9 @@ class MlflowTracker:
                 if together and (record.other or size > _MOST_METRICS):
                     break
                 together.append(record)
-                if record.other:
+                if record.other or self._num_alone:
                     break
+            self._num_sending = len(together)
             return together
 
     def _work(self) -> None:
@@ -170,7 +173,8 @@ class MlflowTracker:
                 pause = 1.0
             except Exception as error:  # MLflow passes on whatever its stores and HTTP layers raise
                 hopeless = getattr(error, "error_code", "") in _HOPELESS
-                if self._num_retries + self._num_lost == 0:
+                if not self._has_warned:
+                    self._has_warned = True
                     logger.warning("MLflow does not take records (%s); training goes on", _one_line(error))
                 if not hopeless:
                     self._num_retries += 1
@@ -178,12 +182,16 @@ class MlflowTracker:
                         self._changed.wait_for(lambda: not self._waiting, pause)
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
                     continue
-                self._num_lost += len(records)
+                if len(records) > 1:
+                    self._num_alone = len(records)
+                    continue
+                self._num_lost += 1
             with self._changed:
-                for record in records:
-                    # The oldest may have been dropped meanwhile.
-                    if self._waiting and self._waiting[0] is record:
-                        self._waiting.popleft()
+                self._num_alone = max(0, self._num_alone - len(records))
+                # An end without more patience has dropped them all.
+                for _ in range(min(self._num_sending, len(self._waiting))):
+                    self._waiting.popleft()
+                self._num_sending = 0
                 self._changed.notify_all()
 
 

@@ -91,12 +91,14 @@ def test_perceptual_by_hand():
 def test_style_by_hand():
     # Channels (1, 2) and (3, 4): Gram [[5, 11], [11, 25]], N_q = 2 * 1 * 2 = 4, C_q^2 = 4.
     x = tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])
-    assert losses.style([x], [torch.zeros_like(x)]).item() == pytest.approx((5 + 11 + 11 + 25) / 4 / 4)
+    assert losses.style(losses.gram([x]), losses.gram([torch.zeros_like(x)])).item() == pytest.approx(
+        (5 + 11 + 11 + 25) / 4 / 4
+    )
 
 
 def test_style_does_not_care_where_things_are():
     x = torch.rand(1, 3, 4, 4)
-    assert losses.style([x], [x.flip(2, 3)]).item() == pytest.approx(0.0, abs=1e-6)
+    assert losses.style(losses.gram([x]), losses.gram([x.flip(2, 3)])).item() == pytest.approx(0.0, abs=1e-6)
     assert losses.perceptual([x], [x.flip(2, 3)]).item() > 0.1
 
 
@@ -104,9 +106,9 @@ def test_style_is_float32_under_autocast():
     torch.manual_seed(0)
     x, gt = torch.rand(1, 8, 32, 32), torch.rand(1, 8, 32, 32)
     with torch.autocast("cpu", torch.bfloat16):
-        half = losses.style([x], [gt])
+        half = losses.style(losses.gram([x]), losses.gram([gt]))
     assert half.dtype == torch.float32
-    assert half.item() == losses.style([x], [gt]).item()
+    assert half.item() == losses.style(losses.gram([x]), losses.gram([gt])).item()
 
 
 @pytest.mark.parametrize("sizes", [(8, 16)])
@@ -306,8 +308,8 @@ def test_generator_parts_are_the_terms(batch, features):
     expected = {
         "per_pixel": losses.per_pixel(batch["generated"], batch["ground_truth"], batch["mask"], 6.0),
         "perceptual": losses.perceptual(of_generated, of_gt) + losses.perceptual(of_composite, of_gt),
-        "style_generated": losses.style(of_generated, of_gt),
-        "style_composite": losses.style(of_composite, of_gt),
+        "style_generated": losses.style(losses.gram(of_generated), losses.gram(of_gt)),
+        "style_composite": losses.style(losses.gram(of_composite), losses.gram(of_gt)),
         "total_variation": losses.total_variation(composite, batch["mask"]),
         "adversarial": torch.tensor(-0.5),
     }

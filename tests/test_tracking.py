@@ -98,6 +98,8 @@ class Server:
         """What arrived: steps of metrics, names of tags, names of pictures."""
         self.failures: list[Exception] = []
         """What the next requests meet."""
+        self.refused_steps: dict[int, Exception] = {}
+        """Metrics that no request may hold."""
         self.is_away = False
         self.asked, self.answers = threading.Event(), threading.Event()
         self.answers.set()
@@ -115,6 +117,8 @@ class Server:
             raise ConnectionError("refused")
         if self.failures:
             raise self.failures.pop(0)
+        for refused in self.refused_steps.keys() & set(what):
+            raise self.refused_steps[refused]
         self.requests.append(what)
 
 
@@ -220,6 +224,28 @@ def test_hopeless_record_does_not_hold_up_the_others(
     assert "1 records of run run did not reach MLflow" in caplog.text
 
 
+def test_one_hopeless_record_does_not_take_its_company_with_it(
+    server: Server, pauses: list[float], tracker: tracking.MlflowTracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    hang(server, tracker)
+    refusal = MlflowException("bad value", error_code=INVALID_PARAMETER_VALUE)
+    server.refused_steps = {2: refusal}
+    for seen in (1, 2, 3):
+        tracker.metrics({"x": 1.0}, seen)
+    server.answers.set()
+    while len(server.requests) < 3:
+        time.sleep(0.001)
+    hang(server, tracker)
+    for seen in (4, 5):
+        tracker.metrics({"x": 1.0}, seen)
+    server.answers.set()
+    tracker.close()
+    assert server.requests == [["first"], [1], [3], ["first"], [4, 5]]
+    assert pauses == []
+    assert caplog.text.count("training goes on") == 1
+    assert "1 records of run run did not reach MLflow" in caplog.text
+
+
 @pytest.mark.parametrize("hangs", [True, False])
 def test_close_gives_up_and_says_how_much_is_lost(
     server: Server, pauses: list[float], caplog: pytest.LogCaptureFixture, hangs: bool
@@ -250,8 +276,8 @@ def test_oldest_records_make_room(
         tracker.metrics({"x": 1.0}, seen)
     server.answers.set()
     tracker.close()
-    assert server.requests == [["first"], [4, 5, 6]]
-    assert "records of run run did not reach MLflow" in caplog.text
+    assert server.requests == [["first"], [5, 6]], "what is on its way has its place"
+    assert "4 records of run run did not reach MLflow" in caplog.text
 
 
 def test_requests_keep_to_mlflows_limit(

@@ -131,9 +131,10 @@ def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContex
         session: Ray must run within it.
 
     Returns:
-        images_per_second: medians of bare (one process without Ray, one batch in memory, all cores), one worker and,
-            where there are more cores, two workers, which share the cores; ray_share: one worker's over bare's;
-            workers_share: two workers' over one's.
+        images_per_second: medians of alone (updates on one batch in memory, in one process on all cores, without Ray),
+            beside_ray (the same beside a Ray that does nothing), one_worker and two_workers (of Ray Train, on all
+            cores); ray_share: one worker's over alone; loop_share: one worker's over beside_ray; workers_share: two
+            workers' over one's.
     """
     rates: dict[str, list[float]] = defaultdict(list)
     shares: dict[str, list[float]] = defaultdict(list)
@@ -149,11 +150,12 @@ def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContex
         with session():
             config = replace(config, data=replace(config.data, prepared=pipeline.ensure_prepared(config)))
         for turn in range(_ROUNDS):
-            bare = _bare_in_a_process(config)
-            rates["bare"].append(bare)
-            updates = max(_FEWEST_UPDATES, int(_LOOP_SECONDS * bare / config.train.batch_size))
+            alone = _updates_in_a_process(config)
+            rates["alone"].append(alone)
+            updates = max(_FEWEST_UPDATES, int(_LOOP_SECONDS * alone / config.train.batch_size))
             with session():
-                for name, number in (("one worker", 1), ("two workers", 2)):
+                rates["beside_ray"].append(_updates_in_a_process(config))
+                for name, number in (("one_worker", 1), ("two_workers", 2)):
                     train = replace(
                         config.train,
                         num_workers=number,
@@ -165,8 +167,10 @@ def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContex
                         replace(config, run_name=f"benchmark-{number}-{turn}", train=train), register=False
                     )
                     rates[name].append(made.images_per_second)
-            shares["ray_share"].append(rates["one worker"][-1] / bare)
-            shares["workers_share"].append(rates["two workers"][-1] / rates["one worker"][-1])
+            last = {name: values[-1] for name, values in rates.items()}
+            shares["ray_share"].append(last["one_worker"] / last["alone"])
+            shares["loop_share"].append(last["one_worker"] / last["beside_ray"])
+            shares["workers_share"].append(last["two_workers"] / last["one_worker"])
     for name, values in rates.items():
         logger.info("%-12s %s images/s", name, "  ".join(f"{value:.1f}" for value in values))
     for name, values in shares.items():
@@ -177,9 +181,9 @@ def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContex
     }
 
 
-def _bare_in_a_process(config: Config) -> float:
-    """Return images per second of updates alone, in a process with the memory settings of a worker."""
-    code = "import sys; from scfegan_ray.training import benchmark; print(benchmark.bare_loop(sys.stdin.read()))"
+def _updates_in_a_process(config: Config) -> float:
+    """Return images per second of `updates_alone` in a process with the memory settings of a worker."""
+    code = "import sys; from scfegan_ray.training import benchmark; print(benchmark.updates_alone(sys.stdin.read()))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         input=json.dumps(config.to_dict()),
@@ -193,25 +197,23 @@ def _bare_in_a_process(config: Config) -> float:
     return float(done.stdout.split()[-1])
 
 
-def bare_loop(config_json: str) -> float:
+def updates_alone(config_json: str) -> float:
     """Return images per second of updates on one batch in memory, on one device, for `_LOOP_SECONDS`."""
     config = Config.from_dict(json.loads(config_json))
     device = _set_up(config)
     features = load_features(config.losses.features).to(device)
     batch, interpolation = _batch(config, device)
-    step = _our_step(
-        config,
-        TrainingState.build(config, device),
-        batch,
-        interpolation,
-        features,
-        resolve_precision(config.train.precision, device),
-    )
+    state, precision = TrainingState.build(config, device), resolve_precision(config.train.precision, device)
+
+    def update() -> None:
+        _step(state, batch, interpolation, features, config, precision)
+        state.update_ema(config.optimization.ema_half_life_images, config.train.batch_size)
+
     for _ in range(_SETTLING_UPDATES):
-        step()
+        update()
     done, started = 0, time.perf_counter()
     while done < _FEWEST_UPDATES or time.perf_counter() - started < _LOOP_SECONDS:
-        step()
+        update()
         _wait(device)
         done += 1
     return config.train.batch_size * done / (time.perf_counter() - started)
@@ -250,17 +252,21 @@ def _our_step(
     state = TrainingState.build(config, batch.mask.device)
     for name, network in state.networks().items():
         network.load_state_dict(source.networks()[name].state_dict())
-    return lambda: (
-        train_step(
-            state,
-            [Part(batch, interpolation)],
-            features,
-            config.losses,
-            generator=state.generator,
-            discriminator=state.discriminator,
-            precision=kind,
-        ).values
-    )
+    return lambda: _step(state, batch, interpolation, features, config, kind)
+
+
+def _step(
+    state: TrainingState, batch: Batch, interpolation: Tensor, features: Features, config: Config, kind: torch.dtype
+) -> dict[str, Tensor]:
+    return train_step(
+        state,
+        [Part(batch, interpolation)],
+        features,
+        config.losses,
+        generator=state.generator,
+        discriminator=state.discriminator,
+        precision=kind,
+    ).values
 
 
 def _our_forward(state: TrainingState, packed: Tensor, kind: torch.dtype) -> Callable[[], object]:

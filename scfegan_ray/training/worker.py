@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import ray
 import ray.train
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from scfegan_ray import losses, storage
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples, prepared
-from scfegan_ray.errors import CheckpointError, DivergenceError, ScFeganError, StorageError
+from scfegan_ray.errors import CheckpointError, ScFeganError, StorageError
 from scfegan_ray.evaluation import Evaluator
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features, load_features
@@ -35,6 +35,8 @@ from scfegan_ray.training.step import Part, train_step
 from scfegan_ray.training.store import CheckpointStore, CheckpointWriter
 
 logger = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
 
 GRID_SIDE_PX = 128
 
@@ -97,7 +99,12 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     store = CheckpointStore(settings["checkpoints"])
     state = TrainingState.build(config, device)
     retry_seconds = config.storage.retry_seconds
-    resumed = _load_latest(state, store, rank, retry_seconds)
+    outcome = Outcome(first_metrics={}, last_metrics={})
+    try:
+        resumed = _load_latest(state, store, rank, retry_seconds)
+    except (CheckpointError, StorageError) as error:
+        outcome.failure = _named(error)
+        return asdict(outcome)
     if resumed is not None:
         logger.info("resuming at %d images", state.images_seen)
     precision = resolve_precision(config.train.precision, device)
@@ -145,7 +152,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             outcome.failure = _named(error)
         saved_at, saved_seconds = state.images_seen, time.monotonic()
 
-    outcome = Outcome(features=features.description, first_metrics={}, last_metrics={})
+    outcome.features = features.description
     if judge is not None:
         outcome.first_metrics = outcome.last_metrics = judge.measure(state)
         if resumed is None:
@@ -218,7 +225,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         if state.sentinel.must_roll_back:
             try:
                 _roll_back(state, store, writer, rank, retry_seconds)
-            except DivergenceError as error:
+            except ScFeganError as error:  # the same on every rank
                 outcome.failure, wish = _named(error), _FAIL
                 break
             logger.warning(
@@ -369,12 +376,21 @@ def _agree(loss: Tensor, wish: float) -> tuple[float, float]:
     return total / num_workers, agreed
 
 
-def _from_rank_0(find: Callable[[], str | None], rank: int) -> str | None:
-    """Return on every rank what rank 0 finds."""
-    found = [find() if rank == 0 else None]
+def _together(work: Callable[[], ResultT]) -> ResultT:
+    """Do something on every rank, and return rank 0's result; a deliberate error of one rank is raised on all."""
+    found: tuple[ResultT | None, ScFeganError | None]
+    try:
+        found = work(), None
+    except ScFeganError as error:
+        found = None, error
+    everywhere = [found]
     if dist.is_initialized():
-        dist.broadcast_object_list(found)
-    return found[0]
+        everywhere *= dist.get_world_size()
+        dist.all_gather_object(everywhere, found)
+    for _, trouble in everywhere:
+        if trouble is not None:
+            raise trouble
+    return cast("ResultT", everywhere[0][0])
 
 
 def _load_latest(state: TrainingState, store: CheckpointStore, rank: int, retry_seconds: float) -> str | None:
@@ -402,9 +418,12 @@ def _load_latest(state: TrainingState, store: CheckpointStore, rank: int, retry_
             raise trouble
         return None
 
-    name = _from_rank_0(lambda: storage.retrying(newest_sound, retry_seconds, logger.warning), rank)
-    if name is not None and rank != 0:
-        storage.retrying(lambda: load(name), retry_seconds, logger.warning)
+    def patiently(work: Callable[[], ResultT]) -> ResultT:
+        return storage.retrying(work, retry_seconds, logger.warning)
+
+    name = _together(lambda: patiently(newest_sound) if rank == 0 else None)
+    if name is not None:
+        _together(lambda: patiently(lambda: load(name)) if rank != 0 else None)
     return name
 
 
@@ -415,8 +434,10 @@ def _roll_back(
 
     Raises:
         DivergenceError: that was done often enough.
+        CheckpointError: there is no sound checkpoint.
+        StorageError: the last checkpoint could not be written, or not be read.
     """
-    writer.wait()
+    _together(writer.wait)
     memory = state.sentinel.state()
     _load_latest(state, store, rank, retry_seconds)
     state.sentinel.load(memory)

@@ -258,8 +258,8 @@ def test_gradient_norms_are_those_of_the_weighted_terms(tiny: Config, penalty_in
     of_generated, of_composite, of_truth = (FEATURES(x) for x in (generated, composite, batch.ground_truth))
     weighted = {
         "perceptual": 0.05 * (losses.perceptual(of_generated, of_truth) + losses.perceptual(of_composite, of_truth)),
-        "style_generated": 120.0 * losses.style(of_generated, of_truth),
-        "style_composite": 120.0 * losses.style(of_composite, of_truth),
+        "style_generated": 120.0 * losses.style(losses.gram(of_generated), losses.gram(of_truth)),
+        "style_composite": 120.0 * losses.style(losses.gram(of_composite), losses.gram(of_truth)),
         "total_variation": 0.1 * losses.total_variation(composite, batch.mask),
         "adversarial": -0.001 * state.discriminator(composite, batch.conditions()).mean(),
     }

@@ -198,3 +198,32 @@ def test_storage_that_stays_away_ends_the_run(loop: Loop, at: int, monkeypatch: 
     assert found.images_seen < 4000, "it ends soon"
     assert [int(name[-10:]) for name in loop.store.names()] == ([0, 4] if at else [])
     assert found.checkpoint == (loop.store.uri(loop.store.names()[-1]) if at else None)
+
+
+def test_storage_that_cannot_be_read_ends_the_run(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop(replace(CONFIG, train=replace(CONFIG.train, images=8)))
+
+    def away(store: CheckpointStore, name: str) -> None:
+        raise StorageError(f"cannot read {name}: connection refused")
+
+    monkeypatch.setattr(CheckpointStore, "open", away)
+    found = loop(replace(CONFIG, storage=replace(CONFIG.storage, retry_seconds=0.0)))
+    assert found.failure == ("StorageError", "cannot read checkpoint-0000000008: connection refused")
+
+
+def test_storage_that_goes_away_before_a_return_ends_the_run(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(store: CheckpointStore, name: str) -> None:
+        raise StorageError(f"cannot read {name}: connection refused")
+
+    monkeypatch.setattr(CheckpointStore, "open", away)
+    config = replace(
+        CONFIG,
+        optimization=OptimizationConfig(generator_learning_rate=1e30),
+        sentinel=SentinelConfig(max_skipped=2),
+        storage=replace(CONFIG.storage, retry_seconds=0.0),
+        train=replace(CONFIG.train, images=400),
+    )
+    found = loop(config)
+    assert found.failure == ("StorageError", "cannot read checkpoint-0000000000: connection refused")
+    assert found.images_seen < 400
+    assert found.checkpoint == loop.store.uri("checkpoint-0000000000"), "which is whole"
