@@ -30,6 +30,7 @@ _OF_ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.EIO
 _READ_AHEAD_BYTES = 1 << 18
 _UPLOAD_BYTES = 1 << 24
 _ASIDE_SUFFIX = ".part"
+_S3_ATTEMPTS = 3
 _ABANDONED_SECONDS = 60.0
 _HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 _REFUSED = ("ACCESS_DENIED", "SIGNATURE_DOES_NOT_MATCH", "INVALID_ACCESS_KEY_ID")
@@ -86,6 +87,14 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
 def _object_store(bucket: str, settings: tuple[tuple[str, str], ...]) -> pafs.FileSystem:
     """Connect to a bucket once per process and state of the AWS variables, which Arrow reads by itself."""
     filesystem, _ = pafs.FileSystem.from_uri(bucket)
+    if isinstance(filesystem, pafs.S3FileSystem):
+        # Made from a URI it would try again for 100 s without a word where a store hangs.
+        given = dict(settings)
+        filesystem = pafs.S3FileSystem(
+            region=filesystem.region,
+            endpoint_override=given.get("AWS_ENDPOINT_URL_S3") or given.get("AWS_ENDPOINT_URL"),
+            retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
+        )
     return filesystem
 
 

@@ -65,3 +65,18 @@ def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     [line] = done.stdout.splitlines()
     values: dict[str, Any] = json.loads(line)
     return values
+
+
+def descendants(process: int) -> list[int]:
+    """Return a process and all that it has started, directly or not."""
+    children = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False)
+    return [process, *(one for child in children.stdout.split() for one in descendants(int(child)))]
+
+
+def kill(processes: list[int]) -> None:
+    """Kill processes, some of which may have ended."""
+    for process in processes:
+        try:
+            os.kill(process, signal.SIGKILL)
+        except ProcessLookupError:
+            continue

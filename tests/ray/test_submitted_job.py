@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import ROOT
+from running import ROOT, descendants, kill
 from servers import free_port
 from test_jobs import TINY_ARGUMENTS
 
@@ -67,7 +67,7 @@ def head(environment: dict[str, str], tmp_path: Path) -> Iterator[str]:
                 pytest.fail((tmp_path / "head.log").read_text())
             yield address
         finally:
-            server.terminate()
+            kill(descendants(server.pid))  # asked to end, it would take half a minute
             server.wait(60)
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -17,7 +17,7 @@ import pytest
 import s3
 import servers
 from mlflow import MlflowClient
-from running import result_of, run, start
+from running import descendants, kill, result_of, run, start
 from test_jobs import TINY_ARGUMENTS
 
 from scfegan_ray.data import faces
@@ -36,20 +36,6 @@ LONG = (
 def positions(folder: Path) -> list[int]:
     """Return where there are checkpoints."""
     return sorted(int(meta.parent.name[-10:]) for meta in folder.glob("checkpoint-*/meta.json"))
-
-
-def descendants(process: int) -> list[int]:
-    """Return a process and all that it has started, directly or not."""
-    children = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False)
-    return [process, *(one for child in children.stdout.split() for one in descendants(int(child)))]
-
-
-def kill(processes: list[int]) -> None:
-    for process in processes:
-        try:
-            os.kill(process, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
 
 
 def kill_a_worker(driver: int) -> None:
