@@ -46,7 +46,7 @@ def test_same_name_is_the_same_run(tiny: Config) -> None:
     first = open_run(tiny)
     client = MlflowClient(tracking.tracking_uri(tiny))
     tracking.end_run(tiny, first["run_id"], "KILLED")
-    longer = replace(tiny, train=replace(tiny.train, images=10_000, num_workers=7, log_every_images=3))
+    longer = replace(tiny, train=replace(tiny.train, images=10_000, num_workers=1, log_every_images=3))
     again = open_run(longer)
     assert again == first, "features and settings are those of the start"
     assert client.get_run(first["run_id"]).info.status == "RUNNING"
