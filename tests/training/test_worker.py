@@ -97,6 +97,13 @@ def test_checkpoints_by_the_clock_hold_no_metrics(loop: Loop) -> None:
     assert all(meta["metrics"] is None for meta in between)
 
 
+def test_finished_run_is_not_trained_again(loop: Loop) -> None:
+    done = loop(CONFIG)
+    again = loop(CONFIG)
+    assert (again.images_seen, again.weights_sha256) == (done.images_seen, done.weights_sha256)
+    assert again.checkpoint == done.checkpoint
+
+
 @pytest.mark.parametrize("at", [4, 12, 20])
 def test_resume_from_anywhere_is_bit_identical(loop: Loop, at: int, tmp_path: Path) -> None:
     whole = loop(replace(CONFIG, train=replace(CONFIG.train, checkpoint_every_images=4, checkpoints_to_keep=99)))
