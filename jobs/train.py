@@ -25,13 +25,11 @@ class Arguments(cli.Arguments):
 
 def job(arguments: Arguments) -> dict[str, Any]:
     """Train and register, or measure."""
-    if arguments.benchmark == "step":
+    if arguments.benchmark:
         from scfegan_ray.training import benchmark
 
-        return benchmark.run(arguments.config)
-    if arguments.benchmark == "ray":
-        from scfegan_ray.training import benchmark
-
+        if arguments.benchmark == "step":
+            return benchmark.run(arguments.config)
         return benchmark.run_loops(arguments.config, session=cli.ray_session)
     from scfegan_ray.training import launch
 

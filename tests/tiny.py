@@ -12,6 +12,7 @@ from scfegan_ray.config import (
     TrainConfig,
     TuneConfig,
 )
+from scfegan_ray.data.prepared import SCHEMA_VERSION, DatasetInfo
 
 TINY = Config(
     data=DataConfig(
@@ -23,3 +24,24 @@ TINY = Config(
     evaluation=EvaluationConfig(num_images=2, grid_images=2, batch_size=2),
     tune=TuneConfig(num_trials=2, reports=2),
 )
+
+DATASET = DatasetInfo(
+    schema_version=SCHEMA_VERSION,
+    size_px=32,
+    num_images=12,
+    num_train=9,
+    num_test=3,
+    num_rejected=0,
+    num_shards=3,
+    test_fraction=0.25,
+    fingerprint="f",
+    license="CC0-1.0",
+    source="embedded",
+    sketch_detector="opencv",
+    sketch_precision="float32",
+    color_segments="labels",
+    eyes="labels",
+    hair="labels",
+    preparation={},
+)
+"""What `dataset.json` of a small prepared dataset may say."""

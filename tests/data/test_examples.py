@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tiny import DATASET
 
 from scfegan_ray.config import MaskConfig
 from scfegan_ray.data import examples, prepared
@@ -45,24 +47,15 @@ def write_dataset(root: Path, *, num_images: int = NUM, fingerprint: str = "abc"
     for shard, part in enumerate(np.split(order, 4)):
         table = pa.Table.from_pylist([rows[i] for i in part], schema=prepared.SCHEMA)
         pq.write_table(table, root / "data" / f"part-{shard:05d}.parquet")
-    info = prepared.DatasetInfo(
-        schema_version=prepared.SCHEMA_VERSION,
+    info = replace(
+        DATASET,
         size_px=SIZE,
         num_images=num_images,
         num_train=18,
         num_test=6,
-        num_rejected=0,
         num_shards=4,
-        test_fraction=0.25,
         fingerprint=fingerprint,
-        license="CC0-1.0",
         source="test",
-        sketch_detector="opencv",
-        sketch_precision="float32",
-        color_segments="labels",
-        eyes="labels",
-        hair="labels",
-        preparation={},
     )
     (root / "dataset.json").write_bytes(info.to_json())
     return str(root)

@@ -8,32 +8,13 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from tiny import DATASET
 
 from scfegan_ray import tracking
 from scfegan_ray.config import Config
 from scfegan_ray.data.prepared import DatasetInfo
 from scfegan_ray.errors import ConfigError
 from scfegan_ray.training import launch
-
-DATASET = DatasetInfo(
-    schema_version=2,
-    size_px=32,
-    num_images=12,
-    num_train=9,
-    num_test=3,
-    num_rejected=0,
-    num_shards=3,
-    test_fraction=0.25,
-    fingerprint="f",
-    license="CC0-1.0",
-    source="embedded",
-    sketch_detector="opencv",
-    sketch_precision="float32",
-    color_segments="labels",
-    eyes="labels",
-    hair="labels",
-    preparation={},
-)
 
 
 def open_run(config: Config, dataset: DatasetInfo = DATASET) -> dict[str, Any]:
