@@ -147,6 +147,9 @@ def test_same_name_resumes_to_the_same_weights_as_one_go(
     steps = [m.step for m in client.get_metric_history(whole["run_id"], "train/generator/total")]
     assert steps == [4, 8, 12, 16]
 
+    again = result_of(run("train", *TINY_ARGUMENTS, "--run-name", "halves", cwd=place))
+    assert again == whole, "a finished run is neither trained nor registered again"
+
 
 def test_tune_prints_arguments_that_train_accepts(place: Path, client: MlflowClient) -> None:
     done = run(
