@@ -32,6 +32,7 @@ _QUICKSTART = Config(
 _SMALL_256 = Config(
     data=DataConfig(size_px=256),
     model=ModelConfig(base_channels=32, num_downsamples=6),
+    optimization=OptimizationConfig(generator_learning_rate=1e-3, warmup_images=1_000, final_rate_fraction=0.02),
     train=TrainConfig(use_gpu=True, num_workers=1, cpus_per_worker=4, images=500_000, checkpoint_every_images=20_000),
 )
 """One GPU and a folder of photographs: a usable editor in a day."""

@@ -275,7 +275,7 @@ def _run(plan: _Plan, config: DataConfig, missing: list[int]) -> tuple[float, in
         ),
         num_cpus=1,
         # Huge pages make the edge detector a twentieth faster.
-        runtime_env={"env_vars": KEEP_MEMORY | {"MALLOC_ARENA_MAX": "1"}},
+        runtime_env={"env_vars": KEEP_MEMORY},
         num_gpus=min(1.0, num_gpus) if config.gpus_per_actor is None else config.gpus_per_actor,
     )
     began, ended, done = float("inf"), 0.0, 0

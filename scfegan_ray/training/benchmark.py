@@ -172,7 +172,7 @@ def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContex
             shares["loop_share"].append(last["one_worker"] / last["beside_ray"])
             shares["workers_share"].append(last["two_workers"] / last["one_worker"])
     for name, values in rates.items():
-        logger.info("%-12s %s images/s", name, "  ".join(f"{value:.1f}" for value in values))
+        logger.info("%-12s %s images/s", name, "  ".join(f"{value:.3g}" for value in values))
     for name, values in shares.items():
         logger.info("%-13s %s", name, "  ".join(f"{value:.3f}" for value in values))
     return {

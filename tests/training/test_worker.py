@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -234,3 +236,41 @@ def test_storage_that_goes_away_before_a_return_ends_the_run(loop: Loop, monkeyp
     assert found.failure == ("StorageError", "cannot read checkpoint-0000000000: connection refused")
     assert found.images_seen < 400
     assert found.checkpoint == loop.store.uri("checkpoint-0000000000"), "which is whole"
+
+
+_TWO_RANKS = """
+import datetime, sys
+import torch.distributed as dist
+from scfegan_ray.errors import StorageError
+from scfegan_ray.training.worker import _together
+
+rank = int(sys.argv[1])
+dist.init_process_group(
+    "gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+)
+
+def refuse(who):
+    if rank == who:
+        raise StorageError(f"rank {who} cannot read")
+    return rank
+
+print(_together(lambda: refuse(None)))
+for who in (0, 1):
+    try:
+        _together(lambda: refuse(who))
+    except StorageError as error:
+        print(error)
+"""
+
+
+def test_what_one_rank_meets_all_ranks_hear(tmp_path: Path) -> None:
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", _TWO_RANKS, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        said, _ = rank.communicate(timeout=90)
+        assert said.splitlines() == ["0", "rank 0 cannot read", "rank 1 cannot read"]
+        assert rank.returncode == 0
