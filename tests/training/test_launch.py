@@ -1,4 +1,4 @@
-"""What a run's name remembers: resuming without Ray."""
+"""What is refused before anything starts, and what a run's name remembers; without Ray."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from mlflow import MlflowClient
 from tiny import DATASET
 
@@ -51,3 +52,16 @@ def test_other_photographs_are_refused(tiny: Config) -> None:
     open_run(tiny)
     with pytest.raises(ConfigError, match="was started on another dataset than embedded as prepared now"):
         open_run(tiny, replace(DATASET, fingerprint="other"))
+
+
+def test_run_larger_than_the_cluster_is_refused(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "memory": 1e9})
+    fits = replace(tiny.train, num_workers=2, cpus_per_worker=1.0)
+    launch.check_resources(replace(tiny, train=fits))
+    large = replace(fits, cpus_per_worker=1.5)
+    with pytest.raises(ConfigError, match="2 workers need 3 CPU, the cluster has 2; lower --train.num-workers"):
+        launch.check_resources(replace(tiny, train=large))
+    launch.check_resources(replace(tiny, train=replace(large, wait_for_nodes=True)))
+    launch.check_resources(replace(tiny, train=replace(large, min_workers=1)))
+    with pytest.raises(ConfigError, match="2 workers need 2 GPU, the cluster has 0"):
+        launch.check_resources(replace(tiny, train=replace(fits, use_gpu=True)))
