@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+from running import run_code
 
 from scfegan_ray.allocation import KEEP_MEMORY
 
@@ -27,21 +26,14 @@ def work():
 """
 
 
-def _page_faults(call: str, environment: dict[str, str]) -> list[int]:
-    done = subprocess.run(
-        [sys.executable, "-c", _COUNT_FAULTS.format(call=call)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [int(line) for line in done.stdout.split()]
+def _page_faults(call: str, folder: Path, environment: dict[str, str]) -> list[int]:
+    return [int(line) for line in run_code(_COUNT_FAULTS.format(call=call), folder, environment).split()]
 
 
 @pytest.mark.parametrize("call", ["work()", "threading.Thread(target=work).start()"], ids=["main", "another"])
-def test_the_next_array_costs_no_new_pages(call: str) -> None:
+def test_the_next_array_costs_no_new_pages(call: str, tmp_path: Path) -> None:
     pages = _ARRAY_BYTES // _HUGE_PAGE_BYTES  # more, where pages are small
-    first, *others = _page_faults(call, KEEP_MEMORY)
+    first, *others = _page_faults(call, tmp_path, KEEP_MEMORY)
     assert first >= pages
     assert max(others) < pages / 4
-    assert min(_page_faults(call, {})) >= pages, "glibc's own way, which the settings are there to change"
+    assert min(_page_faults(call, tmp_path, {})) >= pages, "glibc's own way, which the settings are there to change"

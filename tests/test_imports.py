@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
+
+from running import run_code
 
 PACKAGE = Path(__file__).parent.parent / "scfegan_ray"
 WITH_RAY = {"data.pipeline", "data.benchmark", "training.benchmark", "training.worker", "training.launch", "tuning"}
@@ -18,28 +18,21 @@ MODULES = sorted(
 )
 
 
-def run(code: str, folder: Path) -> str:
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True, timeout=120
-    )
-    return result.stdout.strip()
-
-
 def test_plain_modules_import_neither_ray_nor_mlflow(tmp_path: Path) -> None:
     plain = [name for name in MODULES if name not in WITH_RAY | WITH_MLFLOW]
     code = "import sys, importlib\n"
     code += f"for name in {plain!r}: importlib.import_module('scfegan_ray.' + name)\n"
     code += "print(sorted({'ray', 'mlflow', 'boto3'} & set(sys.modules)))"
-    assert run(code, tmp_path) == "[]"
+    assert run_code(code, tmp_path) == "[]"
 
 
 def test_command_line_needs_no_heavy_import(tmp_path: Path) -> None:
     code = "import sys; from scfegan_ray import cli; cli.parse('', cli.Arguments, ['--seed', '1'])\n"
     code += "print(sorted({'ray', 'mlflow', 'torch', 'cv2', 'pyarrow'} & set(sys.modules)))"
-    assert run(code, tmp_path) == "[]"
+    assert run_code(code, tmp_path) == "[]"
 
 
 def test_importing_leaves_no_file(tmp_path: Path) -> None:
     names = [name for name in MODULES if name != "serving"]
-    run(f"import importlib\nfor n in {names!r}: importlib.import_module('scfegan_ray.' + n)", tmp_path)
+    run_code(f"import importlib\nfor n in {names!r}: importlib.import_module('scfegan_ray.' + n)", tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -118,7 +118,7 @@ print(json.dumps({"shape": filled.shape, "dtype": str(filled.dtype), "two": two.
         "MLFLOW_TRACKING_URI": f"sqlite:///{place}/runs/mlflow.db",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     }
-    seen = json.loads(run_code(code, place, environment))
+    seen = json.loads(run_code(code, place, environment).splitlines()[-1])
     assert (seen["shape"], seen["two"], seen["dtype"]) == ([1, 32, 32, 3], [2, 32, 32, 3], "uint8")
     assert seen["outside"] and seen["seed"]
     assert seen["inputs"] == ["image", "mask", "sketch", "color"]
@@ -179,3 +179,9 @@ def test_tune_prints_arguments_that_train_accepts(place: Path, client: MlflowCli
     if os.cpu_count() == 2:
         last = client.get_metric_history(first.info.run_id, "val/objective")[-1]
         assert last.timestamp <= second.info.start_time, "one trial at a time fits two cores"
+
+
+def test_run_larger_than_the_machine_is_refused(place: Path) -> None:
+    done = run("train", *TINY_ARGUMENTS, "--train.cpus-per-worker", "500", "--run-name", "big", cwd=place)
+    assert done.returncode == 1
+    assert re.search(r"error: 2 workers need 1000 CPU, the cluster has \d+; lower --train.num-workers", done.stderr)

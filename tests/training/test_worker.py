@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import ray.train
 import ray.train.torch
 import torch
+from running import run_code
 from safetensors.torch import load_file
 from tiny import TINY
 
@@ -238,20 +238,20 @@ def test_storage_that_goes_away_before_a_return_ends_the_run(loop: Loop, monkeyp
     assert found.checkpoint == loop.store.uri("checkpoint-0000000000"), "which is whole"
 
 
-_TWO_RANKS = """
-import datetime, sys
+_ONE_OF_TWO_RANKS = """
+import datetime
 import torch.distributed as dist
 from scfegan_ray.errors import StorageError
 from scfegan_ray.training.worker import _together
 
-rank = int(sys.argv[1])
+rank = {rank}
 dist.init_process_group(
-    "gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+    "gloo", init_method="file://{meeting}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
 )
 
 def refuse(who):
     if rank == who:
-        raise StorageError(f"rank {who} cannot read")
+        raise StorageError(f"rank {{who}} cannot read")
     return rank
 
 print(_together(lambda: refuse(None)))
@@ -264,13 +264,7 @@ for who in (0, 1):
 
 
 def test_what_one_rank_meets_all_ranks_hear(tmp_path: Path) -> None:
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", _TWO_RANKS, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        said, _ = rank.communicate(timeout=90)
-        assert said.splitlines() == ["0", "rank 0 cannot read", "rank 1 cannot read"]
-        assert rank.returncode == 0
+    codes = [_ONE_OF_TWO_RANKS.format(rank=rank, meeting=tmp_path / "meeting") for rank in range(2)]
+    with ThreadPoolExecutor() as ranks:
+        for said in ranks.map(lambda code: run_code(code, tmp_path), codes):
+            assert said.splitlines() == ["0", "rank 0 cannot read", "rank 1 cannot read"]

@@ -1,4 +1,4 @@
-"""Runs jobs as a user does, in processes of their own."""
+"""Runs jobs as a user does, and pieces of code, in processes of their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent
 
 
 def start(
@@ -46,18 +46,18 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, out, log)
 
 
-def run_code(code: str, cwd: Path, environment: Mapping[str, str]) -> str:
-    """Run Python code in a process of its own; return the last line that it prints."""
+def run_code(code: str, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
+    """Run Python code in a process of its own; return what it prints."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         cwd=cwd,
         capture_output=True,
         text=True,
         timeout=120,
-        env=os.environ | dict(environment),
+        env=os.environ | dict(environment or {}),
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.splitlines()[-1]
+    return done.stdout.strip()
 
 
 def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
