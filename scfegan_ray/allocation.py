@@ -8,4 +8,5 @@ KEEP_MEMORY = {
 }
 """Environment that lets glibc keep the memory of one image or batch for the next: by default it goes back to the system
 and comes again page by page. And asks for that memory in huge pages. All threads share the main thread's arena: in any
-other one glibc keeps nothing larger than 64 MiB, and Ray Train's loop runs on a thread of its own."""
+other one glibc keeps nothing larger than 64 MiB, and Ray Train's loop runs on a thread of its own, where that took a
+tenth of an update's time at 256 px."""
