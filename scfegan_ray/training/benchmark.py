@@ -60,7 +60,7 @@ def run(config: Config) -> dict[str, Any]:
         step_seconds and inference_seconds: medians by variant (plain, float32, and the configured precision);
         step_ratio and inference_ratio: those of the configured precision over plain; part_differences: by variant and
         part of the loss, |ours - plain| / max(|plain|, 1) on the first update; flops_per_step, flops_per_second and
-        peak_flops_per_second (of matrix products of that precision).
+        peak_flops_per_second (of matrix products of that precision, or of float32 where the hardware lacks it).
     """
     device = _set_up(config)
     precision = resolve_precision(config.train.precision, device)
@@ -93,7 +93,8 @@ def run(config: Config) -> dict[str, Any]:
     with FlopCounterMode(display=False) as counter:
         steps[chosen]()
     flops = counter.get_total_flops()
-    peak = _matmul_flops_per_second(precision, device)
+    native = precision if precision == resolve_precision("auto", device) else torch.float32
+    peak = _matmul_flops_per_second(native, device)
     reached = flops / step_seconds[chosen]
 
     logger.info("%d images at %d px on %s", config.train.batch_size, config.data.size_px, device)
@@ -109,7 +110,7 @@ def run(config: Config) -> dict[str, Any]:
         reached / 1e12,
         100 * reached / peak,
         peak / 1e12,
-        chosen,
+        name_of(native),
     )
     return {
         "step_seconds": step_seconds,
