@@ -6,17 +6,21 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import s3
 import servers
 from mlflow import MlflowClient
+from ray.cluster_utils import Cluster
 from running import descendants, kill, result_of, run, start
 from test_jobs import TINY_ARGUMENTS
 
@@ -38,9 +42,20 @@ def positions(folder: Path) -> list[int]:
     return sorted(int(meta.parent.name[-10:]) for meta in folder.glob("checkpoint-*/meta.json"))
 
 
+def workers_of(process: int) -> list[int]:
+    names = {one: Path(f"/proc/{one}/cmdline") for one in descendants(process)}
+    return [one for one, name in names.items() if name.exists() and "RayTrainWorker" in name.read_text()]
+
+
+def losses(result: dict[str, Any]) -> dict[int, float]:
+    """Return the mean loss of each interval, by where it ends."""
+    client = MlflowClient(f"sqlite:///{Path(result['checkpoint']).parents[2]}/mlflow.db")
+    history = client.get_metric_history(result["run_id"], "train/generator/total")
+    return {metric.step: metric.value for metric in history}
+
+
 def kill_a_worker(driver: int) -> None:
-    names = {process: Path(f"/proc/{process}/cmdline") for process in descendants(driver)}
-    workers = [process for process, name in names.items() if name.exists() and "RayTrainWorker" in name.read_text()]
+    workers = workers_of(driver)
     assert len(workers) == 2
     kill([random.choice(workers)])
 
@@ -61,8 +76,26 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen[str], log: Pa
         time.sleep(0.05)
 
 
-def test_killed_training_ends_bit_identical(tmp_path: Path) -> None:
-    expected = result_of(run("train", *LONG, "--run-name", "whole", cwd=tmp_path))
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return the result of a run of two workers that nobody harmed."""
+    return result_of(run("train", *LONG, "--run-name", "whole", cwd=tmp_path_factory.mktemp("whole")))
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Return a cluster whose head has one CPU."""
+    temporary = tempfile.mkdtemp(prefix="ray-")  # short, for Ray's sockets
+    monkeypatch.setenv("RAY_TMPDIR", temporary)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def test_killed_training_ends_bit_identical(undisturbed: dict[str, Any], tmp_path: Path) -> None:
     checkpoints, log = tmp_path / "runs" / "killed" / "checkpoints", tmp_path / "killed.log"
     seen = []
     for harm in (kill_a_worker, kill_everything, interrupt):
@@ -84,10 +117,10 @@ def test_killed_training_ends_bit_identical(tmp_path: Path) -> None:
     last = run("train", *LONG, "--run-name", "killed", cwd=tmp_path)
     found = result_of(last)
 
-    assert found["images_seen"] == expected["images_seen"] == 480
-    assert found["weights_sha256"] == expected["weights_sha256"], f"killed at {seen}"
+    assert found["images_seen"] == undisturbed["images_seen"] == 480
+    assert found["weights_sha256"] == undisturbed["weights_sha256"], f"killed at {seen}"
     for name in ("generator", "discriminator", "ema", "optimizers"):
-        files = [Path(result["checkpoint"], f"{name}.safetensors") for result in (expected, found)]
+        files = [Path(result["checkpoint"], f"{name}.safetensors") for result in (undisturbed, found)]
         assert files[0].read_bytes() == files[1].read_bytes(), f"{name}, killed at {seen}"
     assert seen == sorted(seen) and seen[0] > 0, "nobody starts anew"
     assert f"resuming at {seen[-1]} images" in last.stderr
@@ -95,6 +128,41 @@ def test_killed_training_ends_bit_identical(tmp_path: Path) -> None:
         ["1"], "attributes.run_name = 'killed'"
     )
     assert run_of_it.info.status == "FINISHED"
+
+
+def test_lost_node_leaves_one_worker_the_same_batches(
+    undisturbed: dict[str, Any], cluster: Cluster, tmp_path: Path
+) -> None:
+    node = cluster.add_node(num_cpus=1)
+    checkpoints, log = tmp_path / "runs" / "fewer" / "checkpoints", tmp_path / "fewer.log"
+    process = start(
+        "train",
+        *LONG,
+        *("--train.images", "200", "--train.cpus-per-worker", "1", "--train.min-workers", "1", "--run-name", "fewer"),
+        cwd=tmp_path,
+        environment={"RAY_ADDRESS": cluster.address},
+        log=log,
+    )
+    with process:
+        wait_for(lambda: max(positions(checkpoints), default=0) > 0, process, log)
+        assert len(workers_of(os.getpid())) == 2
+        cluster.remove_node(node, allow_graceful=False)
+        wait_for(lambda: "resuming at" in log.read_text(), process, log)
+        wait_for(lambda: len(workers_of(os.getpid())) == 1, process, log)
+        out, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, log.read_text()[-3000:]
+    found = json.loads(out)
+    assert found["images_seen"] == 200
+
+    # The same images, holes and noise give the same losses, up to rounding that grows from update to update.
+    resumed_at = int(re.findall(r"resuming at (\d+) images", log.read_text())[-1])
+    expected, fewer = losses(undisturbed), losses(found)
+    first, *later = [step for step in fewer if step - 40 >= resumed_at]
+    assert fewer[first] == pytest.approx(expected[first], rel=1e-3)
+    assert later == list(range(first + 40, 201, 40))
+    for step in later:
+        assert fewer[step] == pytest.approx(expected[step], rel=2e-2)
+        assert expected[step] != pytest.approx(expected[step - 40], rel=5e-2), "the next loss would not pass for it"
 
 
 def test_servers_may_go_away_for_a_while(tmp_path: Path) -> None:
