@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,16 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Run a real S3 server with an empty bucket `lab`; the AWS variables that reach it."""
     with running_s3(tmp_path_factory.mktemp("s3")) as server:
         yield server.environment
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[str]:
+    """Give a folder for a Ray cluster that jobs join.
+
+    Of its own, so that no address of a dead head is left where other tests look; short, for Ray's sockets.
+    """
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        yield folder
 
 
 @pytest.fixture

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -41,14 +39,12 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def head(environment: dict[str, str], tmp_path: Path) -> Iterator[str]:
+def head(environment: dict[str, str], ray_folder: str, tmp_path: Path) -> Iterator[str]:
     dashboard = free_port()
-    # Of its own, so that no address of a dead head is left where other tests look; short, for Ray's sockets.
-    temporary = tempfile.mkdtemp(prefix="ray-")
     command = f"""
         {RAY} start --head --block --num-cpus=2 --port={free_port()} --dashboard-host=127.0.0.1
         --dashboard-port={dashboard} --dashboard-agent-listen-port={free_port()} --ray-client-server-port={free_port()}
-        --object-store-memory=300000000 --temp-dir={temporary}
+        --object-store-memory=300000000 --temp-dir={ray_folder}
     """
     with (tmp_path / "head.log").open("w") as log:
         server = subprocess.Popen(
@@ -69,7 +65,6 @@ def head(environment: dict[str, str], tmp_path: Path) -> Iterator[str]:
         finally:
             kill(descendants(server.pid))  # asked to end, it would take half a minute
             server.wait(60)
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def test_submitted_job_does_the_same(head: str, environment: dict[str, str], tmp_path: Path) -> None:

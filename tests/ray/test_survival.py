@@ -6,10 +6,8 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,16 +81,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster(ray_folder: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """Return a cluster whose head has one CPU."""
-    temporary = tempfile.mkdtemp(prefix="ray-")  # short, for Ray's sockets
-    monkeypatch.setenv("RAY_TMPDIR", temporary)
+    monkeypatch.setenv("RAY_TMPDIR", ray_folder)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        yield cluster
-    finally:
-        cluster.shutdown()
-        shutil.rmtree(temporary, ignore_errors=True)
+    yield cluster
+    cluster.shutdown()
 
 
 def test_killed_training_ends_bit_identical(undisturbed: dict[str, Any], tmp_path: Path) -> None:
