@@ -368,8 +368,15 @@ class TrainConfig:
     cpus_per_worker: float = 0.5
     """CPUs that Ray reserves per worker. Half a CPU lets two workers fit beside other tasks on a 2-core machine."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the generator and the frozen features in training; the discriminator, its gradient penalty, Gram matrices
-    and every sum of a loss stay float32. auto: bfloat16 where the GPU or CPU computes it natively."""
+    """Of the convolutions of the generator, the frozen features and the discriminator in training, forward and
+    backward; weights, the gradient penalty, the spectral norm, Gram matrices and every sum of a loss stay float32. auto:
+    bfloat16 where all nodes that can hold a worker compute it natively, else float32; settled when a run starts, and
+    kept. A worker that lacks it ends the run."""
+    tf32: Literal["off", "networks", "all"] = "off"
+    """Where GPUs may round what goes into float32 arithmetic to the 10 bits of TF32, which is several times as fast.
+    off: nowhere; networks: in the convolutions of the generator's update, forward and backward, but not in the
+    discriminator's update, whose gradient penalty suffers from it, nor in the Gram matrices; all: there, too.
+    Held-back images are always measured without."""
     compile: bool = False
     """Let `torch.compile` fuse the generator and the feature network. It takes a minute and a C++ compiler, pays where
     memory traffic is the limit, as on GPUs; on CPUs, where convolutions are most of the work, it made an update
@@ -404,6 +411,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        for name, choices in (("precision", ("auto", "float32", "bfloat16")), ("tf32", ("off", "networks", "all"))):
+            value = getattr(self, name)
+            _check(value in choices, f"train.{name} is {value!r}; give one of {', '.join(choices)}")
         for name in (
             "num_workers",
             "batch_size",
