@@ -68,13 +68,13 @@ def set_tf32(*, convolutions: bool, products: bool) -> None:
     torch.backends.cudnn.allow_tf32 = convolutions
     torch.backends.cuda.matmul.allow_tf32 = products
     # "off" would be "whatever holds for all backends".
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if convolutions else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if convolutions else "ieee"  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
 def tf32(*, convolutions: bool, products: bool) -> Iterator[None]:
     """Call `set_tf32` for a while; a backward must run within, as its forward does."""
-    before = torch.backends.cudnn.conv.fp32_precision == "tf32", torch.backends.cuda.matmul.allow_tf32
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     set_tf32(convolutions=convolutions, products=products)
     try:
         yield
