@@ -359,8 +359,9 @@ def _open_run(
         _check_same(config, known, dataset)
         said = tracking.resume_run(config, known["run_id"])
         if "precision" not in known:
-            # Of version 0.1.0, whose workers chose for themselves, and said so in a tag.
-            known["precision"] = said.get("precision") or settle_precision(config)
+            # Of version 0.1.0, whose workers settled `auto` for themselves, and said so in a tag.
+            started = known["config"]["train"]["precision"]
+            known["precision"] = started if started != "auto" else said.get("precision") or settle_precision(config)
             storage.write_bytes(record, json.dumps(known, indent=2).encode())
             logger.warning(
                 "the run was started by a version that did not fix its precision; it goes on in %s, and without TF32 "

@@ -111,14 +111,17 @@ def test_tf32_is_of_the_run(tiny: Config) -> None:
         open_run(replace(tiny, train=replace(tiny.train, tf32="all")))
 
 
-@pytest.mark.parametrize(("tagged", "settled"), [("bfloat16", "bfloat16"), (None, "float32")])
+@pytest.mark.parametrize(
+    ("setting", "tagged", "settled"), [("auto", "bfloat16", "bfloat16"), ("float32", None, "float32")]
+)
 def test_run_of_version_0_1_goes_on(
-    tiny: Config, tagged: str | None, settled: str, caplog: pytest.LogCaptureFixture
+    tiny: Config, setting: str, tagged: str | None, settled: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     record = Path(tiny.storage.path, "tiny", "run.json")
     record.parent.mkdir(parents=True)
     shutil.copy(GOLDEN_RUN / "run.json", record)
     known = json.loads(record.read_text())
+    known["config"]["train"]["precision"] = setting
     config = replace(Config.from_dict(known["config"]), run_name="tiny", storage=tiny.storage)
     tags = {"precision": tagged} if tagged else {}
     known["run_id"] = tracking.start_run(config, "tiny", tags=tags)
