@@ -35,8 +35,8 @@ class SketchConfig:
     """How a photograph becomes a line drawing."""
 
     detector: Literal["auto", "hed", "opencv"] = "auto"
-    """hed: the HED network; opencv: plain gradients; auto: hed, or opencv with a warning when its weights cannot be
-    had."""
+    """hed: the HED network (all presets but `quickstart`); opencv: plain gradients; auto: hed, or opencv with a warning
+    when its weights cannot be had."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the HED network. bfloat16 is several times as fast where the hardware has it, and moves 2 sketch pixels in
     1,000. auto: bfloat16, on all workers, where the machine that starts the preparation computes it natively."""
@@ -155,7 +155,7 @@ class DataConfig:
     """Side of the prepared square images (published: 512)."""
     test_fraction: float = 1 / 30
     """Share of images held back from training; which ones is a pure function of the key (published: 1,000 of
-    30,000)."""
+    30,000). 0 on purpose: nothing is measured then, and no checkpoint is kept for being the best."""
     license: str | None = None
     """License tag of the photographs, carried to the registered model. Default: what the source says of itself."""
     shard_images: int = 64
@@ -306,9 +306,10 @@ class LossConfig:
     """Input scale of VGG-16, to which its activations are proportional (unpublished). imagenet: mean and deviation
     1, to which the published weights belong; caffe: 0 to 255, at which perceptual weighs 57 times and style 3,292
     times as much."""
-    features: str = "auto"
+    features: str = "hed"
     """VGG-16 for perceptual and style: a path or URI of torchvision's state dict; `hed`: the trunk of the HED
-    weights; `random`: seeded random filters; `auto`: hed, or random with a warning when it cannot be had."""
+    weights; `random`: seeded random filters; `auto` (in `quickstart`): hed, or random with a warning when it cannot be
+    had. Settled when a run starts, and kept."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -368,8 +369,15 @@ class TrainConfig:
     cpus_per_worker: float = 0.5
     """CPUs that Ray reserves per worker. Half a CPU lets two workers fit beside other tasks on a 2-core machine."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the generator and the frozen features in training; the discriminator, its gradient penalty, Gram matrices
-    and every sum of a loss stay float32. auto: bfloat16 where the GPU or CPU computes it natively."""
+    """Of the convolutions of the generator, the frozen features and the discriminator in training, forward and
+    backward; weights, the gradient penalty, the spectral norm, Gram matrices and every sum of a loss stay float32.
+    auto: bfloat16 where all nodes that can hold a worker compute it natively, else float32; settled when a run starts,
+    and kept. A worker whose hardware lacks bfloat16 ends a run that computes in it."""
+    tf32: Literal["off", "networks", "all"] = "off"
+    """Where GPUs may round what goes into float32 arithmetic to the 10 bits of TF32, which is several times as fast.
+    off: nowhere; networks: in the convolutions of the generator's update, forward and backward, but not in the
+    discriminator's update, whose gradient penalty suffers from it, nor in the Gram matrices; all: there, too.
+    Held-back images are always measured without."""
     compile: bool = False
     """Let `torch.compile` fuse the generator and the feature network. It takes a minute and a C++ compiler, pays where
     memory traffic is the limit, as on GPUs; on CPUs, where convolutions are most of the work, it made an update
@@ -404,6 +412,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        for name, choices in (("precision", ("auto", "float32", "bfloat16")), ("tf32", ("off", "networks", "all"))):
+            value = getattr(self, name)
+            _check(value in choices, f"train.{name} is {value!r}; give one of {', '.join(choices)}")
         for name in (
             "num_workers",
             "batch_size",

@@ -277,7 +277,7 @@ def gradient_norms(terms: Terms, generated: Tensor) -> dict[str, Tensor]:
         (gradient,) = (
             torch.autograd.grad(weight * term, generated, retain_graph=True) if term.requires_grad else (None,)
         )
-        norms[name] = torch.zeros(()) if gradient is None else full_precision(gradient).norm()
+        norms[name] = torch.zeros_like(term) if gradient is None else full_precision(gradient).norm()
     return norms
 
 

@@ -1,8 +1,14 @@
-"""Which floating-point type a network computes in."""
+"""Which floating-point type a network computes in, and where GPUs may round float32."""
 
 from __future__ import annotations
 
+import contextlib
+import platform
+from collections.abc import Iterator
+
 import torch
+
+from scfegan_ray.errors import ConfigError
 
 
 def resolve_precision(setting: str, device: torch.device) -> torch.dtype:
@@ -13,9 +19,29 @@ def resolve_precision(setting: str, device: torch.device) -> torch.dtype:
         device: what computes.
     """
     if setting == "auto":
-        native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bf16()
-        return torch.bfloat16 if native else torch.float32
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
     return torch.bfloat16 if setting == "bfloat16" else torch.float32
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Tell whether the hardware computes bfloat16 natively."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def check_native(precision: torch.dtype, device: torch.device) -> None:
+    """Refuse a type that this machine would have to emulate, many times slower.
+
+    Raises:
+        ConfigError: it would.
+    """
+    if precision == torch.bfloat16 and not has_bfloat16(device):
+        what = "GPU" if device.type == "cuda" else "processor"
+        raise ConfigError(
+            f"this run computes in bfloat16, which the {what} of the worker on {platform.node()} lacks; keep the run "
+            "to machines that have it, or start a new run with --train.precision float32"
+        )
 
 
 def autocast(precision: torch.dtype, device: torch.device) -> torch.autocast:
@@ -28,5 +54,29 @@ def name_of(precision: torch.dtype) -> str:
     return str(precision).removeprefix("torch.")
 
 
-def _cpu_has_bf16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+def set_tf32(*, convolutions: bool, products: bool) -> None:
+    """Say where GPUs may round what goes into float32 arithmetic to the 10 bits of TF32.
+
+    It holds for the whole process, so for a backward, too, whichever thread runs it.
+
+    Args:
+        convolutions: in convolutions, where torch would by default.
+        products: in matrix products.
+    """
+    # The older of torch's two ways to say it: it sets the newer one, too, where the newer one alone leaves a mixture
+    # that whoever reads the older, as torch.compile does, is refused.
+    torch.backends.cudnn.allow_tf32 = convolutions
+    torch.backends.cuda.matmul.allow_tf32 = products
+    # "off" would be "whatever holds for all backends".
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if convolutions else "ieee"  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def tf32(*, convolutions: bool, products: bool) -> Iterator[None]:
+    """Call `set_tf32` for a while; a backward must run within, as its forward does."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    set_tf32(convolutions=convolutions, products=products)
+    try:
+        yield
+    finally:
+        set_tf32(convolutions=before[0], products=before[1])

@@ -9,8 +9,10 @@ from scfegan_ray.config import (
     Config,
     DataConfig,
     EvaluationConfig,
+    LossConfig,
     ModelConfig,
     OptimizationConfig,
+    SketchConfig,
     TrainConfig,
 )
 from scfegan_ray.errors import ConfigError
@@ -18,6 +20,7 @@ from scfegan_ray.errors import ConfigError
 _QUICKSTART = Config(
     data=DataConfig(num_embedded=224, size_px=64, test_fraction=1 / 8, shard_images=16),
     model=ModelConfig(base_channels=24, num_downsamples=4, discriminator_base_channels=16, discriminator_num_layers=4),
+    losses=LossConfig(features="auto"),
     optimization=OptimizationConfig(
         generator_learning_rate=2e-3,
         discriminator_learning_rate=4e-4,
@@ -29,8 +32,11 @@ _QUICKSTART = Config(
 )
 """Embedded faces, two CPU workers, minutes: shows the whole path and a model that visibly follows strokes."""
 
+_SKETCH = SketchConfig(detector="hed")
+"""Days of training deserve the real thing or a refusal: plain gradients must be asked for by name."""
+
 _SMALL_256 = Config(
-    data=DataConfig(size_px=256),
+    data=DataConfig(size_px=256, sketch=_SKETCH),
     model=ModelConfig(base_channels=32, num_downsamples=6),
     optimization=OptimizationConfig(generator_learning_rate=1e-3, warmup_images=1_000, final_rate_fraction=0.02),
     train=TrainConfig(use_gpu=True, num_workers=1, cpus_per_worker=4, images=500_000, checkpoint_every_images=20_000),
@@ -38,6 +44,7 @@ _SMALL_256 = Config(
 """One GPU and a folder of photographs: a usable editor in a day."""
 
 _PAPER_512 = Config(
+    data=DataConfig(sketch=_SKETCH),
     train=TrainConfig(
         use_gpu=True,
         num_workers=4,

@@ -255,14 +255,16 @@ def start_run(config: Config, run_name: str, *, tags: Mapping[str, str], parent_
     return run_id
 
 
-def resume_run(config: Config, run_id: str) -> None:
-    """Mark an existing run as running again.
+def resume_run(config: Config, run_id: str) -> dict[str, str]:
+    """Mark an existing run as running again; return its tags.
 
     Raises:
         StorageError: the tracking server cannot be used or does not know the run.
     """
     with _tracking_errors(config):
-        MlflowClient(tracking_uri(config)).update_run(run_id, status="RUNNING")
+        client = MlflowClient(tracking_uri(config))
+        client.update_run(run_id, status="RUNNING")
+        return dict(client.get_run(run_id).data.tags)
 
 
 def end_run(config: Config, run_id: str, status: str) -> None:

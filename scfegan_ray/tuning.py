@@ -19,7 +19,9 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from scfegan_ray import storage, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.data import pipeline
+from scfegan_ray.data.prepared import DatasetInfo
 from scfegan_ray.errors import ConfigError, deliberate_cause
+from scfegan_ray.models.features import settle_features
 from scfegan_ray.training import launch
 
 logger = logging.getLogger(__name__)
@@ -67,14 +69,21 @@ def search(config: Config) -> TuningResult:
     at_once = _trials_at_once(config)
     place = storage.join(storage.absolute(config.storage.path), config.run_name)
     storage.check_writable(place)
+    # Trials are compared, so that none may choose for itself what is left to `auto`.
+    losses = replace(config.losses, features=settle_features(config.losses.features))
+    precision = launch.settle_precision(config)
     # Trials share one dataset, made before they start, so that none waits for CPUs that another one holds.
     prepared = pipeline.ensure_prepared(config)
+    dataset = DatasetInfo.read(prepared)
+    assert dataset is not None, "it was just prepared"
+    launch.check_held_back(dataset, needed=True)
     parent = tracking.start_run(config, config.run_name, tags={"kind": "search"})
     every = max(config.train.batch_size, config.train.images // config.tune.reports)
     trial_config = replace(
         config,
         data=replace(config.data, prepared=prepared),
-        train=replace(config.train, checkpoint_every_images=every, checkpoints_to_keep=1),
+        losses=losses,
+        train=replace(config.train, precision=precision, checkpoint_every_images=every, checkpoints_to_keep=1),
         storage=replace(config.storage, path=place),
         tracking=replace(config.tracking, uri=tracking.tracking_uri(config)),
     )

@@ -51,6 +51,15 @@ def test_defaults_are_the_published_ones() -> None:
     assert preset("paper_512").model == config.model
 
 
+@pytest.mark.parametrize(
+    ("name", "detector", "features"),
+    [("quickstart", "auto", "auto"), ("small_256", "hed", "hed"), ("paper_512", "hed", "hed")],
+)
+def test_only_the_quickstart_makes_do_without_weights(name: str, detector: str, features: str) -> None:
+    config = preset(name)
+    assert (config.data.sketch.detector, config.losses.features) == (detector, features)
+
+
 def test_unknown_key_is_named() -> None:
     values = Config().to_dict()
     values["losses"]["styl"] = 1.0

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scfegan_ray.precision import resolve_precision
+from scfegan_ray.errors import ConfigError
+from scfegan_ray.precision import check_native, resolve_precision, set_tf32, tf32
 
 
 @pytest.mark.parametrize(("setting", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
@@ -28,3 +29,34 @@ def test_auto_follows_the_processor(
 def test_auto_follows_the_gpu(monkeypatch: pytest.MonkeyPatch, native: bool, expected: torch.dtype) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
     assert resolve_precision("auto", torch.device("cuda")) is expected
+
+
+def test_a_worker_that_lacks_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    for device, what in (("cpu", "processor"), ("cuda", "GPU")):
+        check_native(torch.float32, torch.device(device))
+        with pytest.raises(ConfigError, match=f"the {what} of the worker on .* lacks; .*--train.precision float32"):
+            check_native(torch.bfloat16, torch.device(device))
+
+
+def test_tf32_is_said_both_ways_and_put_back() -> None:
+    def said() -> tuple[object, ...]:
+        backends = torch.backends
+        new = backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision  # type: ignore[attr-defined]
+        # What torch.compile reads; a mixture of torch's two ways would raise.
+        return *new, backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()
+
+    try:
+        set_tf32(convolutions=False, products=False)
+        off = ("ieee", "ieee", False, False, "highest")
+        assert said() == off
+        with pytest.raises(KeyError), tf32(convolutions=True, products=True):
+            assert said() == ("tf32", "tf32", True, True, "high")
+            with tf32(convolutions=True, products=False):
+                assert said() == ("tf32", "ieee", True, False, "highest")
+            raise KeyError
+        assert said() == off
+    finally:
+        set_tf32(convolutions=True, products=False)  # torch's default

@@ -97,6 +97,7 @@ def prepare(
     found = prepared.DatasetInfo.read(plan.uri)
     if found is not None:
         _check_same(plan, found.preparation, "was prepared")
+        _check_detector(config.data, plan.uri, found.sketch_detector)
         logger.info("%s is already prepared: %d images", plan.uri, found.num_images)
         return Preparation(plan.uri, found, _read_rejected(plan.uri))
     return _make(config, plan, session)
@@ -113,6 +114,7 @@ def ensure_prepared(config: Config) -> str:
     if uri is None or info is None:
         made = prepare(config)
         uri, info = made.uri, made.info
+    _check_detector(config.data, uri, info.sketch_detector)
     if info.size_px != config.data.size_px:
         raise DataError(
             f"{uri} holds {info.size_px}-pixel images, the run wants {config.data.size_px}; "
@@ -133,6 +135,8 @@ def _make_plan(config: Config) -> _Plan:
         raise DataError(f"no images ({kinds}) under {config.data.source}; check --data.source")
     values = {name: value for name, value in config.to_dict()["data"].items() if name not in _NOT_OF_THE_DATA}
     embedded = config.data.source == sources.EMBEDDED
+    if values["sketch"]["detector"] == "hed":
+        values["sketch"]["detector"] = "auto"  # the same dataset, but where `_check_detector` finds otherwise
     values["source"] = sources.EMBEDDED if embedded else storage.absolute(config.data.source)
     if not embedded:
         del values["num_embedded"]
@@ -154,6 +158,8 @@ def _make_plan(config: Config) -> _Plan:
 
 
 def _check_same(plan: _Plan, before: dict[str, Any], what: str) -> None:
+    if before.get("data.sketch.detector") == "hed":
+        before = before | {"data.sketch.detector": "auto"}  # as in `_make_plan`
     for name in sorted(plan.settings.keys() | before.keys()):
         if plan.settings.get(name) == before.get(name):
             continue
@@ -163,6 +169,14 @@ def _check_same(plan: _Plan, before: dict[str, Any], what: str) -> None:
             else f"with {name} = {before.get(name)}, now it is {plan.settings.get(name)}"
         )
         raise DataError(f"{plan.uri} {what} {difference}; choose another --data.prepared or delete that folder")
+
+
+def _check_detector(config: DataConfig, uri: str, found: str) -> None:
+    if config.sketch.detector == "hed" and found != "hed":
+        raise DataError(
+            f"the sketches of {uri} were drawn with {found}, now data.sketch.detector is hed; give "
+            f"--data.sketch.detector auto to take them as they are, or another --data.prepared, or delete that folder"
+        )
 
 
 def _make(config: Config, plan: _Plan, session: Callable[[], contextlib.AbstractContextManager[None]]) -> Preparation:
@@ -237,6 +251,7 @@ def _settle(config: DataConfig, uri: str, there: list[shards.Shard]) -> DataConf
     settled = there[0].settled
     if any(shard.settled != settled for shard in there):
         raise DataError(f"two preparations of {uri} chose different edge detectors; delete it and start anew")
+    _check_detector(config, uri, settled["detector"])
     return dataclasses.replace(config, sketch=dataclasses.replace(config.sketch, **settled))
 
 

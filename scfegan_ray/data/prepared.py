@@ -199,9 +199,8 @@ class PreparedDataset:
         )
 
     def held_back(self, count: int) -> list[int]:
-        """Return rows for evaluation: of the test split, or of the whole where that is empty."""
-        rows = self.test_rows if len(self.test_rows) else np.arange(len(self.keys))
-        return [int(row) for row in rows[:count]]
+        """Return rows for evaluation, of the test split only: none where that is empty."""
+        return [int(row) for row in self.test_rows[:count]]
 
 
 def decode_row(value: dict[str, Any]) -> dict[str, Any]:

@@ -256,7 +256,14 @@ def make_detector(config: SketchConfig) -> EdgeDetector:
     if settled.detector == "opencv":
         return OpenCvDetector()
     device = _device()
-    return HedDetector(hed_arrays(), resolve_precision(settled.precision, device), device)
+    try:
+        arrays = hed_arrays()
+    except ModelError as error:
+        raise ModelError(
+            f"the sketches want the HED edge detector: {error}; or give --data.sketch.detector opencv, whose lines are "
+            "less complete"
+        ) from error
+    return HedDetector(arrays, resolve_precision(settled.precision, device), device)
 
 
 def _device() -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import math
@@ -196,19 +197,36 @@ def vgg_random(seed: int = 0) -> Features:
 
 
 def settle_features(spec: str) -> str:
-    """Turn `auto` into what can be had here and now, so that all workers of a run can be told the same.
+    """Turn a setting into what all workers of a run can be told, once it is sure that it can be had.
 
     Args:
         spec: as `load_features` takes it.
 
     Returns:
-        `hed` or `random` for `auto`, anything else unchanged.
+        `hed`, or `random` where only `auto` was asked for and hed cannot be had; `random`; or an absolute URI.
+
+    Raises:
+        ModelError: what was asked for by name cannot be had.
+        StorageError: the store that is to hold it cannot be asked.
     """
-    if spec != "auto":
+    if spec == "random":
         return spec
+    if spec not in ("auto", "hed"):
+        uri = storage.absolute(spec)
+        if not storage.exists(uri):
+            raise ModelError(
+                f"losses.features is {spec}, and there is no file {uri}; give one with torchvision's vgg16 weights, "
+                "hed, or random"
+            )
+        return uri
     try:
         weights.hed_arrays()
     except ModelError as error:
+        if spec == "hed":
+            raise ModelError(
+                f"the perceptual and style losses want the HED weights: {error}; or give --losses.features a file of "
+                "torchvision's vgg16 weights, or random, which costs realism of skin and hair"
+            ) from error
         _LOG.warning(
             "perceptual and style losses compare random filters, which cost realism of skin and hair: %s "
             "(or set losses.features to a file with torchvision's vgg16 weights)",
@@ -229,11 +247,14 @@ def load_features(spec: str) -> Features:
         ModelError: the weights cannot be had, read, or are not VGG-16's.
         StorageError: the path or URI cannot be read.
     """
-    spec = settle_features(spec)
+    if spec == "auto":
+        spec = settle_features(spec)
     if spec == "random":
         return vgg_random()
     if spec == "hed":
-        return vgg_from_hed(weights.hed_arrays())
+        features = vgg_from_hed(weights.hed_arrays())
+        features.description += f", sha256 {weights.HED_WEIGHTS.member_sha256}"
+        return features
     content = storage.read_bytes(spec)
     try:
         state: Any = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
@@ -242,5 +263,5 @@ def load_features(spec: str) -> Features:
     if not isinstance(state, Mapping):
         raise ModelError(f"{spec} holds a {type(state).__name__}; save torchvision's vgg16 state dict there")
     features = vgg_from_torchvision(state)
-    features.description = f"VGG-16 from {spec}"
+    features.description = f"torchvision's VGG-16 with sha256 {hashlib.sha256(content).hexdigest()} from {spec}"
     return features

@@ -29,7 +29,7 @@ from scfegan_ray.config import Config
 from scfegan_ray.data import examples, pipeline, prepared, shards, sources
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features, load_features
-from scfegan_ray.precision import autocast, name_of, resolve_precision
+from scfegan_ray.precision import autocast, name_of, resolve_precision, set_tf32
 from scfegan_ray.training import launch
 from scfegan_ray.training.plain import PlainGenerator, PlainStep
 from scfegan_ray.training.state import TrainingState
@@ -54,7 +54,7 @@ def run(config: Config) -> dict[str, Any]:
 
     Args:
         config: `model`, `losses`, `optimization`, `data.size_px`, `train.batch_size` (all on one device),
-            `train.precision`, `train.use_gpu` and `train.threads_per_worker` are read.
+            `train.precision`, `train.tf32`, `train.use_gpu` and `train.threads_per_worker` are read.
 
     Returns:
         step_seconds and inference_seconds: medians by variant (plain, float32, and the configured precision);
@@ -143,10 +143,10 @@ def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContex
         config = replace(
             config,
             run_name="benchmark",
-            data=replace(config.data, num_embedded=min(config.data.num_embedded, _EMBEDDED)),
+            # Nothing is held back, hence nothing measured in between.
+            data=replace(config.data, num_embedded=min(config.data.num_embedded, _EMBEDDED), test_fraction=0.0),
             storage=replace(config.storage, path=scratch),
             tracking=replace(config.tracking, uri=f"sqlite:///{scratch}/mlflow.db"),
-            evaluation=replace(config.evaluation, num_images=1, grid_images=1),
         )
         with session():
             config = replace(config, data=replace(config.data, prepared=pipeline.ensure_prepared(config)))
@@ -223,6 +223,7 @@ def updates_alone(config_json: str) -> float:
 def _set_up(config: Config) -> torch.device:
     if config.train.threads_per_worker:
         torch.set_num_threads(config.train.threads_per_worker)
+    set_tf32(convolutions=False, products=False)  # as in a worker
     return torch.device("cuda" if config.train.use_gpu else "cpu")
 
 
@@ -267,6 +268,7 @@ def _step(
         generator=state.generator,
         discriminator=state.discriminator,
         precision=kind,
+        allow_tf32=config.train.tf32,
     ).values
 
 

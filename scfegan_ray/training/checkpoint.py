@@ -197,5 +197,14 @@ def _load_moments(
             f"the checkpoint's optimizer state does not fit the {prefix}: {unknown or 'parts are missing'}"
         )
     state = optimizer.state_dict()
-    state["state"] = {at: stored[name] for at, name in enumerate(names) if name in stored}
+    state["state"] = {
+        at: {moment: _laid_out_as(parameter, value) for moment, value in stored[name].items()}
+        for at, (name, parameter) in enumerate(network.named_parameters())
+        if name in stored
+    }
     optimizer.load_state_dict(state)
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """Give a moment the strides of its parameter, beside which a fused Adam walks through memory."""
+    return value if value.shape != parameter.shape else torch.empty_like(parameter, device="cpu").copy_(value)

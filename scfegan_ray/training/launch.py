@@ -10,21 +10,24 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import ray
 import ray.train
 import ray.train.torch
+import torch
 from ray.train.v2.api.callback import UserCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scfegan_ray import config as configuration
 from scfegan_ray import errors, storage, tracking
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples, pipeline, prepared
-from scfegan_ray.errors import ConfigError, deliberate_cause
+from scfegan_ray.errors import ConfigError, DataError, deliberate_cause
 from scfegan_ray.models.features import settle_features
+from scfegan_ray.precision import has_bfloat16
 from scfegan_ray.training import checkpoint
 from scfegan_ray.training.store import CheckpointStore
 from scfegan_ray.training.worker import Outcome, train_worker
@@ -107,7 +110,8 @@ def train(
 
     Raises:
         ConfigError: the run exists with other settings, or the cluster is too small.
-        DataError: there is nothing to train on.
+        DataError: there is nothing to train on, or nothing to measure on.
+        ModelError: weights that are needed cannot be had.
         StorageError: storage or tracking cannot be used.
         DivergenceError: training does not recover from losses that explode.
         KeyboardInterrupt: the user ended it, after a last checkpoint.
@@ -116,9 +120,13 @@ def train(
     root = storage.absolute(config.storage.path)
     storage.check_writable(root)
     check_resources(config)
+    place = storage.join(root, config.run_name)
+    if not storage.exists(storage.join(place, _RECORD)):
+        settle_features(config.losses.features)  # what cannot be had is known before hours of preparation
     dataset_uri = pipeline.ensure_prepared(config)
     dataset = prepared.DatasetInfo.read(dataset_uri)
     assert dataset is not None, "it was just prepared"
+    check_held_back(dataset, needed=bool(callbacks))
     uri = tracking.tracking_uri(config)
     tags = {
         "data_fingerprint": dataset.fingerprint,
@@ -126,9 +134,10 @@ def train(
         "data_source": dataset.source,
         "sketch_detector": dataset.sketch_detector,
     }
-    place = storage.join(root, config.run_name)
     run = _open_run(config, place, dataset, tags, parent_run_id)
     run_id = run["run_id"]
+    settled = replace(config, train=replace(config.train, precision=run["precision"]))
+    tags |= {"precision": run["precision"], "tf32": config.train.tf32}
     logger.info("run %s, MLflow run %s at %s", config.run_name, run_id, uri)
 
     store = CheckpointStore(storage.join(place, "checkpoints"))
@@ -137,7 +146,7 @@ def train(
         outcome = _fit(
             config,
             {
-                "config": config.to_dict(),
+                "config": settled.to_dict(),
                 "dataset": dataset_uri,
                 "checkpoints": store.place,
                 "tracking_uri": uri,
@@ -159,7 +168,8 @@ def train(
             with storage.local_copy(outcome.checkpoint) as folder:
                 generator, _ = checkpoint.load_generator(folder)
             rows = prepared.PreparedDataset.open(dataset_uri)
-            example = next(examples.evaluation_batches(rows, config.masks, 1, 1))
+            shown = rows.row((rows.held_back(1) or [0])[0])
+            example = examples.stack([examples.evaluation_example(shown, config.masks)])
             model_uri = tracking.register(
                 generator,
                 config,
@@ -290,20 +300,80 @@ def check_resources(config: Config) -> None:
             )
 
 
+def check_held_back(dataset: prepared.DatasetInfo, *, needed: bool = False) -> None:
+    """Refuse a dataset that was to hold images back and holds none.
+
+    Args:
+        dataset: its description.
+        needed: refuse also one that holds none back on purpose.
+
+    Raises:
+        DataError: there is nothing to measure on.
+    """
+    if dataset.num_test:
+        return
+    if dataset.test_fraction > 0 or needed:
+        raise DataError(
+            f"none of the {dataset.num_images} images of {dataset.source} is held back at a data.test_fraction of "
+            f"{dataset.test_fraction:.3g}, so nothing can be measured; prepare them with a larger one, such as "
+            "--data.test-fraction 0.2" + ("" if needed else ", or with 0 to train without measuring")
+        )
+    logger.warning(
+        "nothing is held back (data.test_fraction 0): nothing is measured, no checkpoint is kept as the best"
+    )
+
+
+def settle_precision(config: Config) -> Literal["float32", "bfloat16"]:
+    """Return the precision for all workers of a run; what is left to `auto` is what all nodes compute natively."""
+    if config.train.precision != "auto":
+        return config.train.precision
+    each = _resources(config)
+    fitting = [
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and all(node["Resources"].get(name, 0.0) >= number for name, number in each.items())
+    ]
+    if fitting == [ray.get_runtime_context().get_node_id()] and not config.train.use_gpu:
+        return "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
+    ask = ray.remote(num_cpus=0, max_retries=3)(has_bfloat16)
+    kind = torch.device("cuda" if config.train.use_gpu else "cpu")
+    asked = [
+        # A task without GPUs of its own sees those of its node, and need not wait for others to leave them.
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(kind)
+        for node in fitting
+        # Where nodes are yet to come, the first one that takes a worker.
+    ] or [ask.options(num_cpus=each["CPU"], num_gpus=each.get("GPU", 0.0)).remote(kind)]
+    return "bfloat16" if all(ray.get(asked)) else "float32"
+
+
+_RECORD = "run.json"
+
+
 def _open_run(
     config: Config, place: str, dataset: prepared.DatasetInfo, tags: dict[str, str], parent_run_id: str | None
 ) -> dict[str, Any]:
     """Return what `run.json` knows of a run: written when it starts, so that a resume goes on with the same."""
-    record = storage.join(place, "run.json")
+    record = storage.join(place, _RECORD)
     if storage.exists(record):
         known: dict[str, Any] = json.loads(storage.read_bytes(record))
         _check_same(config, known, dataset)
-        tracking.resume_run(config, known["run_id"])
+        said = tracking.resume_run(config, known["run_id"])
+        if "precision" not in known:
+            # Of version 0.1.0, whose workers settled `auto` for themselves, and said so in a tag.
+            started = known["config"]["train"]["precision"]
+            known["precision"] = started if started != "auto" else said.get("precision") or settle_precision(config)
+            storage.write_bytes(record, json.dumps(known, indent=2).encode())
+            logger.warning(
+                "the run was started by a version that did not fix its precision; it goes on in %s, and without TF32 "
+                "on GPUs unless --train.tf32 says otherwise",
+                known["precision"],
+            )
         return known
     assert config.run_name
     values = {
         "run_id": tracking.start_run(config, config.run_name, tags=tags, parent_run_id=parent_run_id),
         "features": settle_features(config.losses.features),
+        "precision": settle_precision(config),
         "data_fingerprint": dataset.fingerprint,
         "config": config.to_dict(),
     }
@@ -312,7 +382,18 @@ def _open_run(
 
 
 def _check_same(config: Config, known: dict[str, Any], dataset: prepared.DatasetInfo) -> None:
-    before, now = (configuration.flatten(values) for values in (known["config"], config.to_dict()))
+    # Settings that did not exist yet when the run was started are as by default.
+    started = Config.from_dict(known["config"]).to_dict()
+    before, now = (configuration.flatten(values) for values in (started, config.to_dict()))
+    # What was left to `auto` has been settled since, and now means just that.
+    before |= {"losses.features": known["features"]}
+    before |= {"train.precision": known.get("precision", before["train.precision"])}
+    for name in ("losses.features", "train.precision"):
+        if now[name] == "auto":
+            now[name] = before[name]
+    for settings in (before, now):
+        if settings["losses.features"] not in ("hed", "random"):
+            settings["losses.features"] = storage.absolute(settings["losses.features"])
     cure = f"use another --run-name than {config.run_name} or the old setting"
     for name in sorted(before.keys() | now.keys()):
         free = name in _FREE_ON_RESUME or name.partition(".")[0] in _FREE_ON_RESUME

@@ -239,14 +239,11 @@ def _vgg(weights: Features, image: Tensor) -> list[Tensor]:
 
 
 def _distance(ours: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
-    total = torch.zeros(())
-    for a, b in zip(ours, truth, strict=True):
-        total = total + (a - b).abs().mean()
-    return total
+    return torch.stack([(a - b).abs().mean() for a, b in zip(ours, truth, strict=True)]).sum()
 
 
 def _style(ours: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
-    total = torch.zeros(())
+    total = truth[0].new_zeros(())
     for a, b in zip(ours, truth, strict=True):
         _, channels, height, width = a.shape
         grams = [torch.einsum("nchw,ndhw->ncd", seen, seen) / (channels * height * width) for seen in (a, b)]
@@ -257,7 +254,7 @@ def _style(ours: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
 def _total_variation(composite: Tensor, mask: Tensor, where: str) -> Tensor:
     dilated = F.max_pool2d(mask, 3, stride=1, padding=1)
     region = {"dilated_hole": dilated, "hole": mask, "image": torch.ones_like(mask)}[where]
-    total = torch.zeros(())
+    total = composite.new_zeros(())
     for one, other in (
         ((slice(None), slice(None), slice(1, None)), (slice(None), slice(None), slice(None, -1))),
         ((..., slice(1, None)), (..., slice(None, -1))),

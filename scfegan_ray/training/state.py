@@ -34,14 +34,22 @@ class TrainingState:
     images_seen: int = 0
 
     @classmethod
-    def build(cls, config: Config, device: torch.device | str = "cpu") -> TrainingState:
-        """Draw the first weights from the config's seed, the same on every machine of a kind."""
+    def build(
+        cls, config: Config, device: torch.device | str = "cpu", *, channels_last: bool | None = None
+    ) -> TrainingState:
+        """Draw the first weights from the config's seed, the same on every machine of a kind.
+
+        Args:
+            config: `seed`, `model`, `optimization` and `sentinel` are read.
+            device: where the networks are to be.
+            channels_last: whether kernels lie in memory channels last. Default: on GPUs, whose tensor cores want it; on
+                CPUs it makes the small maps in the generator's middle slower.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             generator = Generator(config.model).to(device)
             discriminator = Discriminator(config.model).to(device)
-        if torch.device(device).type == "cuda":
-            # Tensor cores want it; on CPUs it makes the small maps in the generator's middle slower.
+        if torch.device(device).type == "cuda" if channels_last is None else channels_last:
             for network in (generator, discriminator):
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         ema = copy.deepcopy(generator).requires_grad_(False).eval()

@@ -13,7 +13,7 @@ from scfegan_ray import losses
 from scfegan_ray.config import LossConfig
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features
-from scfegan_ray.precision import autocast
+from scfegan_ray.precision import autocast, tf32
 from scfegan_ray.training.state import TrainingState
 
 
@@ -55,6 +55,7 @@ def train_step(
     generator: nn.Module,
     discriminator: nn.Module,
     precision: torch.dtype = torch.float32,
+    allow_tf32: str = "off",
     images_per_worker: float | None = None,
     keep_graph: bool = True,
     accept: Callable[[str, Tensor, Tensor], bool] = _accept_all,
@@ -72,8 +73,12 @@ def train_step(
         config: loss weights.
         generator: `state.generator`, or its DDP wrapper.
         discriminator: `state.discriminator`, or its DDP wrapper.
-        precision: float32, or bfloat16 for the networks and the features. Local response normalization's sums, the
-            spectral norm, the gradient penalty, Gram matrices and all reductions of a loss stay float32.
+        precision: float32, or bfloat16 for the convolutions of generator, features and discriminator. Local response
+            normalization's sums, the spectral norm, the gradient penalty with its own way through the discriminator,
+            Gram matrices and all reductions of a loss stay float32.
+        allow_tf32: where GPUs may round float32 to TF32, forward and backward: "off"; "networks" for the convolutions
+            of the generator's update; "all" for the discriminator's update, hence the penalty, and the Gram matrices,
+            too.
         images_per_worker: images of the global batch divided by the number of workers, which makes images count the
             same where workers' shares differ. Default: the images of `parts`.
         keep_graph: let the generator's one forward serve both updates, which keeps all parts' activations meanwhile.
@@ -90,6 +95,7 @@ def train_step(
     if keep_graph and len(parts) > 1 and isinstance(generator, nn.parallel.DistributedDataParallel):
         raise ValueError("DDP would send in the first of several backwards; give keep_graph=False")
     reduced = autocast(precision, parts[0].batch.mask.device)
+    networks, everything = allow_tf32 != "off", allow_tf32 == "all"
     each = images_per_worker or sum(len(part.interpolation) for part in parts)
     shares = [len(part.interpolation) / each for part in parts]
     values: dict[str, Tensor] = {}
@@ -103,56 +109,62 @@ def train_step(
             image: Tensor = network(part.batch.generator_input())
         return image.float()
 
-    if keep_graph:
-        generated = [generate(generator, part) for part in parts]
-    else:
-        with torch.no_grad():
-            generated = [generate(state.generator, part) for part in parts]
+    with tf32(convolutions=networks, products=everything):
+        if keep_graph:
+            generated = [generate(generator, part) for part in parts]
+        else:
+            with torch.no_grad():
+                generated = [generate(state.generator, part) for part in parts]
 
     # Discriminator: real images up, composites down, its gradient in the hole near 1.
-    state.discriminator.advance_spectral_norm()
-    state.discriminator_optimizer.zero_grad(set_to_none=True)
-    for at, (part, share) in enumerate(zip(parts, shares, strict=True)):
-        batch = part.batch
-        with _sending(discriminator, at == len(parts) - 1):
-            with reduced:
-                total, found = losses.discriminator_loss(
-                    discriminator,
-                    batch.ground_truth,
-                    batch.composite(generated[at]).detach(),
-                    batch.conditions(),
-                    batch.mask,
-                    part.interpolation,
-                    config,
-                )
-            (share * total).backward()  # type: ignore[no-untyped-call]
-        add({"discriminator/total": total} | {f"discriminator/{name}": value for name, value in found.items()}, share)
+    with tf32(convolutions=everything, products=everything):
+        state.discriminator.advance_spectral_norm()
+        state.discriminator_optimizer.zero_grad(set_to_none=True)
+        for at, (part, share) in enumerate(zip(parts, shares, strict=True)):
+            batch = part.batch
+            with _sending(discriminator, at == len(parts) - 1):
+                with reduced:
+                    total, found = losses.discriminator_loss(
+                        discriminator,
+                        batch.ground_truth,
+                        batch.composite(generated[at]).detach(),
+                        batch.conditions(),
+                        batch.mask,
+                        part.interpolation,
+                        config,
+                    )
+                (share * total).backward()  # type: ignore[no-untyped-call]
+            add(
+                {"discriminator/total": total} | {f"discriminator/{name}": value for name, value in found.items()},
+                share,
+            )
     if not _update("discriminator", state.discriminator, state.discriminator_optimizer, values, accept):
         return Outcome(values, False)
 
     # Generator: judged by the plain discriminator, whose weights want no gradient now, so nothing is sent for them.
-    state.discriminator.requires_grad_(False)
-    state.discriminator.advance_spectral_norm()
-    state.generator_optimizer.zero_grad(set_to_none=True)
-    for at, (part, share) in enumerate(zip(parts, shares, strict=True)):
-        batch, conditions = part.batch, part.batch.conditions()
-        with _sending(generator, at == len(parts) - 1):
-            image = generated[at] if keep_graph else generate(generator, part)
-            with reduced:
-                fake_scores = state.discriminator(batch.composite(image), conditions)
-                real_scores = None
-                if config.real_score_penalty_in == "generator":
-                    with torch.no_grad():
-                        real_scores = state.discriminator(batch.ground_truth, conditions)
-                terms = losses.generator_terms(
-                    image, batch.ground_truth, batch.mask, features, fake_scores, config, real_scores
-                )
-                total = losses.weighted_sum(terms)
-            if with_gradient_norms and at == 0:
-                norms = losses.gradient_norms(terms, image)
-                values |= {f"gradient_norm/{name}": value for name, value in norms.items()}
-            (share * total).backward()  # type: ignore[no-untyped-call]
-        add({"generator/total": total} | {f"generator/{name}": term for name, (_, term) in terms.items()}, share)
+    with tf32(convolutions=networks, products=everything):
+        state.discriminator.requires_grad_(False)
+        state.discriminator.advance_spectral_norm()
+        state.generator_optimizer.zero_grad(set_to_none=True)
+        for at, (part, share) in enumerate(zip(parts, shares, strict=True)):
+            batch, conditions = part.batch, part.batch.conditions()
+            with _sending(generator, at == len(parts) - 1):
+                image = generated[at] if keep_graph else generate(generator, part)
+                with reduced:
+                    fake_scores = state.discriminator(batch.composite(image), conditions)
+                    real_scores = None
+                    if config.real_score_penalty_in == "generator":
+                        with torch.no_grad():
+                            real_scores = state.discriminator(batch.ground_truth, conditions)
+                    terms = losses.generator_terms(
+                        image, batch.ground_truth, batch.mask, features, fake_scores, config, real_scores
+                    )
+                    total = losses.weighted_sum(terms)
+                if with_gradient_norms and at == 0:
+                    norms = losses.gradient_norms(terms, image)
+                    values |= {f"gradient_norm/{name}": value for name, value in norms.items()}
+                (share * total).backward()  # type: ignore[no-untyped-call]
+            add({"generator/total": total} | {f"generator/{name}": term for name, (_, term) in terms.items()}, share)
     state.discriminator.requires_grad_(True)
     return Outcome(values, _update("generator", state.generator, state.generator_optimizer, values, accept))
 

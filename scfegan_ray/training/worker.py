@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -26,7 +27,7 @@ from scfegan_ray.errors import CheckpointError, ScFeganError, StorageError
 from scfegan_ray.evaluation import Evaluator
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features, load_features
-from scfegan_ray.precision import name_of, resolve_precision
+from scfegan_ray.precision import check_native, name_of, resolve_precision, set_tf32
 from scfegan_ray.progress import Progress
 from scfegan_ray.tracking import Tracker, open_tracker
 from scfegan_ray.training import checkpoint
@@ -78,10 +79,10 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """Train until `train.images` images were seen, from the last checkpoint where there is one.
 
     Args:
-        settings: config: `Config.to_dict()`; dataset: URI of the prepared dataset; checkpoints: URI of the run's
-            `CheckpointStore`; tracking_uri, run_id: the MLflow run that rank 0 writes to; features: which VGG weights,
-            settled for all workers; stop: actor whose `is_set` tells that training is to end, or None; report: whether
-            metrics of held-back images go to Ray Train, too.
+        settings: config: `Config.to_dict()`, its precision settled for all workers; dataset: URI of the prepared data;
+            checkpoints: URI of the run's `CheckpointStore`; tracking_uri, run_id: the MLflow run that rank 0 writes to;
+            features: which VGG weights, settled for all workers; stop: actor whose `is_set` tells that training is to
+            end, or None; report: whether metrics of held-back images go to Ray Train, too.
 
     Returns:
         `Outcome` as a dict; only rank 0's is read.
@@ -94,6 +95,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     assert isinstance(device, torch.device), "one device per worker"
     torch.set_num_threads(config.train.threads_per_worker or _share_of_cores(context.get_local_world_size()))
     torch.backends.cudnn.benchmark = True  # shapes never change
+    set_tf32(convolutions=False, products=False)  # but where an update allows it
+    precision = resolve_precision(config.train.precision, device)
 
     # State: built from the seed, then brought to the last checkpoint.
     store = CheckpointStore(settings["checkpoints"])
@@ -101,13 +104,13 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     retry_seconds = config.storage.retry_seconds
     outcome = Outcome(first_metrics={}, last_metrics={})
     try:
+        _together(lambda: check_native(precision, device))
         resumed = _load_latest(state, store, rank, retry_seconds)
-    except (CheckpointError, StorageError) as error:
+    except ScFeganError as error:  # the same on every rank
         outcome.failure = _named(error)
         return asdict(outcome)
     if resumed is not None:
         logger.info("resuming at %d images", state.images_seen)
-    precision = resolve_precision(config.train.precision, device)
     features = load_features(settings["features"]).to(device)
     if config.train.compile:
         state.generator.compile()
@@ -138,25 +141,34 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     tracker = open_tracker(
         settings["tracking_uri"], settings["run_id"] if rank == 0 else None, config.tracking.patience_seconds
     )
-    tracker.tags({"features": features.description, "precision": name_of(precision)})
-    judge = _Judge(config, dataset, features, device, tracker) if rank == 0 else None
+    tracker.tags({"features": features.description, "precision": name_of(precision), "tf32": config.train.tf32})
+    judge = _Judge(config, dataset, features, device, tracker) if rank == 0 and dataset.info.num_test else None
     writer = CheckpointWriter(store, config.train.checkpoints_to_keep, retry_seconds)
     stop = _StopRequest(settings["stop"])
+    interval = _Interval()
     saved_at, saved_seconds = state.images_seen, time.monotonic()
 
     def save(metrics: dict[str, float] | None) -> None:
         nonlocal saved_at, saved_seconds
         try:
-            writer.save(checkpoint.capture(state, config, metrics))
+            with interval.spent_on("checkpoint"):
+                writer.save(checkpoint.capture(state, config, metrics))
         except StorageError as error:
             outcome.failure = _named(error)
         saved_at, saved_seconds = state.images_seen, time.monotonic()
 
+    def measure() -> dict[str, float] | None:
+        if judge is None:
+            return None
+        with interval.spent_on("evaluation"):
+            outcome.last_metrics = judge.measure(state)
+        return outcome.last_metrics
+
     outcome.features = features.description
-    if judge is not None:
-        outcome.first_metrics = outcome.last_metrics = judge.measure(state)
-        if resumed is None:
-            save(outcome.first_metrics)  # something to go back to from the very first
+    measured = measure()
+    outcome.first_metrics = outcome.last_metrics
+    if rank == 0 and resumed is None:
+        save(measured)  # something to go back to from the very first
 
     wish = _GO_ON
 
@@ -175,54 +187,44 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     while state.images_seen < total and wish == _GO_ON:
         began = time.perf_counter()
-        arrays = next(batches)
+        with interval.spent_on("data"):
+            arrays = next(batches)
         rates = state.set_learning_rates(config.optimization, total)
         before, after = state.images_seen, state.images_seen + batch_size
-        found = train_step(
-            state,
-            _parts(arrays, most, device),
-            features,
-            config.losses,
-            generator=generator,
-            discriminator=discriminator,
-            precision=precision,
-            images_per_worker=batch_size / num_workers,
-            keep_graph=keep_graph,
-            accept=accept,
-            with_gradient_norms=_crossed(before, after, config.train.gradient_norms_every_images),
-        )
-        state.images_seen = after
-        trouble = state.sentinel.conclude(found.accepted)
+        with interval.spent_on("step"):  # which waits for the device by itself, to know whether to accept
+            found = train_step(
+                state,
+                _parts(arrays, most, device),
+                features,
+                config.losses,
+                generator=generator,
+                discriminator=discriminator,
+                precision=precision,
+                allow_tf32=config.train.tf32,
+                images_per_worker=batch_size / num_workers,
+                keep_graph=keep_graph,
+                accept=accept,
+                with_gradient_norms=_crossed(before, after, config.train.gradient_norms_every_images),
+            )
+            state.images_seen = after
+            trouble = state.sentinel.conclude(found.accepted)
+            if not trouble:
+                state.update_ema(config.optimization.ema_half_life_images, batch_size)
+                means.add(found.values)
         if trouble:
             logger.warning("skipped the batch at %d: %s", before, trouble)
-        else:
-            state.update_ema(config.optimization.ema_half_life_images, batch_size)
-            means.add(found.values)
+        interval.num_images += batch_size
         done = state.images_seen >= total
 
         # What depends on position and outcome alone is the same on every rank, so that none waits for a partner.
         is_log = done or before == 0 or _crossed(before, after, config.train.log_every_images)
         values = means.take() if is_log else {}
         progress.update(state.images_seen, f"generator {values['generator/total']:.3f}" if values else "")
-        if is_log:
-            tracker.metrics(
-                {f"train/{name}": value for name, value in values.items()}
-                | {f"train/weighted/{name}": value for name, value in _weighted(values, config).items()}
-                | {
-                    "train/generator/learning_rate": rates[0],
-                    "train/discriminator/learning_rate": rates[1],
-                    "train/images_per_second": progress.rate,
-                    "train/eta_seconds": progress.seconds_left,
-                    "train/memory_gib": _memory_bytes(device) / 2**30,
-                    "train/skipped_batches": state.sentinel.num_skipped,
-                    "train/rollbacks": len(state.sentinel.reseeded_at),
-                },
-                state.images_seen,
-            )
-
         durations.append(time.perf_counter() - began)
 
-        if state.sentinel.must_roll_back:
+        is_mark = done or _crossed(before, after, config.train.checkpoint_every_images)
+        must_roll_back = state.sentinel.must_roll_back
+        if must_roll_back:
             try:
                 _roll_back(state, store, writer, rank, retry_seconds)
             except ScFeganError as error:  # the same on every rank
@@ -236,16 +238,27 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             )
             batches.close()
             batches = open_batches()
-            continue
-
-        is_mark = done or _crossed(before, after, config.train.checkpoint_every_images)
-        if judge is not None and state.sentinel.is_calm and wish != _FAIL:
+        elif rank == 0 and state.sentinel.is_calm and wish != _FAIL:
             if is_mark:
-                outcome.last_metrics = judge.measure(state)
-                save(outcome.last_metrics)
+                save(measure())
             elif time.monotonic() - saved_seconds > config.train.checkpoint_every_seconds and not writer.is_busy:
                 save(None)
-        if is_mark and settings["report"]:
+        if is_log:
+            tracker.metrics(
+                {f"train/{name}": value for name, value in values.items()}
+                | {f"train/weighted/{name}": value for name, value in _weighted(values, config).items()}
+                | {f"train/{name}": value for name, value in interval.take().items()}
+                | {
+                    "train/generator/learning_rate": rates[0],
+                    "train/discriminator/learning_rate": rates[1],
+                    "train/eta_seconds": progress.seconds_left,
+                    "train/memory_gib": _memory_bytes(device) / 2**30,
+                    "train/skipped_batches": state.sentinel.num_skipped,
+                    "train/rollbacks": len(state.sentinel.reseeded_at),
+                },
+                after,
+            )
+        if is_mark and settings["report"] and not must_roll_back:
             ray.train.report(outcome.last_metrics | {"images_seen": state.images_seen})
 
     batches.close()
@@ -306,6 +319,38 @@ class _Judge:
         self._tracker.metrics({f"val/{name}": value for name, value in metrics.items()}, images_seen)
         readable = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
         logger.info("held-back images at %d: %s", images_seen, readable)
+
+
+class _Interval:
+    """Where the time since the last record went.
+
+    Attributes:
+        num_images: trained on in it, over all workers.
+    """
+
+    def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self.num_images = 0
+        self._began = time.perf_counter()
+        self._seconds = dict.fromkeys(("data", "step", "checkpoint", "evaluation"), 0.0)
+
+    @contextlib.contextmanager
+    def spent_on(self, what: str) -> Iterator[None]:
+        """Count the time within; nothing waits for the device to know it."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[what] += time.perf_counter() - began
+
+    def take(self) -> dict[str, float]:
+        """Return images_per_second, all pauses included, and seconds by purpose; start anew."""
+        rate = self.num_images / max(time.perf_counter() - self._began, 1e-9)
+        found = {"images_per_second": rate} | {f"seconds/{name}": value for name, value in self._seconds.items()}
+        self._restart()
+        return found
 
 
 class _StopRequest:

@@ -223,9 +223,11 @@ def test_evaluation_ignores_the_seed_and_uses_held_back_images(dataset: Prepared
     assert shown <= {int(r) for r in dataset.test_rows}
 
 
-def test_dataset_without_test_images_evaluates_on_all(dataset: PreparedDataset) -> None:
+def test_training_images_are_never_held_back(dataset: PreparedDataset) -> None:
+    assert set(dataset.held_back(99)) == set(dataset.test_rows.tolist())
     dataset.test_rows = np.array([], np.int64)
-    assert dataset.held_back(3) == [0, 1, 2]
+    assert dataset.held_back(3) == []
+    assert list(examples.evaluation_batches(dataset, MASKS, 3, 2)) == []
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (40, 1), (1, 40, 3), (64, 64, 3)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -19,8 +20,8 @@ from test_parsing import color_parser
 from cluster import Cluster
 from scfegan_ray import storage
 from scfegan_ray.config import Config, DataConfig, ParserConfig
-from scfegan_ray.data import faces, pipeline, prepared, shards
-from scfegan_ray.errors import DataError, StorageError
+from scfegan_ray.data import faces, pipeline, prepared, shards, sketches
+from scfegan_ray.errors import DataError, ModelError, StorageError
 
 
 @pytest.fixture
@@ -257,6 +258,30 @@ def test_two_detectors_are_not_mixed(config: Config, cluster: Cluster, monkeypat
         with pytest.raises(DataError, match="chose different edge detectors"):
             pipeline.prepare(config)
     assert seen == ["hed"], "what is there decides for the rest"
+
+
+def test_dataset_of_auto_is_one_of_what_auto_was_settled_to(config: Config, cluster: Cluster) -> None:
+    def wanting(detector: str) -> Config:
+        sketch = replace(config.data.sketch, detector=detector)
+        return replace(config, data=replace(config.data, sketch=sketch))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sketches, "hed_arrays", lambda: (_ for _ in ()).throw(ModelError("no network")))
+        made = pipeline.prepare(wanting("auto"), session=cluster.session)
+    assert made.info.sketch_detector == "opencv"
+    for way in (pipeline.prepare, pipeline.ensure_prepared):
+        with pytest.raises(DataError, match="were drawn with opencv, now data.sketch.detector is hed; give --data.sk"):
+            way(wanting("hed"))
+    description = Path(made.uri, "dataset.json")
+    # As it would have been with HED; before, the name was part of what a dataset was compared by.
+    for named in ("auto", "hed"):
+        text = description.read_text().replace('"sketch_detector": "opencv"', '"sketch_detector": "hed"')
+        values = json.loads(text)
+        values["preparation"]["data.sketch.detector"] = named
+        description.write_text(json.dumps(values))
+        for detector in ("auto", "hed"):
+            assert pipeline.prepare(wanting(detector)).info.sketch_detector == "hed"
+            assert pipeline.ensure_prepared(wanting(detector)) == made.uri
 
 
 def block(keys: list[str], shard: int = 3) -> pa.Table:

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import logging
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 
 from scfegan_ray import storage, weights
 from scfegan_ray.errors import ModelError
-from scfegan_ray.models.features import load_features, vgg_from_hed, vgg_from_torchvision, vgg_random
+from scfegan_ray.models.features import load_features, settle_features, vgg_from_hed, vgg_from_torchvision, vgg_random
 
 WIDTHS = [3, 64, 64, 128, 128, 256, 256, 256]
 INDICES = [0, 2, 5, 7, 10, 12, 14]
@@ -113,6 +114,7 @@ def test_load_features_takes_hed_where_it_can(monkeypatch, hed_arrays):
     monkeypatch.setattr(weights, "hed_arrays", lambda: hed_arrays)
     assert "HED" in load_features("auto").description
     assert "HED" in load_features("hed").description
+    assert weights.HED_WEIGHTS.member_sha256 in load_features("hed").description
     assert "random" in load_features("random").description
 
 
@@ -129,6 +131,24 @@ def test_load_features_warns_where_it_cannot(monkeypatch, caplog):
         load_features("hed")
 
 
+def test_features_are_settled_to_what_can_be_had(monkeypatch, hed_arrays, tmp_path):
+    monkeypatch.setattr(weights, "hed_arrays", lambda: hed_arrays)
+    assert [settle_features(spec) for spec in ("auto", "hed", "random")] == ["hed", "hed", "random"]
+    (tmp_path / "vgg16.pt").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    assert settle_features("vgg16.pt") == str(tmp_path / "vgg16.pt"), "workers have another working directory"
+    with pytest.raises(ModelError, match=r"losses\.features is vgg\.pt, and there is no file .*; give one with"):
+        settle_features("vgg.pt")
+
+    def fail():
+        raise ModelError("no network")
+
+    monkeypatch.setattr(weights, "hed_arrays", fail)
+    assert [settle_features(spec) for spec in ("auto", "random")] == ["random", "random"]
+    with pytest.raises(ModelError, match=r"no network; or give --losses\.features a file of .*, or random"):
+        settle_features("hed")
+
+
 def test_load_features_reads_a_state_dict_through_storage(monkeypatch, torchvision_state):
     files = {}
     for name, content in (("good", torchvision_state), ("list", [1])):
@@ -137,7 +157,9 @@ def test_load_features_reads_a_state_dict_through_storage(monkeypatch, torchvisi
         files[f"s3://bucket/{name}.pt"] = buffer.getvalue()
     files["s3://bucket/noise.pt"] = b"not torch"
     monkeypatch.setattr(storage, "read_bytes", files.__getitem__)
-    assert load_features("s3://bucket/good.pt").description.endswith("s3://bucket/good.pt")
+    description = load_features("s3://bucket/good.pt").description
+    assert description.endswith("s3://bucket/good.pt")
+    assert hashlib.sha256(files["s3://bucket/good.pt"]).hexdigest() in description and "torchvision" in description
     with pytest.raises(ModelError, match="holds a list"):
         load_features("s3://bucket/list.pt")
     with pytest.raises(ModelError, match=r"noise\.pt is not a file"):

@@ -74,6 +74,7 @@ def test_run_holds_every_loss_part_and_the_grid(trained: tuple[dict[str, Any], s
     expected |= {f"train/gradient_norm/{name}" for name in terms}
     speed = "images_per_second eta_seconds memory_gib skipped_batches rollbacks"
     expected |= {f"train/{name}" for name in speed.split()}
+    expected |= {f"train/seconds/{name}" for name in ("data", "step", "checkpoint", "evaluation")}
     quality = "hole_psnr blind_hole_psnr perceptual_distance objective telea_hole_psnr color_hole_psnr"
     expected |= {f"val/{name}" for name in quality.split()}
     assert set(data.metrics) == expected

@@ -16,6 +16,8 @@ from scfegan_ray.errors import CheckpointError, StorageError
 from scfegan_ray.training import checkpoint
 from scfegan_ray.training.state import TrainingState
 
+GOLDEN_RUN = Path(__file__).parent.parent / "golden" / "version_0_1" / "run"
+
 
 def watched_step(state: TrainingState, config: Config, seed: int) -> None:
     def accept(name: str, loss: torch.Tensor, gradient_norm: torch.Tensor) -> bool:
@@ -55,6 +57,44 @@ def test_resumed_training_is_bit_identical(tiny: Config, saved: tuple[TrainingSt
         assert all(torch.equal(mine[i][key], theirs[i][key]) for i in mine for key in mine[i])
     assert resumed.sentinel.state() == state.sentinel.state()
     assert resumed.sentinel.rate_scale == 0.5
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("returns", [False, True])
+def test_layout_in_memory_survives_a_checkpoint(
+    tiny: Config, tmp_path: Path, channels_last: bool, returns: bool
+) -> None:
+    state = TrainingState.build(tiny, channels_last=channels_last)
+    assert state.generator.bottleneck[0].weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+    for seed in range(2):
+        watched_step(state, tiny, seed)
+    checkpoint.write(checkpoint.capture(state, tiny), tmp_path)
+    loaded = TrainingState.build(replace(tiny, seed=99), channels_last=channels_last)
+    if returns:  # as a rollback does: into a state that was trained
+        for seed in range(9, 11):
+            watched_step(loaded, tiny, seed)
+    checkpoint.load(loaded, tmp_path)
+    for seed in range(2, 5):
+        watched_step(state, tiny, seed)
+        watched_step(loaded, tiny, seed)
+    assert loaded.weights_sha256() == state.weights_sha256()
+    for name in ("generator_optimizer", "discriminator_optimizer"):
+        for mine, theirs in zip(*(getattr(one, name).state.items() for one in (state, loaded)), strict=True):
+            for moment in ("exp_avg", "exp_avg_sq"):
+                assert torch.equal(mine[1][moment], theirs[1][moment])
+                assert theirs[1][moment].stride() == theirs[0].stride()
+
+
+def test_checkpoint_of_version_0_1_is_loaded_and_trained_on() -> None:
+    [folder] = (GOLDEN_RUN / "checkpoints").iterdir()
+    config = Config.from_dict(checkpoint.read_meta(folder)["config"])
+    assert config.train.tf32 == "off", "a setting that it does not know is as by default"
+    state = TrainingState.build(config)
+    checkpoint.load(state, folder)
+    assert (state.images_seen, state.sentinel.num_skipped) == (8, 0)
+    assert len(state.generator_optimizer.state) == len(list(state.generator.parameters()))
+    watched_step(state, config, 3)
+    assert checkpoint.load_generator(folder)[1] == config
 
 
 def test_snapshot_stays_what_it_was_while_training_goes_on(tiny: Config, tmp_path: Path) -> None:

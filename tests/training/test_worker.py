@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,11 @@ from safetensors.torch import load_file
 from tiny import TINY
 
 from cluster import Cluster
-from scfegan_ray import evaluation
+from scfegan_ray import evaluation, precision
 from scfegan_ray.config import Config, OptimizationConfig, SentinelConfig
-from scfegan_ray.data import pipeline
+from scfegan_ray.data import pipeline, prepared
 from scfegan_ray.errors import StorageError
+from scfegan_ray.tracking import NullTracker
 from scfegan_ray.training import worker
 from scfegan_ray.training.store import CheckpointStore
 from scfegan_ray.training.worker import Outcome, train_worker
@@ -178,6 +180,76 @@ def test_one_bad_batch_is_skipped(loop: Loop, monkeypatch: pytest.MonkeyPatch) -
     assert all(torch.isfinite(value).all() for value in loop.tensors(name).values())
 
 
+def test_hardware_without_bfloat16_ends_the_run(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
+    found = loop(replace(CONFIG, train=replace(CONFIG.train, precision="bfloat16")))
+    assert found.failure is not None
+    assert found.failure[0] == "ConfigError" and "computes in bfloat16, which the processor" in found.failure[1]
+    assert loop.store.names() == []
+
+
+def test_nothing_held_back_is_nothing_measured(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = prepared.PreparedDataset.open
+
+    def all_for_training(uri: str) -> prepared.PreparedDataset:
+        dataset = opened(uri)
+        info = replace(dataset.info, test_fraction=0.0, num_train=12, num_test=0)
+        return prepared.PreparedDataset(uri, info, dataset._table)
+
+    monkeypatch.setattr(prepared.PreparedDataset, "open", all_for_training)
+    found = loop(replace(CONFIG, train=replace(CONFIG.train, checkpoint_every_images=8, checkpoints_to_keep=9)))
+    assert (found.images_seen, found.first_metrics, found.last_metrics, found.failure) == (24, {}, {}, None)
+    assert [loop.meta(name)["metrics"] for name in loop.store.names()] == [None] * 4, "none is the best"
+
+
+class Recorder(NullTracker):
+    """Keeps what training says."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[int, dict[str, float]]] = []
+        self.facts: dict[str, str] = {}
+
+    def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
+        self.said.append((images_seen, dict(values)))
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self.facts |= values
+
+
+def test_speed_is_that_of_the_last_interval(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = 0.0
+    step, measure, capture = worker.train_step, worker._Judge.measure, worker.checkpoint.capture
+
+    def taking(work: Any, duration: float) -> Any:
+        def slow(*arguments: Any, **options: Any) -> Any:
+            nonlocal seconds
+            seconds += duration
+            return work(*arguments, **options)
+
+        return slow
+
+    def slower_after_12(*arguments: Any, **options: Any) -> Any:
+        nonlocal seconds
+        seconds += 1.0 if arguments[0].images_seen < 12 else 4.0
+        return step(*arguments, **options)
+
+    recorder = Recorder()
+    monkeypatch.setattr(worker, "open_tracker", lambda *arguments: recorder)
+    monkeypatch.setattr(worker, "train_step", slower_after_12)
+    monkeypatch.setattr(worker._Judge, "measure", taking(measure, 3.0))
+    monkeypatch.setattr(worker.checkpoint, "capture", taking(capture, 0.5))
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: seconds)
+    loop(replace(CONFIG, train=replace(CONFIG.train, checkpoint_every_images=12, log_every_images=12)))
+    said = {position: values for position, values in recorder.said if "train/images_per_second" in values}
+    parts = ("data", "step", "checkpoint", "evaluation")
+    spent = {position: tuple(values[f"train/seconds/{name}"] for name in parts) for position, values in said.items()}
+    # The first update ends an interval with the first measuring and checkpoint in it.
+    assert spent == {4: (0.0, 1.0, 0.5, 3.0), 12: (0.0, 2.0, 0.5, 3.0), 24: (0.0, 12.0, 0.5, 3.0)}
+    rates = [values["train/images_per_second"] for values in said.values()]
+    assert rates == pytest.approx([4 / 4.5, 8 / 5.5, 12 / 15.5])
+    assert recorder.facts["precision"] == "float32" and recorder.facts["tf32"] == "off"
+
+
 def test_failing_metric_does_not_stop_training(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object) -> None:
         raise RuntimeError("out of memory")
@@ -242,6 +314,7 @@ _ONE_OF_TWO_RANKS = """
 import datetime
 import torch.distributed as dist
 from scfegan_ray.errors import StorageError
+from scfegan_ray.tracking import NullTracker
 from scfegan_ray.training.worker import _together
 
 rank = {rank}
