@@ -408,17 +408,6 @@ def local_copy(uri: str) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def cache_dir() -> Path:
-    """Return this machine's cache for what can be fetched or made again; it need not exist yet.
-
-    `SCFEGAN_CACHE` names it; otherwise it is `scfegan_ray` in the user's cache folder.
-    """
-    chosen = os.environ.get("SCFEGAN_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scfegan_ray"
-
-
 @contextlib.contextmanager
 def _errors(verb: str, uri: str) -> Iterator[None]:
     try:

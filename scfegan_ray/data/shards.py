@@ -104,6 +104,35 @@ def read_some(uri: str, count: int) -> list[dict[str, Any]]:
     return rows
 
 
+def first_held_back(uri: str, info: prepared.DatasetInfo) -> dict[str, Any]:
+    """Read one row of a dataset, for which no copy of it is made: the first that is held back, else the first of all.
+
+    Returns:
+        As `prepared.decode_row`.
+
+    Raises:
+        DataError: the dataset has no rows.
+        StorageError: it cannot be read.
+    """
+    first: dict[str, Any] | None = None
+    for name in storage.list_files(storage.join(uri, "data")):
+        place = storage.join(uri, "data", name)
+        stream = storage.open_seekable(place)
+        with stream, storage.errors_of_reading(place), pq.ParquetFile(stream) as file:
+            for group in range(file.num_row_groups):
+                keys = file.read_row_group(group, columns=["key"]).column("key").to_pylist()
+                held_back = [at for at, key in enumerate(keys) if prepared.is_test_key(key, info.test_fraction)]
+                if held_back or (first is None and keys):
+                    at = min(held_back, key=keys.__getitem__, default=0)
+                    row = prepared.decode_row(file.read_row_group(group).slice(at, 1).to_pylist()[0])
+                    if held_back:
+                        return row
+                    first = row
+    if first is None:
+        raise DataError(f"{uri} holds no images; delete the dataset and prepare it anew")
+    return first
+
+
 class ShardMaker:
     """Prepares faces, one shard after the other, in one process."""
 

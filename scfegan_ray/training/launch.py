@@ -22,7 +22,7 @@ from scfegan_ray import config as configuration
 from scfegan_ray import errors, storage, tracking
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config
-from scfegan_ray.data import examples, pipeline, prepared
+from scfegan_ray.data import examples, pipeline, prepared, shards
 from scfegan_ray.errors import ConfigError, deliberate_cause
 from scfegan_ray.models.features import settle_features
 from scfegan_ray.training import checkpoint
@@ -158,8 +158,10 @@ def train(
         if register:
             with storage.local_copy(outcome.checkpoint) as folder:
                 generator, _ = checkpoint.load_generator(folder)
-            rows = prepared.PreparedDataset.open(dataset_uri)
-            example = next(examples.evaluation_batches(rows, config.masks, 1, 1))
+            row = storage.retrying(
+                lambda: shards.first_held_back(dataset_uri, dataset), config.storage.retry_seconds, logger.warning
+            )
+            example = examples.stack([examples.evaluation_example(row, config.masks)])
             model_uri = tracking.register(
                 generator,
                 config,
