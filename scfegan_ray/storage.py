@@ -33,7 +33,7 @@ _ASIDE_SUFFIX = ".part"
 _S3_ATTEMPTS = 3
 _ABANDONED_SECONDS = 60.0
 _HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-_REFUSED = ("ACCESS_DENIED", "SIGNATURE_DOES_NOT_MATCH", "INVALID_ACCESS_KEY_ID")
+_REFUSED = ("ACCESS_DENIED", "SIGNATURE_DOES_NOT_MATCH", "INVALID_ACCESS_KEY_ID", "NO_SUCH_BUCKET")
 """How Arrow calls what an object store does not permit; it gives no number for it."""
 _LONGEST_PAUSE_SECONDS = 30.0
 

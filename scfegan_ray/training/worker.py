@@ -19,7 +19,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scfegan_ray import losses, storage
+from scfegan_ray import allocation, losses, storage
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples, prepared
 from scfegan_ray.errors import CheckpointError, ScFeganError, StorageError
@@ -484,7 +484,7 @@ def _set_up_log(level: int) -> None:
 
 
 def _share_of_cores(num_local_workers: int) -> int:
-    return max(1, len(os.sched_getaffinity(0)) // num_local_workers)
+    return max(1, allocation.num_cores() // num_local_workers)
 
 
 def _distribute(network: nn.Module) -> nn.Module:
