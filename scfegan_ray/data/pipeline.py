@@ -34,7 +34,7 @@ import ray.data
 import torch
 
 from scfegan_ray import config as configuration
-from scfegan_ray import errors, storage
+from scfegan_ray import errors, nodes, storage
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config, DataConfig
 from scfegan_ray.data import decoding, parsing, prepared, report, shards, sketches, sources
@@ -286,9 +286,28 @@ def _run(plan: _Plan, config: DataConfig, missing: list[int]) -> tuple[float, in
         if not fitting:
             logger.warning("the cluster has no GPU for data.gpus_per_actor = %g; waiting for a node with one", num_gpus)
         initial = max(1, min(initial, fitting))
+    source = plan.settings["data.source"]
+    with nodes.seen_by_all(
+        {"data.prepared or storage.path": plan.uri}, {"data.source": None if source == sources.EMBEDDED else source}
+    ) as landmarks:
+        return _make_shards(plan, config, blocks, landmarks, initial, num_gpus, total)
+
+
+def _make_shards(
+    plan: _Plan,
+    config: DataConfig,
+    blocks: list[pa.Table],
+    landmarks: nodes.Landmarks,
+    initial: int,
+    num_gpus: float,
+    total: int,
+) -> tuple[float, int]:
     dataset = ray.data.from_arrow(blocks).map_batches(
         _MakeShard,
-        fn_constructor_args=[shards.ShardMaker(config, plan.source, plan.uri, plan.settings, plan.retry_seconds)],
+        fn_constructor_args=[
+            shards.ShardMaker(config, plan.source, plan.uri, plan.settings, plan.retry_seconds),
+            landmarks,
+        ],
         # That of every block but the last: a batch is a block, and Ray Data wants a number where a GPU is used.
         batch_size=config.shard_images,
         batch_format="pyarrow",
@@ -330,13 +349,14 @@ def _run(plan: _Plan, config: DataConfig, missing: list[int]) -> tuple[float, in
 class _MakeShard:
     """Ray Data stage: the keys of one shard to its Parquet file."""
 
-    def __init__(self, maker: shards.ShardMaker) -> None:
+    def __init__(self, maker: shards.ShardMaker, landmarks: nodes.Landmarks) -> None:
         self._maker = maker
+        self._landmarks = landmarks
         self._device = assigned_device()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Make one shard; see `make_shard`."""
-        return make_shard(self._maker, block, self._device)
+        return make_shard(self._maker, block, self._device, self._landmarks)
 
 
 def assigned_device() -> torch.device:
@@ -353,19 +373,27 @@ def assigned_device() -> torch.device:
     return torch.device("cuda", number)
 
 
-def make_shard(maker: shards.ShardMaker, block: pa.Table, device: torch.device | None = None) -> pa.Table:
+def make_shard(
+    maker: shards.ShardMaker,
+    block: pa.Table,
+    device: torch.device | None = None,
+    landmarks: nodes.Landmarks | None = None,
+) -> pa.Table:
     """Make the shard of one block.
 
     Args:
         maker: does the work.
         block: columns shard and key.
         device: where edges are detected. Default: the CPU.
+        landmarks: what this node must see, if anything.
 
     Returns:
         One row; see the module's docstring.
     """
     began, num_prepared, num_refused, error, message = time.time(), 0, 0, "", ""
     try:
+        if landmarks is not None:
+            landmarks.check()
         maker.set_up(device)
         began = time.time()
         number = block.column("shard")[0].as_py()

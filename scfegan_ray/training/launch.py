@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -19,7 +20,7 @@ import ray.train.torch
 from ray.train.v2.api.callback import UserCallback
 
 from scfegan_ray import config as configuration
-from scfegan_ray import errors, storage, tracking
+from scfegan_ray import errors, nodes, storage, tracking
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples, pipeline, prepared, shards
@@ -116,6 +117,31 @@ def train(
     root = storage.absolute(config.storage.path)
     storage.check_writable(root)
     check_resources(config)
+    with nodes.seen_by_all(*_places(config)) as landmarks:
+        return _train(config, register, parent_run_id, callbacks, landmarks)
+
+
+def _places(config: Config) -> tuple[dict[str, str | None], dict[str, str | None]]:
+    """Return what all nodes must see: settings and their places, of folders that are written to and of others."""
+    uri = tracking.tracking_uri(config)
+    database = uri.removeprefix("sqlite:///").partition("?")[0]
+    written = {
+        "storage.path": config.storage.path,
+        "tracking.uri": None if database == uri else str(Path(database).parent),
+    }
+    made = config.data.prepared and storage.exists(storage.join(config.data.prepared, "dataset.json"))
+    return written, {"data.prepared": config.data.prepared if made else None}
+
+
+def _train(
+    config: Config,
+    register: bool,
+    parent_run_id: str | None,
+    callbacks: Sequence[UserCallback],
+    landmarks: nodes.Landmarks,
+) -> TrainingResult:
+    assert config.run_name
+    root = storage.absolute(config.storage.path)
     dataset_uri = pipeline.ensure_prepared(config)
     dataset = prepared.DatasetInfo.read(dataset_uri)
     assert dataset is not None, "it was just prepared"
@@ -137,6 +163,7 @@ def train(
         outcome = _fit(
             config,
             {
+                "landmarks": landmarks,
                 "config": config.to_dict(),
                 "dataset": dataset_uri,
                 "checkpoints": store.place,

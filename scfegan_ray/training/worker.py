@@ -81,11 +81,13 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         settings: config: `Config.to_dict()`; dataset: URI of the prepared dataset; checkpoints: URI of the run's
             `CheckpointStore`; tracking_uri, run_id: the MLflow run that rank 0 writes to; features: which VGG weights,
             settled for all workers; stop: actor whose `is_set` tells that training is to end, or None; report: whether
-            metrics of held-back images go to Ray Train, too.
+            metrics of held-back images go to Ray Train, too; landmarks: what this node must see.
 
     Returns:
         `Outcome` as a dict; only rank 0's is read.
     """
+    if settings.get("landmarks") is not None:
+        settings["landmarks"].check()
     config = Config.from_dict(settings["config"])
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()

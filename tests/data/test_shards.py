@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import pickle
 from dataclasses import replace
@@ -177,7 +178,7 @@ def test_storage_that_fails_for_a_while_is_tried_again(
             calls[name] += 1
             if failures[name]:
                 failures[name] -= 1
-                raise StorageError(f"cannot {name}: the server is away")
+                raise StorageError(f"cannot {name}: the server is away") from TimeoutError(errno.ETIMEDOUT, "no answer")
             return plain(*arguments, **named)
 
         monkeypatch.setattr(storage, name, call)
