@@ -161,8 +161,8 @@ class DataConfig:
     shard_images: int = 64
     """Images per Parquet file; an interrupted preparation does at most this many per worker again."""
     gpus_per_actor: float | None = None
-    """GPU that each preparing actor takes for the edge detector; actors take one CPU core each. Default: the cluster's
-    GPUs shared among its cores, none where it has none."""
+    """Share of a GPU that each preparing actor takes for the edge detector, beside one CPU core: 0.25 puts four on one
+    GPU, and none on nodes without. Default: none, so that every core of every node prepares."""
     sketch: SketchConfig = field(default_factory=SketchConfig)
     color: ColorConfig = field(default_factory=ColorConfig)
     parser: ParserConfig = field(default_factory=ParserConfig)
@@ -513,8 +513,9 @@ class StorageConfig:
     path: str = "./runs"
     """Folder or s3:// prefix; on a cluster of several nodes it must be one that all of them reach."""
     retry_seconds: float = 300.0
-    """How long a checkpoint that cannot be written is tried again, while training goes on, before the run fails. A
-    full disk and missing permissions are not tried again."""
+    """How long storage that fails is tried again before the job does: photographs, shards and listings of a
+    preparation, and checkpoints, for which training goes on meanwhile. A full disk and missing permissions are not
+    tried again."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -33,7 +33,7 @@ _ASIDE_SUFFIX = ".part"
 _S3_ATTEMPTS = 3
 _ABANDONED_SECONDS = 60.0
 _HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-_REFUSED = ("ACCESS_DENIED", "SIGNATURE_DOES_NOT_MATCH", "INVALID_ACCESS_KEY_ID")
+_REFUSED = ("ACCESS_DENIED", "SIGNATURE_DOES_NOT_MATCH", "INVALID_ACCESS_KEY_ID", "NO_SUCH_BUCKET")
 """How Arrow calls what an object store does not permit; it gives no number for it."""
 _LONGEST_PAUSE_SECONDS = 30.0
 
@@ -406,17 +406,6 @@ def local_copy(uri: str) -> Iterator[Path]:
         with _errors("read", uri):
             pafs.copy_files(path, scratch, source_filesystem=filesystem)
         yield Path(scratch)
-
-
-def cache_dir() -> Path:
-    """Return this machine's cache for what can be fetched or made again; it need not exist yet.
-
-    `SCFEGAN_CACHE` names it; otherwise it is `scfegan_ray` in the user's cache folder.
-    """
-    chosen = os.environ.get("SCFEGAN_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scfegan_ray"
 
 
 @contextlib.contextmanager

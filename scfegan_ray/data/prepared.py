@@ -30,7 +30,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from scfegan_ray import storage
+from scfegan_ray import cache, storage
 from scfegan_ray.errors import DataError, StorageError
 
 SCHEMA_VERSION = 2
@@ -156,6 +156,7 @@ class PreparedDataset:
         keys = table.column("key").to_pylist()
         order = sorted(range(len(keys)), key=keys.__getitem__)
         self._table = table
+        self._copy: Path | None = None
         self._row_of = order
         self.keys: list[str] = [keys[i] for i in order]
         is_test = [is_test_key(key, info.test_fraction) for key in self.keys]
@@ -168,7 +169,7 @@ class PreparedDataset:
 
         Args:
             uri: of the dataset.
-            cache_dir: where this machine keeps its copy. Default: `storage.cache_dir()`.
+            cache_dir: where this machine keeps its copy. Default: `cache.cache_dir()`.
 
         Raises:
             DataError: there is no finished dataset at the URI, or it does not hold what it says.
@@ -177,10 +178,12 @@ class PreparedDataset:
         info = DatasetInfo.read(uri)
         if info is None:
             raise DataError(f"no prepared dataset at {uri}; make one with jobs/prepare_data.py")
-        path = (cache_dir or storage.cache_dir()) / "prepared" / f"{info.fingerprint}.arrow"
-        if not path.exists():
-            _fill_cache(uri, info, path)
-        return cls(uri, info, pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+        path = (cache_dir or cache.cache_dir()) / "prepared" / f"{info.fingerprint}.arrow"
+        table, handle = _open_copy(uri, info, path)
+        dataset = cls(uri, info, table)
+        dataset._copy = path
+        weakref.finalize(dataset, os.close, handle)
+        return dataset
 
     def row(self, index: int) -> dict[str, Any]:
         """Decode one row.
@@ -190,13 +193,24 @@ class PreparedDataset:
 
         Returns:
             As `decode_row`.
+
+        Raises:
+            DataError: a picture is damaged.
         """
         at = self._row_of[index]
         values = {name: self._table.column(name)[at] for name in ("key", *_PICTURES, "eyes")}
         # Encoded pictures are decoded where they lie in the mapped file: hundreds of kilobytes that need no copy.
-        return decode_row(
-            {name: value.as_buffer() if name in _PICTURES else value.as_py() for name, value in values.items()}
-        )
+        try:
+            return decode_row(
+                {name: value.as_buffer() if name in _PICTURES else value.as_py() for name, value in values.items()}
+            )
+        except DataError as error:
+            if self._copy is not None:
+                self._copy.unlink(missing_ok=True)
+            raise DataError(
+                f"{self.keys[index]} of {self.uri} is damaged here: this machine's copy of the dataset is deleted now, "
+                "run it again; where it says so again, delete the dataset and prepare it anew"
+            ) from error
 
     def held_back(self, count: int) -> list[int]:
         """Return rows for evaluation, of the test split only: none where that is empty."""
@@ -272,29 +286,62 @@ def decode_png(data: bytes | pa.Buffer) -> NDArray[np.uint8]:
     return image.astype(np.uint8, copy=False)
 
 
-def _fill_cache(uri: str, info: DatasetInfo, path: Path) -> None:
+def _open_copy(uri: str, info: DatasetInfo, path: Path) -> tuple[pa.Table, int]:
+    """Map this machine's copy of a dataset, made first where there is none or a damaged one.
+
+    Returns:
+        The rows, and the handle that keeps the copy from being deleted until it is closed.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=path.parent)
-        os.close(handle)
-        try:
-            # Processes of one machine may race here; each writes its own file and the last rename wins.
-            num_rows = 0
-            with pa.ipc.new_file(aside, SCHEMA) as writer:
-                for name in storage.list_files(storage.join(uri, "data")):
-                    shard = storage.read_bytes(storage.join(uri, "data", name))
-                    table = pq.read_table(pa.BufferReader(shard), schema=SCHEMA)
-                    writer.write_table(table)
-                    num_rows += table.num_rows
-            # Checked before anybody sees the file, which would stand in the way of the same dataset prepared anew.
-            if num_rows != info.num_images:
-                raise DataError(f"{uri} holds {num_rows} images, its dataset.json says {info.num_images}; prepare anew")
-            os.replace(aside, path)
-        finally:
-            Path(aside).unlink(missing_ok=True)
-    except StorageError:
-        raise
+        found = _map_if_whole(info, path)
+        if found is None:
+            # Processes of one machine may get here together; the first makes the copy, the others find it.
+            with cache.making(path):
+                found = _map_if_whole(info, path)
+                if found is None:
+                    _fill_cache(uri, info, path)
+                    found = _map_if_whole(info, path)
     except (OSError, pa.ArrowException) as error:
-        raise StorageError(
-            f"cannot bring {uri} into the local cache {path}: {error}; free space or set SCFEGAN_CACHE"
-        ) from error
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(f"cannot bring {uri} into the local cache {path}: {error}; {cache.CURE}") from error
+    if found is None:
+        raise StorageError(f"the copy of {uri} in the local cache, {path}, changes while it is read; {cache.CURE}")
+    return found
+
+
+def _map_if_whole(info: DatasetInfo, path: Path) -> tuple[pa.Table, int] | None:
+    """Map a copy; None where there is none, or one that is closed to us, cut off, damaged or of other rows."""
+    try:
+        handle = cache.hold(path)
+    except OSError:
+        return None
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table.validate(full=True)  # that no row points out of the file; no picture is read for it
+        if table.schema.equals(SCHEMA) and table.num_rows == info.num_images:
+            return table, handle
+    except (OSError, pa.ArrowException):
+        pass
+    except BaseException:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return None
+
+
+def _fill_cache(uri: str, info: DatasetInfo, path: Path) -> None:
+    with cache.new_file(path) as aside:
+        num_rows = 0
+        with pa.ipc.new_file(str(aside), SCHEMA) as writer:
+            for name in storage.list_files(storage.join(uri, "data")):
+                place = storage.join(uri, "data", name)
+                try:
+                    table = pq.read_table(pa.BufferReader(storage.read_bytes(place)), schema=SCHEMA)
+                except pa.ArrowInvalid as error:
+                    raise DataError(f"{place} is damaged ({error}); delete the dataset and prepare anew") from error
+                writer.write_table(table)
+                num_rows += table.num_rows
+        # Checked before anybody sees the file, which would stand in the way of the same dataset prepared anew.
+        if num_rows != info.num_images:
+            raise DataError(f"{uri} holds {num_rows} images, its dataset.json says {info.num_images}; prepare anew")

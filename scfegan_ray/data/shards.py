@@ -11,10 +11,11 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -28,6 +29,9 @@ from scfegan_ray import storage
 from scfegan_ray.config import DataConfig
 from scfegan_ray.data import colors, parsing, prepared, sketches, sources
 from scfegan_ray.errors import DataError
+
+logger = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
 
 CHUNK_IMAGES = 8
 """Decoded photographs in memory at a time."""
@@ -104,10 +108,46 @@ def read_some(uri: str, count: int) -> list[dict[str, Any]]:
     return rows
 
 
+def first_held_back(uri: str, info: prepared.DatasetInfo) -> dict[str, Any]:
+    """Read one row of a dataset, for which no copy of it is made: the first that is held back, else the first of all.
+
+    Returns:
+        As `prepared.decode_row`.
+
+    Raises:
+        DataError: the dataset has no rows.
+        StorageError: it cannot be read.
+    """
+    first: dict[str, Any] | None = None
+    for name in storage.list_files(storage.join(uri, "data")):
+        place = storage.join(uri, "data", name)
+        stream = storage.open_seekable(place)
+        with stream, storage.errors_of_reading(place), pq.ParquetFile(stream) as file:
+            for group in range(file.num_row_groups):
+                keys = file.read_row_group(group, columns=["key"]).column("key").to_pylist()
+                held_back = [at for at, key in enumerate(keys) if prepared.is_test_key(key, info.test_fraction)]
+                if held_back or (first is None and keys):
+                    at = min(held_back, key=keys.__getitem__, default=0)
+                    row = prepared.decode_row(file.read_row_group(group).slice(at, 1).to_pylist()[0])
+                    if held_back:
+                        return row
+                    first = row
+    if first is None:
+        raise DataError(f"{uri} holds no images; delete the dataset and prepare it anew")
+    return first
+
+
 class ShardMaker:
     """Prepares faces, one shard after the other, in one process."""
 
-    def __init__(self, config: DataConfig, source: sources.FaceSource, uri: str, settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        source: sources.FaceSource,
+        uri: str,
+        settings: dict[str, Any],
+        retry_seconds: float = 0.0,
+    ) -> None:
         """Take the work's description.
 
         Args:
@@ -115,35 +155,42 @@ class ShardMaker:
             source: where the keys are read from.
             uri: of the dataset.
             settings: everything that shapes the shards; written into each.
+            retry_seconds: how long storage that fails is tried again.
         """
         self._config = config
         self._source = source
         self._uri = uri
         self._settings = settings
+        self._retry_seconds = retry_seconds
+        self._device = torch.device("cpu")
         self._is_set_up = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave weights behind; who works with them loads them."""
-        return ShardMaker, (self._config, self._source, self._uri, self._settings)
+        return ShardMaker, (self._config, self._source, self._uri, self._settings, self._retry_seconds)
 
     @functools.cached_property
     def detector(self) -> sketches.EdgeDetector:
         """What finds the edges of all sketches."""
-        return sketches.make_detector(self._config.sketch)
+        return sketches.make_detector(self._config.sketch, self._device)
 
     @functools.cached_property
     def parser(self) -> parsing.FaceParser | None:
         """What labels photographs that nobody labelled, if anything."""
         return parsing.load_parser(self._config.parser) if self._config.parser.model else None
 
-    def set_up(self) -> None:
+    def set_up(self, device: torch.device | None = None) -> None:
         """Make this process ready: load weights and libraries, and keep to one core, for every core has a process.
+
+        Args:
+            device: where edges are detected. Default: the CPU.
 
         Raises:
             ModelError: weights cannot be had.
         """
         if self._is_set_up:
             return
+        self._device = device or self._device
         cv2.setNumThreads(1)
         torch.set_num_threads(1)
         blank = np.full((self._config.size_px, self._config.size_px, 3), 128, np.uint8)
@@ -174,7 +221,7 @@ class ShardMaker:
             loaded: list[tuple[str, sources.Face]] = []
             for key in keys[start : start + CHUNK_IMAGES]:
                 try:
-                    loaded.append((key, self.load(key)))
+                    loaded.append((key, self._patiently(functools.partial(self.load, key))))
                 except DataError as error:
                     refused.append((key, " ".join(str(error).split())))
             drawn = self.sketch([face for _, face in loaded])
@@ -182,8 +229,11 @@ class ShardMaker:
                 self.encode(key, face, sketch, self.color(face))
                 for (key, face), sketch in zip(loaded, drawn, strict=True)
             ]
-        self.write(number, rows, refused)
+        self._patiently(lambda: self.write(number, rows, refused))
         return len(rows), len(refused)
+
+    def _patiently(self, work: Callable[[], ResultT]) -> ResultT:
+        return storage.retrying(work, self._retry_seconds, logger.warning)
 
     def load(self, key: str) -> sources.Face:
         """Read one face, with labels of the parser where nobody labelled it, and with eyes.

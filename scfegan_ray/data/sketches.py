@@ -238,24 +238,29 @@ def settle(config: SketchConfig) -> SketchConfig:
                 error,
             )
     if precision == "auto":
-        reduced = detector == "hed" and resolve_precision(precision, _device()) == torch.bfloat16
+        reduced = detector == "hed" and resolve_precision(precision, torch.device("cpu")) == torch.bfloat16
         precision = "bfloat16" if reduced else "float32"
     return dataclasses.replace(config, detector=detector, precision=precision)
 
 
-def make_detector(config: SketchConfig) -> EdgeDetector:
-    """Build the edge detector that a config asks for, on the GPU where there is one.
+def make_detector(config: SketchConfig, device: torch.device | None = None) -> EdgeDetector:
+    """Build the edge detector that a config asks for.
 
     Args:
         config: its `detector` and `precision`; what is left to `auto` is settled first.
+        device: where HED computes. Default: the CPU; a GPU that can be seen may be somebody else's.
 
     Raises:
-        ModelError: HED was asked for and its weights cannot be had.
+        ModelError: HED was asked for and its weights cannot be had, or the GPU cannot be used.
     """
     settled = settle(config)
     if settled.detector == "opencv":
         return OpenCvDetector()
-    device = _device()
+    device = device or torch.device("cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(
+            "torch sees no GPU where Ray assigned one; install torch with CUDA, or give no --data.gpus-per-actor"
+        )
     try:
         arrays = hed_arrays()
     except ModelError as error:
@@ -264,10 +269,6 @@ def make_detector(config: SketchConfig) -> EdgeDetector:
             "less complete"
         ) from error
     return HedDetector(arrays, resolve_precision(settled.precision, device), device)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def working_size_px(config: SketchConfig, size_px: int) -> int:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from scfegan_ray.allocation import KEEP_MEMORY
+from scfegan_ray.allocation import KEEP_MEMORY, num_cores
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples, pipeline, prepared, shards, sources
 from scfegan_ray.images import Batch
@@ -221,8 +221,7 @@ def updates_alone(config_json: str) -> float:
 
 
 def _set_up(config: Config) -> torch.device:
-    if config.train.threads_per_worker:
-        torch.set_num_threads(config.train.threads_per_worker)
+    torch.set_num_threads(config.train.threads_per_worker or num_cores())
     set_tf32(convolutions=False, products=False)  # as in a worker
     return torch.device("cuda" if config.train.use_gpu else "cpu")
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import ray
@@ -21,10 +22,10 @@ from ray.train.v2.api.callback import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scfegan_ray import config as configuration
-from scfegan_ray import errors, storage, tracking
+from scfegan_ray import errors, nodes, storage, tracking
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config
-from scfegan_ray.data import examples, pipeline, prepared
+from scfegan_ray.data import examples, pipeline, prepared, shards
 from scfegan_ray.errors import ConfigError, DataError, deliberate_cause
 from scfegan_ray.models.features import settle_features
 from scfegan_ray.precision import has_bfloat16
@@ -120,9 +121,33 @@ def train(
     root = storage.absolute(config.storage.path)
     storage.check_writable(root)
     check_resources(config)
-    place = storage.join(root, config.run_name)
-    if not storage.exists(storage.join(place, _RECORD)):
+    if not storage.exists(storage.join(root, config.run_name, _RECORD)):
         settle_features(config.losses.features)  # what cannot be had is known before hours of preparation
+    with nodes.seen_by_all(*_places(config)) as landmarks:
+        return _train(config, register, parent_run_id, callbacks, landmarks)
+
+
+def _places(config: Config) -> tuple[dict[str, str | None], dict[str, str | None]]:
+    """Return what all nodes must see: settings and their places, of folders that are written to and of others."""
+    uri = tracking.tracking_uri(config)
+    database = uri.removeprefix("sqlite:///").partition("?")[0]
+    written = {
+        "storage.path": config.storage.path,
+        "tracking.uri": None if database == uri else str(Path(database).parent),
+    }
+    made = config.data.prepared and storage.exists(storage.join(config.data.prepared, "dataset.json"))
+    return written, {"data.prepared": config.data.prepared if made else None}
+
+
+def _train(
+    config: Config,
+    register: bool,
+    parent_run_id: str | None,
+    callbacks: Sequence[UserCallback],
+    landmarks: nodes.Landmarks,
+) -> TrainingResult:
+    assert config.run_name
+    place = storage.join(storage.absolute(config.storage.path), config.run_name)
     dataset_uri = pipeline.ensure_prepared(config)
     dataset = prepared.DatasetInfo.read(dataset_uri)
     assert dataset is not None, "it was just prepared"
@@ -146,6 +171,7 @@ def train(
         outcome = _fit(
             config,
             {
+                "landmarks": landmarks,
                 "config": settled.to_dict(),
                 "dataset": dataset_uri,
                 "checkpoints": store.place,
@@ -167,9 +193,10 @@ def train(
         if register:
             with storage.local_copy(outcome.checkpoint) as folder:
                 generator, _ = checkpoint.load_generator(folder)
-            rows = prepared.PreparedDataset.open(dataset_uri)
-            shown = rows.row((rows.held_back(1) or [0])[0])
-            example = examples.stack([examples.evaluation_example(shown, config.masks)])
+            row = storage.retrying(
+                lambda: shards.first_held_back(dataset_uri, dataset), config.storage.retry_seconds, logger.warning
+            )
+            example = examples.stack([examples.evaluation_example(row, config.masks)])
             model_uri = tracking.register(
                 generator,
                 config,

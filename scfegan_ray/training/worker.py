@@ -20,7 +20,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scfegan_ray import losses, storage
+from scfegan_ray import allocation, losses, storage
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples, prepared
 from scfegan_ray.errors import CheckpointError, ScFeganError, StorageError
@@ -82,11 +82,14 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         settings: config: `Config.to_dict()`, its precision settled for all workers; dataset: URI of the prepared data;
             checkpoints: URI of the run's `CheckpointStore`; tracking_uri, run_id: the MLflow run that rank 0 writes to;
             features: which VGG weights, settled for all workers; stop: actor whose `is_set` tells that training is to
-            end, or None; report: whether metrics of held-back images go to Ray Train, too.
+            end, or None; report: whether metrics of held-back images go to Ray Train, too; landmarks: what this node
+            must see.
 
     Returns:
         `Outcome` as a dict; only rank 0's is read.
     """
+    if settings.get("landmarks") is not None:
+        settings["landmarks"].check()
     config = Config.from_dict(settings["config"])
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
@@ -529,7 +532,7 @@ def _set_up_log(level: int) -> None:
 
 
 def _share_of_cores(num_local_workers: int) -> int:
-    return max(1, len(os.sched_getaffinity(0)) // num_local_workers)
+    return max(1, allocation.num_cores() // num_local_workers)
 
 
 def _distribute(network: nn.Module) -> nn.Module:

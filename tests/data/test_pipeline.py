@@ -380,3 +380,31 @@ def test_failing_storage_keeps_what_is_finished(
         pipeline.prepare(config)
     monkeypatch.undo()
     assert sorted(os.listdir(Path(str(config.data.prepared), "data"))) == ["part-00000.parquet", "part-00001.parquet"]
+
+
+def test_driver_waits_for_storage_that_fails_for_a_while(
+    config: Config, cluster: Cluster, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, data=replace(config.data, source=str(photographs)))
+    made = pipeline.prepare(config).info
+    shutil.rmtree(str(config.data.prepared))
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    failed: set[tuple[str, str]] = set()
+
+    def unreliable(name: str) -> None:
+        plain = getattr(storage, name)
+
+        def call(uri: str, *arguments: object, **named: object) -> object:
+            place = str(uri).rpartition("/")[2]
+            if (name, place) not in failed and not place.startswith((".", "part-")) and not place[0].isdigit():
+                failed.add((name, place))
+                raise StorageError(f"cannot {name} {uri}: the server is away")
+            return plain(uri, *arguments, **named)
+
+        monkeypatch.setattr(storage, name, call)
+
+    for name in ("exists", "list_files", "write_bytes", "read_bytes"):
+        unreliable(name)
+    assert pipeline.prepare(config).info == made
+    assert {("list_files", "made"), ("list_files", "photographs"), ("write_bytes", "dataset.json")} <= failed
+    assert pipeline.prepare(config).info == made

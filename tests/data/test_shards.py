@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from scfegan_ray import storage
 from scfegan_ray.config import Config, DataConfig
 from scfegan_ray.data import parsing, prepared, shards, sources
 from scfegan_ray.errors import DataError, StorageError
@@ -153,3 +156,41 @@ def test_what_is_no_shard_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "y.parquet")
     with pytest.raises(DataError, match=r"y\.parquet is no shard of a prepared dataset"):
         shards.read(str(tmp_path / "y.parquet"))
+
+
+def test_storage_that_fails_for_a_while_is_tried_again(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    (faces / "a.png").write_bytes(photograph())
+    (faces / "b.png").write_bytes(b"no")
+    (faces / "c.png").write_bytes(photograph(7))
+    config = replace(tiny.data, source=str(faces))
+    work, keys = maker(config, str(tmp_path / "made"))
+    failures = {"read_bytes": 2, "write_bytes": 1}
+    calls = {"read_bytes": 0, "write_bytes": 0}
+
+    def unreliable(name: str) -> None:
+        plain = getattr(storage, name)
+
+        def call(*arguments: object, **named: object) -> object:
+            calls[name] += 1
+            if failures[name]:
+                failures[name] -= 1
+                raise StorageError(f"cannot {name}: the server is away") from TimeoutError(errno.ETIMEDOUT, "no answer")
+            return plain(*arguments, **named)
+
+        monkeypatch.setattr(storage, name, call)
+
+    unreliable("read_bytes")
+    unreliable("write_bytes")
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    with pytest.raises(StorageError, match="the server is away"):
+        work.make(0, keys)
+    failures |= {"read_bytes": 2, "write_bytes": 1}
+    calls |= {"read_bytes": 0, "write_bytes": 0}
+    patient = shards.ShardMaker(work._config, work._source, work._uri, SETTINGS, retry_seconds=60.0)
+    assert pickle.loads(pickle.dumps(patient))._retry_seconds == 60.0
+    assert patient.make(0, keys) == (2, 1)
+    assert calls == {"read_bytes": 3 + 2, "write_bytes": 1 + 1}, "a damaged image is read once"

@@ -341,14 +341,18 @@ def test_detectors_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make_detector(SketchConfig()).name == "hed"
 
 
-@pytest.mark.parametrize(("available", "device"), [(False, "cpu"), (True, "cuda")])
-def test_hed_takes_the_gpu_where_there_is_one(available: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hed_computes_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(sketches, "hed_arrays", dict)
     monkeypatch.setattr(sketches, "HedDetector", lambda arrays, *where: made.append(where))
-    make_detector(SketchConfig(detector="hed", precision="bfloat16"))
-    assert made == [(torch.bfloat16, torch.device(device))]
+    config = SketchConfig(detector="hed", precision="bfloat16")
+    make_detector(config)
+    make_detector(config, torch.device("cuda:1"))
+    assert made == [(torch.bfloat16, torch.device("cpu")), (torch.bfloat16, torch.device("cuda:1"))]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match=r"torch sees no GPU where Ray assigned one; .* --data\.gpus-per-actor"):
+        make_detector(config, torch.device("cuda:0"))
 
 
 @pytest.mark.network

@@ -219,20 +219,45 @@ def test_benchmark_prints_every_stage(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "a benchmark keeps nothing"
 
 
-def test_actors_share_the_gpus(tmp_path: Path) -> None:
-    code = """
+_ON_TWO_NODES = """
 import ray, ray.data
+from ray.cluster_utils import Cluster
 from scfegan_ray.config import Config, DataConfig, ModelConfig, SketchConfig
-from scfegan_ray.data import pipeline
-ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False)
-asked, plain = [], ray.data.Dataset.map_batches
-def spy(dataset, *arguments, **named):
-    asked.append(named["num_gpus"])
-    return plain(dataset, *arguments, **named)
-ray.data.Dataset.map_batches = spy
-data = DataConfig(size_px=32, num_embedded=10, shard_images=4, sketch=SketchConfig(detector="opencv"))
+from scfegan_ray.data import pipeline, shards
+cluster = Cluster()
+cluster.add_node(num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=10**8)
+cluster.add_node(num_cpus=2, object_store_memory=10**8)
+ray.init(address=cluster.address)
+class Told(shards.ShardMaker):
+    def __reduce__(self):
+        return Told, super().__reduce__()[1]
+    def set_up(self, device=None):
+        super().set_up(device)
+        import time, pathlib
+        node = ray.get_runtime_context().get_node_id()
+        pathlib.Path({folder!r}, f"{{node}} {{device.type}} {{__import__('os').getpid()}}").touch()
+        time.sleep(2)
+shards.ShardMaker = Told
+data = DataConfig(size_px=32, num_embedded=16, shard_images=1, sketch=SketchConfig(detector="opencv"), {share})
 made = pipeline.prepare(Config(model=ModelConfig(num_downsamples=2), data=data))
-print(made.info.num_images, asked)
+print(made.info.num_images)
+gpu_nodes = [n["NodeID"] for n in ray.nodes() if n["Resources"].get("GPU")]
+print(*gpu_nodes)
 """
+
+
+@pytest.mark.parametrize(
+    ("share", "on_gpu_node", "on_other_node"), [("", {"cpu"}, {"cpu"}), ("gpus_per_actor=0.5", {"cuda"}, set())]
+)
+def test_device_is_what_ray_assigned(
+    share: str, on_gpu_node: set[str], on_other_node: set[str], tmp_path: Path
+) -> None:
+    (tmp_path / "seen").mkdir()
+    code = _ON_TWO_NODES.format(folder=str(tmp_path / "seen"), share=share)
     environment = {"RAY_TMPDIR": f"/tmp/scfegan-{os.getuid()}", "RAY_AUTH_MODE": "disabled"}
-    assert run_code(code, tmp_path, environment).splitlines()[-1] == "10 [0.5]"
+    num_images, gpu_node = run_code(code, tmp_path, environment).splitlines()[-2:]
+    assert num_images == "16"
+    seen = [path.name.split() for path in (tmp_path / "seen").iterdir()]
+    assert {device for node, device, _ in seen if node == gpu_node} == on_gpu_node
+    assert {device for node, device, _ in seen if node != gpu_node} == on_other_node
+    assert len({process for node, device, process in seen if device == "cuda"}) <= 2

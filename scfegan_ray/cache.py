@@ -1,0 +1,158 @@
+"""This machine's cache of what can be fetched or made again, which several processes and users may share.
+
+A file appears whole or not at all, with the permissions that the user's umask gives any other. Whoever makes one holds
+the lock of the file beside it; whoever uses one for longer holds a shared lock on the file itself, so that nobody
+deletes it meanwhile. Locks are the system's: they end with their process, however it ends, and a file that may only
+be read can be locked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from scfegan_ray import storage
+
+LOCK_SUFFIX = ".lock"
+ASIDE_SUFFIX = ".part"
+CURE = "set SCFEGAN_CACHE to a folder that you can read and write, with free space"
+"""For the text of an error that comes from the cache."""
+
+
+def cache_dir() -> Path:
+    """Return this machine's cache for what can be fetched or made again; it need not exist yet.
+
+    `SCFEGAN_CACHE` names it; otherwise it is `scfegan_ray` in the user's cache folder.
+
+    Raises:
+        StorageError: it starts at a home folder that is not there.
+    """
+    chosen = os.environ.get("SCFEGAN_CACHE")
+    if chosen:
+        return Path(storage.absolute(chosen))
+    return Path(storage.absolute(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "scfegan_ray"
+
+
+@contextlib.contextmanager
+def making(path: Path) -> Iterator[None]:
+    """Let one process or thread of this machine at a time make the file at a path; the others wait.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path.with_name(path.name + LOCK_SUFFIX), fcntl.LOCK_EX, create=True):
+        yield
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give the path of a new, empty file that takes the place of another one when the context ends without an error.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}{ASIDE_SUFFIX}")
+    try:
+        aside.touch(exist_ok=False)
+        yield aside
+        _flush(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def hold(path: Path) -> int:
+    """Keep a file from being deleted by `delete_unused` until the handle that this returns is closed.
+
+    Raises:
+        OSError: it is not there or cannot be read.
+    """
+    while True:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            if _is_at(handle, path):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def in_use(path: Path) -> bool:
+    """Tell whether somebody holds a file, or makes one at its place.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        with contextlib.ExitStack() as locks:
+            for place in (path, path.with_name(path.name + LOCK_SUFFIX)):
+                with contextlib.suppress(FileNotFoundError):
+                    locks.enter_context(_locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB))
+    except BlockingIOError:
+        return True
+    return False
+
+
+def delete_unused(path: Path) -> bool:
+    """Delete a file and its lock, unless somebody holds it or makes one at its place; tell whether it was deleted.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    lock = path.with_name(path.name + LOCK_SUFFIX)
+    try:
+        with contextlib.ExitStack() as locks:
+            for place in (path, lock):
+                with contextlib.suppress(FileNotFoundError):
+                    locks.enter_context(_locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB))
+            path.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _locked(path: Path, how: int, *, create: bool = False) -> Iterator[None]:
+    while True:
+        handle = _open_lock(path) if create else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, how)
+            # While we waited, its owner may have deleted it, and somebody else made a new one.
+            if _is_at(handle, path):
+                yield
+                return
+        finally:
+            os.close(handle)
+
+
+def _open_lock(path: Path) -> int:
+    # Another user's lock may only be read by us, which is enough to lock it; asking to create it might be refused.
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(handle), there)
+
+
+def _flush(path: Path) -> None:
+    """Make sure that a name does not outlive a power cut that its content did not."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,118 @@
+"""Places on a file system that every node of a cluster must see: looked for before work starts, and by late nodes.
+
+The driver leaves a marker file in each folder that is written to; where files are only read, their names tell. Shared
+file systems and several nodes on one machine pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from scfegan_ray import storage
+from scfegan_ray.errors import ConfigError
+
+_NAMES = 8
+_PATIENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Landmarks:
+    """Files by which a node tells that it sees the driver's places; small enough to be sent to every worker.
+
+    Attributes:
+        files: (path, setting that names its place) each.
+    """
+
+    files: tuple[tuple[str, str], ...] = ()
+
+    def check(self) -> None:
+        """Look for them from this process.
+
+        Raises:
+            ConfigError: one is not there.
+        """
+        for path, setting in self.files:
+            if not os.path.lexists(path):
+                raise ConfigError(
+                    f"{setting} is on one node's own disk: node {socket.gethostname()} does not see {path}; give a "
+                    "place that all nodes reach: a shared file system, s3://…, or for MLflow a server"
+                )
+
+
+@contextlib.contextmanager
+def seen_by_all(written: Mapping[str, str | None], read: Mapping[str, str | None]) -> Iterator[Landmarks]:
+    """Make sure that every node sees some places; on a cluster of one node nothing is done.
+
+    Args:
+        written: setting -> URI of a folder that is written to, or None; only local ones are looked at.
+        read: setting -> URI of a file or folder that is only read, or None.
+
+    Yields:
+        What a worker that starts later, perhaps on a new node, is to check.
+
+    Raises:
+        ConfigError: a node does not see one of them.
+        StorageError: a folder cannot be written.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        yield Landmarks()
+        return
+    folders = {_local(uri): setting for setting, uri in written.items() if uri and storage.is_local(uri)}
+    files = [(name, setting) for setting, uri in read.items() if uri and storage.is_local(uri) for name in _names(uri)]
+    markers = []
+    try:
+        for folder, setting in folders.items():
+            marker = storage.join(folder, f".node-{uuid.uuid4().hex}")
+            storage.write_bytes(marker, b"")
+            markers.append((marker, setting))
+        landmarks = Landmarks((*markers, *files))
+        _ask(landmarks, [node["NodeID"] for node in nodes])
+        yield landmarks
+    finally:
+        for marker, _ in markers:
+            storage.delete(marker)
+
+
+def _local(uri: str) -> str:
+    return storage.absolute(uri)
+
+
+def _names(uri: str) -> list[str]:
+    """Return some paths that tell a file, or a folder by what lies in it."""
+    place = Path(_local(uri))
+    names = sorted(name for name in os.listdir(place) if not name.startswith(".")) if place.is_dir() else []
+    return [str(place), *(str(place / name) for name in names[:: -(-len(names) // _NAMES) or 1])]
+
+
+def _ask(landmarks: Landmarks, nodes: list[str]) -> None:
+    look = ray.remote(num_cpus=0, max_retries=0)(_look)
+    asked = [
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(landmarks)
+        for node in nodes
+    ]
+    for answer in asked:
+        try:
+            said = ray.get(answer, timeout=_PATIENCE_SECONDS)
+        except (RayError, GetTimeoutError):
+            continue  # a node that went away, or is too busy to say; its workers look once more
+        if said:
+            raise ConfigError(said)
+
+
+def _look(landmarks: Landmarks) -> str:
+    try:
+        landmarks.check()
+    except ConfigError as error:
+        return str(error)
+    return ""
