@@ -48,6 +48,9 @@ _NOT_OF_THE_DATA = ("prepared", "license", "gpus_per_actor")
 _UNKNOWN_BEFORE = ("data.sizes_sha256", "data.tags_sha256")
 # Version 0.1.0 did not keep them: what it made is told by its keys alone.
 
+_ADDRESSES = ("data.source", "data.parser.model")
+# Version 0.1.0 kept them: what lies there is told by its listing or digest, wherever it lies.
+
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
@@ -146,6 +149,7 @@ def _make_plan(config: Config) -> _Plan:
     values |= listing.identity
     if config.data.parser.model:
         values["parser"]["sha256"] = parsing.load_parser(config.data.parser).digest
+        del values["parser"]["model"]
     settings = configuration.flatten(values, "data.")
     uri = storage.absolute(config.data.prepared) if config.data.prepared else _default_place(config, source, settings)
     per_shard = config.data.shard_images
@@ -156,10 +160,11 @@ def _make_plan(config: Config) -> _Plan:
 def _default_place(config: Config, source: sources.FaceSource, settings: dict[str, Any]) -> str:
     """Return where a dataset of some settings goes under the storage path: where it was begun before, or a new place.
 
-    Version 0.1.0 named the place by the source's address, and neither by sizes nor by tags.
+    Version 0.1.0 named the place by the addresses of source and parser, and neither by sizes nor by tags.
     """
     before = {name: value for name, value in settings.items() if name not in _UNKNOWN_BEFORE}
     before.setdefault("data.source", storage.absolute(config.data.source))
+    before.setdefault("data.parser.model", config.data.parser.model)
     places = []
     for named_by in (settings, before):
         digest = hashlib.sha256(json.dumps(named_by, sort_keys=True).encode()).hexdigest()[:10]
@@ -172,17 +177,13 @@ def _default_place(config: Config, source: sources.FaceSource, settings: dict[st
 def _check_same(plan: _Plan, before: dict[str, Any], what: str) -> None:
     now = plan.settings
     for name in sorted(now.keys() | before.keys()):
-        if now.get(name) == before.get(name):
+        if now.get(name) == before.get(name) or name in _ADDRESSES:
             continue
         if name in _UNKNOWN_BEFORE and not _can_be_compared(now.get(name), before.get(name)):
-            continue
-        if name == "data.source" and sources.EMBEDDED not in (now.get(name), before.get(name)):
             continue
         difference = (
             "from other photographs than the source holds now"
             if name == "data.keys_sha256" or name in _UNKNOWN_BEFORE
-            else f"with {name} = {before.get(name)}, now it is {now.get(name, plan.address)}"
-            if name == "data.source"
             else f"with {name} = {before.get(name)}, now it is {now.get(name)}"
         )
         raise DataError(f"{plan.uri} {what} {difference}; choose another --data.prepared or delete that folder")

@@ -198,6 +198,15 @@ def test_address_of_a_source_does_not_matter(
     assert not any("photographs" in str(value) for value in made.info.preparation.values())
 
 
+def test_source_with_the_storage_path_in_it(config: Config, cluster: Cluster, photographs: Path) -> None:
+    config = replace(config, data=replace(config.data, source=".", prepared=None))
+    for _ in range(2):
+        made = pipeline.prepare(config)
+    assert Path(made.uri, "preview.png").is_relative_to(photographs.parent)
+    assert (made.info.num_images, made.info.num_rejected) == (6, 0)
+    assert cluster.made == [0, 1]
+
+
 def test_zip_of_prepared_photographs_is_the_same(
     config: Config, cluster: Cluster, photographs: Path, tmp_path: Path
 ) -> None:
@@ -344,6 +353,10 @@ def test_face_parser_labels_photographs(config: Config, cluster: Cluster, tmp_pa
     assert hair[:8].all() and not hair[8:].any()
     assert dataset.row(1)["hair"] is None, "no face was found there"
     assert "hair parser, unknown in 1 images" in Path(made.uri, "report.html").read_text().replace("</b><td>", " ")
+    moved = tmp_path / "moved.onnx"
+    moved.write_bytes(model.read_bytes())
+    pipeline.prepare(replace(config, data=replace(config.data, parser=replace(parser, model=str(moved)))))
+    assert cluster.made == [0], "a parser is told by its content"
     model.write_bytes(color_parser([(255, 0, 0), (0, 0, 250)]))
     with pytest.raises(DataError, match=r"was prepared with data\.parser\.sha256 = \w{64}, now it is"):
         pipeline.prepare(config)
