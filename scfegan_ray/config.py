@@ -26,6 +26,10 @@ def _check_fraction(name: str, value: float) -> None:
     _check(0.0 <= value <= 1.0, f"{name} is {value}; it is a fraction: give a value from 0 to 1")
 
 
+def _check_not_blank(name: str, value: str | None, cure: str) -> None:
+    _check(value is None or value.strip(), f"{name} is empty; {cure}")
+
+
 def _check_positive(name: str, value: float) -> None:
     _check(value > 0, f"{name} is {value}; give a value above 0")
 
@@ -121,6 +125,7 @@ class ParserConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        _check_not_blank("data.parser.model", self.model, "give an ONNX file, or leave it out for no parser")
         _check(
             self.classes.strip(),
             "data.parser.classes is empty; give celebamask, bisenet, or the network's class names separated by commas",
@@ -172,6 +177,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        _check_not_blank(
+            "data.source", self.source, "give a folder, a .zip or .parquet, or `embedded` for the drawn portraits"
+        )
+        _check_not_blank("data.prepared", self.prepared, "give a folder, or leave it out for one under storage.path")
         _check_fraction("data.test_fraction", self.test_fraction)
         _check(
             len(self.eyes) == 4,
@@ -519,6 +528,7 @@ class StorageConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        _check_not_blank("storage.path", self.path, "give a folder or s3:// prefix, or leave it out for ./runs")
         _check(self.retry_seconds >= 0, f"storage.retry_seconds is {self.retry_seconds}; give 0 or more")
 
 
@@ -538,6 +548,7 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        _check_not_blank("tracking.uri", self.uri, "give a server's URI, or leave it out for the default")
         _check(self.patience_seconds >= 0, f"tracking.patience_seconds is {self.patience_seconds}; give 0 or more")
 
 

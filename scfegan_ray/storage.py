@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pyarrow import fs as pafs
 
@@ -293,23 +293,116 @@ def list_files(uri: str, *, refuse: Callable[[str, str], None] | None = None) ->
     filesystem, path = resolve(uri)
     with _errors("list", uri):
         if isinstance(filesystem, pafs.LocalFileSystem):
-            return sorted(_list_local(path, refuse))
+            return sorted(name for name, _ in _list_local(path, refuse))
         infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     names = (info.path[len(path) :].lstrip("/") for info in infos if info.type == pafs.FileType.File)
     return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
 
 
-def _list_local(root: str, refuse: Callable[[str, str], None] | None) -> Iterator[str]:
+class File(NamedTuple):
+    """What a listing says of a file.
+
+    Attributes:
+        name: path relative to what was listed.
+        size: in bytes.
+        tag: what the listing tells of its content: an object's ETag, or an archive's CRC; empty where it tells nothing.
+    """
+
+    name: str
+    size: int
+    tag: str = ""
+
+
+def describe_files(uri: str, *, refuse: Callable[[str, str], None]) -> list[File]:
+    """List the files under a folder as `list_files` does, with what the listing says of each; none is opened.
+
+    Raises:
+        StorageError: the folder cannot be listed.
+    """
+    filesystem, path = resolve(uri)
+    with _errors("list", uri):
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            return sorted(_with_sizes(_list_local(path, refuse), refuse))
+        return sorted(
+            file
+            for file in _list_objects(filesystem, path.rstrip("/") + "/")
+            if not any(part.startswith(".") for part in file.name.split("/"))
+        )
+
+
+def describe_file(uri: str) -> File:
+    """Return what a listing says of the one file at a URI; it is called by the last part of its path.
+
+    Raises:
+        StorageError: it is missing or cannot be looked up.
+    """
+    filesystem, path = resolve(uri)
+    folder, _, name = path.rpartition("/")
+    with _errors("look up", uri):
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            return File(name, os.stat(path).st_size)
+        for file in _list_objects(filesystem, path):
+            if not file.name:
+                return file._replace(name=name)
+        raise FileNotFoundError(f"no {name} in {folder}")
+
+
+def _with_sizes(entries: Iterator[tuple[str, os.DirEntry[str]]], refuse: Callable[[str, str], None]) -> Iterator[File]:
+    for name, entry in entries:
+        try:
+            yield File(name, entry.stat().st_size)
+        except OSError as error:
+            refuse(name, str(error.strerror))
+
+
+def _list_objects(filesystem: pafs.S3FileSystem, path: str) -> Iterator[File]:
+    """List the objects of a bucket whose keys begin with a path; Arrow's own listing knows no ETags."""
+    import boto3
+    from botocore import UNSIGNED
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, prefix = path.partition("/")
+    session = boto3.Session()
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    client = session.client(
+        "s3",
+        region_name=filesystem.region,
+        endpoint_url=endpoint,
+        config=Config(
+            # As Arrow does: it asks for a public bucket without a signature where there are no keys.
+            signature_version=None if session.get_credentials() else UNSIGNED,
+            s3={"addressing_style": "path" if endpoint else "auto"},
+            retries={"max_attempts": _S3_ATTEMPTS, "mode": "standard"},
+            connect_timeout=10,
+            read_timeout=30,
+        ),
+    )
+    try:
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for item in page.get("Contents", ()):
+                if not item["Key"].endswith("/"):
+                    yield File(item["Key"].removeprefix(prefix), item["Size"], item["ETag"].strip('"'))
+    except ClientError as error:
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (401, 403):
+            raise PermissionError(errno.EACCES, str(error)) from error
+        raise OSError(str(error)) from error
+    except BotoCoreError as error:
+        raise OSError(str(error)) from error
+
+
+def _list_local(root: str, refuse: Callable[[str, str], None] | None) -> Iterator[tuple[str, os.DirEntry[str]]]:
     seen: set[tuple[int, int]] = set()
-    waiting = [""]
-    while waiting:
-        folder = waiting.pop()
+    waiting, links = [""], list[str]()
+    while waiting or links:
+        # Links come last: whichever way the system lists a folder, one that is reached twice is called by its own name.
+        folder = waiting.pop() if waiting else links.pop(0)
         try:
             place = os.stat(os.path.join(root, folder))
             if (place.st_dev, place.st_ino) in seen:
                 continue  # a link to a folder that was walked, perhaps the one it lies in
             seen.add((place.st_dev, place.st_ino))
-            entries = list(os.scandir(os.path.join(root, folder)))
+            entries = sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name)
         except FileNotFoundError:
             if folder:
                 continue
@@ -326,7 +419,7 @@ def _list_local(root: str, refuse: Callable[[str, str], None] | None) -> Iterato
             reason = ""
             try:
                 if entry.is_dir():
-                    waiting.append(name)
+                    (links if entry.is_symlink() else waiting).append(name)
                     continue
                 if not entry.is_file():
                     reason = "a link to nowhere" if entry.is_symlink() else "not a regular file"
@@ -335,7 +428,7 @@ def _list_local(root: str, refuse: Callable[[str, str], None] | None) -> Iterato
             if not reason and _readable(name) != name:
                 reason = "the file's name is not valid UTF-8"
             if not reason:
-                yield name
+                yield name, entry
             elif refuse is not None:
                 refuse(_readable(name), reason)
 

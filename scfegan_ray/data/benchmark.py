@@ -49,7 +49,7 @@ def run(
         the stages'; and peak_memory_bytes of all processes while the pipeline ran, where the system tells.
     """
     data = replace(config.data, sketch=sketches.settle(config.data.sketch))
-    source, listing = sources.open_source(data, config.seed)
+    source, listing = sources.open_source(data, config.seed, outputs=(config.storage.path,))
     seconds: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="scfegan-benchmark-") as scratch:
         maker = shards.ShardMaker(data, source, f"{scratch}/one", {})

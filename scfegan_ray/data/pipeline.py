@@ -49,6 +49,12 @@ _LOGGED = 20
 
 _NOT_OF_THE_DATA = ("prepared", "license", "gpus_per_actor")
 
+_UNKNOWN_BEFORE = ("data.sizes_sha256", "data.tags_sha256")
+# Version 0.1.0 did not keep them: what it made is told by its keys alone.
+
+_ADDRESSES = ("data.source", "data.parser.model")
+# Version 0.1.0 kept them: what lies there is told by its listing or digest, wherever it lies.
+
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
@@ -71,9 +77,10 @@ class Preparation:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is to be made: the shards' keys, and everything that shapes them."""
+    """What is to be made: the shards' keys, and everything that shapes them; and, to inform, where they come from."""
 
     source: sources.FaceSource
+    address: str
     listing: sources.Listing
     settings: dict[str, Any]
     uri: str
@@ -139,7 +146,7 @@ def _patiently(config: Config, work: Callable[[], ResultT]) -> ResultT:
 
 
 def _make_plan(config: Config) -> _Plan:
-    source, listing = sources.open_source(config.data, config.seed)
+    source, listing = sources.open_source(config.data, config.seed, outputs=(config.storage.path,))
     if not listing.keys:
         kinds = " ".join(decoding.IMAGE_SUFFIXES)
         raise DataError(f"no images ({kinds}) under {config.data.source}; check --data.source")
@@ -147,36 +154,53 @@ def _make_plan(config: Config) -> _Plan:
     embedded = config.data.source == sources.EMBEDDED
     if values["sketch"]["detector"] == "hed":
         values["sketch"]["detector"] = "auto"  # the same dataset, but where `_check_detector` finds otherwise
-    values["source"] = sources.EMBEDDED if embedded else storage.absolute(config.data.source)
+    address = sources.EMBEDDED if embedded else storage.absolute(config.data.source)
     if not embedded:
-        del values["num_embedded"]
+        # Photographs are told by what their listing says, wherever they lie and however that place is spelled.
+        del values["source"], values["num_embedded"]
     values["seed"] = config.seed if embedded else None
     values["schema_version"] = prepared.SCHEMA_VERSION
-    values["keys_sha256"] = hashlib.sha256("\n".join(listing.keys).encode()).hexdigest()
+    values |= listing.identity
     if config.data.parser.model:
         values["parser"]["sha256"] = parsing.load_parser(config.data.parser).digest
+        del values["parser"]["model"]
     settings = configuration.flatten(values, "data.")
-    if config.data.prepared:
-        uri = storage.absolute(config.data.prepared)
-    else:
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-        name = f"{source.name}-{config.data.size_px}-{digest}"
-        uri = storage.join(storage.absolute(config.storage.path), "prepared", name)
+    uri = storage.absolute(config.data.prepared) if config.data.prepared else _default_place(config, source, settings)
     per_shard = config.data.shard_images
     keys = [listing.keys[start : start + per_shard] for start in range(0, len(listing.keys), per_shard)]
-    return _Plan(source, listing, settings, uri, keys, config.storage.retry_seconds)
+    return _Plan(source, address, listing, settings, uri, keys, config.storage.retry_seconds)
+
+
+def _default_place(config: Config, source: sources.FaceSource, settings: dict[str, Any]) -> str:
+    """Return where a dataset of some settings goes under the storage path: where it was begun before, or a new place.
+
+    Version 0.1.0 named the place by the addresses of source and parser, and neither by sizes nor by tags.
+    """
+    before = {name: value for name, value in settings.items() if name not in _UNKNOWN_BEFORE}
+    before.setdefault("data.source", storage.absolute(config.data.source))
+    before.setdefault("data.parser.model", config.data.parser.model)
+    places = []
+    for named_by in (settings, before):
+        digest = hashlib.sha256(json.dumps(named_by, sort_keys=True).encode()).hexdigest()[:10]
+        name = f"{source.name}-{config.data.size_px}-{digest}"
+        places.append(storage.join(storage.absolute(config.storage.path), "prepared", name))
+    new, old = places
+    return new if new == old or storage.exists(new) or not storage.exists(old) else old
 
 
 def _check_same(plan: _Plan, before: dict[str, Any], what: str) -> None:
+    now = plan.settings
     if before.get("data.sketch.detector") == "hed":
         before = before | {"data.sketch.detector": "auto"}  # as in `_make_plan`
-    for name in sorted(plan.settings.keys() | before.keys()):
-        if plan.settings.get(name) == before.get(name):
+    for name in sorted(now.keys() | before.keys()):
+        if now.get(name) == before.get(name) or name in _ADDRESSES:
+            continue
+        if name in _UNKNOWN_BEFORE and not _can_be_compared(now.get(name), before.get(name)):
             continue
         difference = (
             "from other photographs than the source holds now"
-            if name == "data.keys_sha256"
-            else f"with {name} = {before.get(name)}, now it is {plan.settings.get(name)}"
+            if name == "data.keys_sha256" or name in _UNKNOWN_BEFORE
+            else f"with {name} = {before.get(name)}, now it is {now.get(name)}"
         )
         raise DataError(f"{plan.uri} {what} {difference}; choose another --data.prepared or delete that folder")
 
@@ -187,6 +211,12 @@ def _check_detector(config: DataConfig, uri: str, found: str) -> None:
             f"the sketches of {uri} were drawn with {found}, now data.sketch.detector is hed; give "
             f"--data.sketch.detector auto to take them as they are, or another --data.prepared, or delete that folder"
         )
+
+
+def _can_be_compared(now: str | None, before: str | None) -> bool:
+    """Tell whether two digests were made over things of one kind: a zip's checksums are no ETags."""
+    kinds = {value.rpartition(":")[0] if value else None for value in (now, before)}
+    return len(kinds) == 1 and None not in kinds
 
 
 def _make(config: Config, plan: _Plan, session: Callable[[], contextlib.AbstractContextManager[None]]) -> Preparation:
@@ -440,7 +470,7 @@ def _describe(
         test_fraction=config.data.test_fraction,
         fingerprint=prepared.fingerprint(rows),
         license=config.data.license or plan.source.license,
-        source=str(plan.settings["data.source"]),
+        source=plan.address,
         sketch_detector=settled.sketch.detector,
         sketch_precision=settled.sketch.precision,
         color_segments=labels or "superpixels",

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import bisect
 import functools
+import hashlib
+import json
 import logging
-import re
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Protocol
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 
 from scfegan_ray import storage
 from scfegan_ray.config import DataConfig
-from scfegan_ray.data import decoding, faces, parsing, trees
+from scfegan_ray.data import decoding, faces, layouts, parsing, trees
 from scfegan_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -30,9 +32,7 @@ logger = logging.getLogger(__name__)
 EMBEDDED = "embedded"
 """Name of the source that needs no files."""
 
-_PHOTOGRAPHS = "CelebA-HQ-img"
-_PART_MASKS = "CelebAMask-HQ-mask-anno"
-_LAYOUT = re.compile(rf"((?:[^/]+/)?){_PHOTOGRAPHS}/")
+_PART_MASKS = layouts.PART_MASKS
 _READ_ROWS = 16
 
 
@@ -43,10 +43,12 @@ class Listing:
     Attributes:
         keys: of all faces, unique, always in the same order.
         refused: (key, reason) of entries that cannot even be tried.
+        identity: what tells these photographs from others, wherever they lie; see `identify`.
     """
 
     keys: list[str]
     refused: list[tuple[str, str]]
+    identity: dict[str, str | None] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,26 +152,30 @@ class CelebAMaskHQ:
         max_megapixels: larger photographs are refused.
         parts: image number -> start of the paths of its part masks, and one bit per class of `parsing.LABELS` that it
             has: all of the official set's 400,000 names would be much to send around.
+        mask_suffix: how the names of the part masks end.
     """
 
     tree: trees.FileTree
     root: str
     max_megapixels: float
     parts: dict[int, tuple[str, int]] = field(repr=False)
+    mask_suffix: str = ".png"
     name: str = "celebamask-hq"
     license: str = "CelebAMask-HQ: non-commercial research only"
     has_labels: bool = True
 
     @classmethod
-    def open(cls, tree: trees.FileTree, root: str, names: list[str], max_megapixels: float) -> CelebAMaskHQ:
-        """Find the part masks among the names of a tree once, so that loading a face asks only for what exists."""
+    def open(
+        cls, tree: trees.FileTree, root: str, masks: Sequence[layouts.PartMask], max_megapixels: float
+    ) -> CelebAMaskHQ:
+        """Note which part masks of a layout there are once, so that loading a face asks only for what exists."""
+        suffix = Counter(mask.suffix for mask in masks).most_common(1)[0][0]
         parts: dict[int, tuple[str, int]] = {}
-        for name in names:
-            found = re.fullmatch(rf"({_PART_MASKS}/(?:.*/)?(\d+))_(\w+)\.png", name.removeprefix(root))
-            if found and found[3] in parsing.LABELS:
-                start, bits = parts.get(int(found[2]), (found[1], 0))
-                parts[int(found[2])] = start, bits | 1 << parsing.LABELS.index(found[3])
-        return cls(tree, root, max_megapixels, parts)
+        for mask in masks:
+            if mask.suffix == suffix:
+                start, bits = parts.get(mask.number, (mask.start, 0))
+                parts[mask.number] = start, bits | 1 << parsing.LABELS.index(mask.part)
+        return cls(tree, root, max_megapixels, parts, suffix)
 
     def load(self, key: str, size_px: int, detail_px: int) -> Face:
         """Read one photograph with its labels; see `FaceSource`."""
@@ -180,7 +186,7 @@ class CelebAMaskHQ:
         masks = {}
         for at, part in enumerate(parsing.LABELS):
             if bits >> at & 1:
-                name = f"{start}_{part}.png"
+                name = f"{start}_{part}{self.mask_suffix}"
                 try:
                     data = self.tree.read(self.root + name)
                     masks[part] = _central_square(decoding.decode_mask(data, max_megapixels=self.max_megapixels))
@@ -286,60 +292,216 @@ class _ParquetCursor:
         self._starts = np.cumsum([0, *(meta.row_group(at).num_rows for at in range(meta.num_row_groups))]).tolist()
 
 
-def open_source(config: DataConfig, seed: int) -> tuple[FaceSource, Listing]:
+def open_source(config: DataConfig, seed: int, *, outputs: Sequence[str] = ()) -> tuple[FaceSource, Listing]:
     """Find out what a source URI holds.
 
     Args:
-        config: `source` says where to look.
+        config: `source` says where to look; what lies at `prepared` is passed over.
         seed: of the embedded faces.
+        outputs: URIs of further places that this package writes to, which hold no photographs.
 
     Raises:
-        DataError: there is nothing, or nothing of a known kind.
+        DataError: there is nothing, nothing of a known kind, or label files whose layout is not known.
         StorageError: it cannot be listed.
     """
-    source, listing = _open(config, seed)
-    return source, Listing(listing.keys[: config.max_images], listing.refused)
-
-
-def _open(config: DataConfig, seed: int) -> tuple[FaceSource, Listing]:
     if config.source == EMBEDDED:
-        return EmbeddedFaces(), Listing(EmbeddedFaces.list_keys(config.num_embedded, seed), [])
-    root = storage.absolute(config.source)
+        keys = EmbeddedFaces.list_keys(config.num_embedded, seed)[: config.max_images]
+        return EmbeddedFaces(), Listing(keys, [], identify(keys))
+    root = storage.absolute(config.source).rstrip("/") or "/"
     if not storage.exists(root):
         raise DataError(f"no faces at {root}; check --data.source")
     refused: list[tuple[str, str]] = []
-    tree, names = _list(root, lambda name, reason: refused.append((name, reason)))
-    photographs = [name for name in names if PurePosixPath(name).suffix.lower() in decoding.IMAGE_SUFFIXES]
-    # The official archive has the layout in a folder of its own.
-    layout = next((found[1] for name in photographs if (found := _LAYOUT.match(name))), None)
+    tree, files = _list(root, lambda name, reason: refused.append((name, reason)))
+    _check_not_ours(root, tree, files)
+    files = _leave_out_outputs(root, files, [place for place in (config.prepared, *outputs) if place])
+    photographs = [file for file in files if _suffix(file.name) in decoding.IMAGE_SUFFIXES]
+    layout = _find_layout(root, photographs, files)
     if layout is not None:
-        keys = [name.removeprefix(layout) for name in photographs if name.startswith(f"{layout}{_PHOTOGRAPHS}/")]
-        return CelebAMaskHQ.open(tree, layout, names, config.max_megapixels), Listing(keys, refused)
-    tables = [name for name in names if name.lower().endswith(".parquet")]
+        return _open_layout(config, tree, layout, photographs, files, refused)
+    tables = [file for file in files if _suffix(file.name) == ".parquet"]
     if tables and not photographs and isinstance(tree, trees.Folder):
-        uris = {name: storage.join(tree.root, name) for name in tables}
+        uris = {file.name: storage.join(tree.root, file.name) for file in tables}
         rows = ParquetImages(uris, config.image_column, config.max_megapixels)
-        return rows, Listing(rows.list_keys(), refused)
-    others = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in names)
+        keys = rows.list_keys()[: config.max_images]
+        names = {key.rpartition("/")[0] for key in keys}
+        identity = identify(keys, [file for file in tables if file.name in names])
+        return rows, Listing(keys, refused, identity)
+    _check_no_label_files(root, tree, photographs, has_parser=config.parser.model is not None)
+    others = Counter(_suffix(file.name) or "without a suffix" for file in files)
     for suffix in decoding.IMAGE_SUFFIXES:
         del others[suffix]
     if others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         logger.info("passed over %d files that are no images by their names: %s", others.total(), kinds)
-    return ImageFolder(tree, config.max_megapixels), Listing(photographs, refused)
+    taken = photographs[: config.max_images]
+    keys = [file.name for file in taken]
+    return ImageFolder(tree, config.max_megapixels), Listing(keys, refused, identify(keys, taken))
 
 
-def _list(root: str, refuse: Callable[[str, str], None]) -> tuple[trees.FileTree, list[str]]:
+def identify(keys: Iterable[str], files: Iterable[storage.File] | None = None) -> dict[str, str | None]:
+    """Return what tells a set of photographs from any other, as far as a listing tells; where it lies does not matter.
+
+    Args:
+        keys: of the photographs.
+        files: that the photographs come from, with paths within the source, in a fixed order; None where there are
+            none.
+
+    Returns:
+        keys_sha256: of the keys. sizes_sha256: of the files' names and sizes. tags_sha256: of their ETags or checksums,
+        after a word that says of which kind those are; None where the listing has none. The last two are missing where
+        there are no files.
+    """
+    of_keys = hashlib.sha256()
+    for at, key in enumerate(keys):
+        of_keys.update(f"\n{key}".encode() if at else key.encode())
+    identity: dict[str, str | None] = {"keys_sha256": of_keys.hexdigest()}
+    if files is not None:
+        of_sizes, of_tags, length = hashlib.sha256(), hashlib.sha256(), 0
+        for file in files:
+            of_sizes.update(f"{file.name}\0{file.size}\n".encode())
+            of_tags.update(f"{file.tag}\n".encode())
+            length = len(file.tag)
+        kind = {0: None, 8: "crc32"}.get(length, "etag")
+        identity["sizes_sha256"] = of_sizes.hexdigest()
+        identity["tags_sha256"] = f"{kind}:{of_tags.hexdigest()}" if kind else None
+    return identity
+
+
+def _list(root: str, refuse: Callable[[str, str], None]) -> tuple[trees.FileTree, list[storage.File]]:
     if not storage.is_file(root):
         folder = trees.Folder(root)
-        return folder, folder.names(refuse)
+        return folder, folder.files(refuse)
     parent, _, name = root.rpartition("/")
     if name.lower().endswith(".parquet"):
-        return trees.Folder(parent), [name]
+        return trees.Folder(parent), [storage.describe_file(root)]
     if name.lower().endswith(".zip"):
         archive = trees.ZipArchive(root)
-        return archive, archive.names(refuse)
+        return archive, archive.files(refuse)
     raise DataError(f"{root} is one file; give a folder of images, a .zip of one, or .parquet as --data.source")
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _check_not_ours(root: str, tree: trees.FileTree, files: Sequence[storage.File]) -> None:
+    """Refuse a source that is a dataset or run of this package; a `dataset.json` of somebody else's proves nothing.
+
+    Raises:
+        DataError: it is one.
+    """
+    names = {file.name for file in files if "/" not in file.name}
+    for name, sign, what in (
+        ("dataset.json", "schema_version", "a prepared dataset, not raw photographs; give it as --data.prepared"),
+        ("run.json", "run_id", "the folder of a run, not of photographs; check --data.source"),
+    ):
+        if name in names:
+            try:
+                values = json.loads(tree.read(name))
+            except (DataError, ValueError):
+                continue
+            if isinstance(values, dict) and sign in values:
+                raise DataError(f"{root} is {what}")
+
+
+def _leave_out_outputs(root: str, files: list[storage.File], outputs: Sequence[str]) -> list[storage.File]:
+    places = []
+    for output in outputs:
+        place = storage.absolute(output)
+        places += [place, storage.join(place, "prepared")]
+    kept, left_out = layouts.leave_out_outputs(files, {inside for at in places for inside in _paths_within(root, at)})
+    if left_out:
+        folders = ", ".join(f"{folder} ({count} files)" for folder, count in sorted(left_out.items())[:5])
+        more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
+        logger.info("left out what this package or MLflow wrote under %s: %s%s", root, folders, more)
+    return kept
+
+
+def _paths_within(root: str, place: str) -> set[str]:
+    """Return the paths, relative to a folder, of a place that lies in it by its name or where links lead."""
+    pairs = [(root, place)]
+    if storage.is_local(root) and storage.is_local(place):
+        pairs.append((os.path.realpath(root), os.path.realpath(place)))
+    return {
+        inner[len(prefix) :]
+        for outer, inner in pairs
+        if inner.startswith(prefix := f"{outer.rstrip('/')}/") and inner != prefix
+    }
+
+
+def _find_layout(root: str, photographs: Sequence[storage.File], files: Sequence[storage.File]) -> str | None:
+    """Return the path of the official layout within a source: empty, or ending with a slash; None where there is none.
+
+    Raises:
+        DataError: there are several.
+    """
+    roots = layouts.roots_of_photographs(file.name for file in photographs)
+    if not roots:
+        return None
+    annotated = sorted(roots.keys() & {mask.root for file in files if (mask := layouts.part_mask(file.name))})
+    if len(annotated) > 1:
+        found = ", ".join(f"{layout or './'}" for layout in annotated[:5])
+        raise DataError(f"{root} holds {len(annotated)} layouts of CelebAMask-HQ ({found}); give one as --data.source")
+    return annotated[0] if annotated else None
+
+
+def _open_layout(
+    config: DataConfig,
+    tree: trees.FileTree,
+    layout: str,
+    photographs: Sequence[storage.File],
+    files: Sequence[storage.File],
+    refused: list[tuple[str, str]],
+) -> tuple[FaceSource, Listing]:
+    inside = layout + layouts.roots_of_photographs(file.name for file in photographs)[layout]
+    official = [file for file in photographs if file.name.startswith(inside)]
+    found = [(file, mask) for file in files if (mask := layouts.part_mask(file.name)) and mask.root == layout]
+    rest = len(photographs) - len(official) - sum(_suffix(file.name) == ".png" for file, _ in found)
+    if rest:
+        logger.warning("passed over %d images beside the photographs of %s", rest, inside)
+    source = CelebAMaskHQ.open(tree, layout, [mask for _, mask in found], config.max_megapixels)
+    taken = official[: config.max_images]
+    numbers = {PurePosixPath(file.name).stem.lstrip("0") for file in taken}
+    masks = [file for file, mask in found if str(mask.number).lstrip("0") in numbers]
+    within = [file._replace(name=file.name.removeprefix(layout)) for file in (*taken, *masks)]
+    keys = [file.name for file in within[: len(taken)]]
+    return source, Listing(keys, refused, identify(keys, within))
+
+
+def _check_no_label_files(
+    root: str, tree: trees.FileTree, photographs: Sequence[storage.File], *, has_parser: bool
+) -> None:
+    """Refuse a folder of photographs among which label files would be taken for faces.
+
+    Raises:
+        DataError: there are some, or it is the official layout without them and nothing else labels photographs.
+    """
+    labels = layouts.find_label_files(photographs)
+    if labels is not None:
+        cure = (
+            f"give the photographs alone as {_as_source(root, tree, labels.photographs)}"
+            if labels.photographs
+            else "give a folder of the photographs alone as --data.source"
+        )
+        raise DataError(
+            f"{root} holds {labels.count} label files beside photographs, such as {labels.example}, in a layout that "
+            f"is not known; {cure} (--data.parser.model labels them), or lay them out as CelebAMask-HQ: "
+            f"{layouts.PHOTOGRAPHS}/N.jpg, {_PART_MASKS}/K/NNNNN_part.png"
+        )
+    if has_parser:
+        return
+    for layout, folder in sorted(layouts.roots_of_photographs(file.name for file in photographs).items()):
+        raise DataError(
+            f"{root} is laid out as CelebAMask-HQ, without part masks under {layout}{_PART_MASKS}; give "
+            f"{_as_source(root, tree, f'{layout}{folder}'.rstrip('/'))} for the photographs without labels, or let a "
+            "parser label them: --data.parser.model"
+        )
+
+
+def _as_source(root: str, tree: trees.FileTree, folder: str) -> str:
+    if isinstance(tree, trees.Folder):
+        return f"--data.source {storage.join(root, folder)}"
+    return f"--data.source its folder {folder}, unpacked"
 
 
 def _face(data: bytes, max_megapixels: float, size_px: int, detail_px: int) -> Face:

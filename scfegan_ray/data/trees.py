@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import lzma
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -45,8 +46,8 @@ def errors_of_content(uri: str, what: str) -> Iterator[None]:
 class FileTree(Protocol):
     """Files under relative paths; small enough to be sent to every worker."""
 
-    def names(self, refuse: Callable[[str, str], None]) -> list[str]:
-        """Return the sorted, unique paths of all files, hidden ones left out.
+    def files(self, refuse: Callable[[str, str], None]) -> list[storage.File]:
+        """Return all files with their sizes, sorted by their unique paths, hidden ones left out; none is read.
 
         Args:
             refuse: told (path, reason) of each entry that cannot be read as a file.
@@ -73,9 +74,9 @@ class Folder:
 
     root: str
 
-    def names(self, refuse: Callable[[str, str], None]) -> list[str]:
+    def files(self, refuse: Callable[[str, str], None]) -> list[storage.File]:
         """List the files; see `FileTree`."""
-        return storage.list_files(self.root, refuse=refuse)
+        return storage.describe_files(self.root, refuse=refuse)
 
     def read(self, name: str) -> bytes:
         """Read one file; see `FileTree`."""
@@ -94,13 +95,27 @@ class ZipArchive:
 
     uri: str
 
-    def names(self, refuse: Callable[[str, str], None]) -> list[str]:
+    def files(self, refuse: Callable[[str, str], None]) -> list[storage.File]:
         """List the archive's files; see `FileTree`."""
-        names = {info.filename for info in self._archive.infolist() if not info.is_dir()}
-        return sorted(name for name in names if not any(_is_hidden(part) for part in name.split("/")))
+        files: dict[str, storage.File] = {}
+        for info in self._archive.infolist():
+            name = info.filename
+            if info.is_dir() or name.endswith("\\"):
+                continue
+            if self._has_backslashes:
+                name = name.replace("\\", "/")
+            if any(_is_hidden(part) for part in re.split(r"[/\\]", name)):
+                continue
+            if "\\" in name:
+                refuse(name, "a backslash in its name, where others of the archive have /; pack it again")
+                continue
+            files[name] = storage.File(name, info.file_size, f"{info.CRC:08x}")
+        return sorted(files.values())
 
     def read(self, name: str) -> bytes:
         """Read one file of the archive; see `FileTree`."""
+        if self._has_backslashes:
+            name = name.replace("/", "\\")
         if self._archive.getinfo(name).flag_bits & 1:
             raise DataError("encrypted in the archive; unpack it with its password first")
         # One byte more than is taken, so that an archive bomb ends here.
@@ -113,6 +128,12 @@ class ZipArchive:
         stream = storage.open_seekable(self.uri)
         with errors_of_content(self.uri, f"{self.uri} is no readable zip archive, copy it again"):
             return zipfile.ZipFile(stream)
+
+    @cached_property
+    def _has_backslashes(self) -> bool:
+        # Some programs of Windows separate folders so, against the rule of the format.
+        names = [info.filename for info in self._archive.infolist() if not info.is_dir()]
+        return any("\\" in name for name in names) and not any("/" in name for name in names)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open archive behind."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -165,6 +166,159 @@ def test_photographs_that_changed_are_refused(config: Config, cluster: Cluster, 
         pipeline.prepare(config)
 
 
+def test_photograph_that_changed_is_noticed(config: Config, cluster: Cluster, photographs: Path) -> None:
+    config = replace(config, data=replace(config.data, source=str(photographs)))
+    pipeline.prepare(config)
+    (photographs / "3.png").write_bytes(prepared.encode_png(faces.draw_face(1, 3, 48).image) + b"longer")
+    with pytest.raises(DataError, match="was prepared from other photographs than the source holds now"):
+        pipeline.prepare(config)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("default_place", [True, False])
+def test_address_of_a_source_does_not_matter(
+    config: Config, cluster: Cluster, photographs: Path, tmp_path: Path, finished: bool, default_place: bool
+) -> None:
+    def at(source: object) -> Config:
+        place = None if default_place else config.data.prepared
+        return replace(config, data=replace(config.data, source=str(source), prepared=place, shard_images=3))
+
+    cluster.stop_after = None if finished else 1
+    with contextlib.suppress(KeyboardInterrupt):
+        pipeline.prepare(at(photographs))
+    cluster.stop_after = None
+    (tmp_path / "link").symlink_to(photographs)
+    moved = tmp_path / "moved"
+    for source in (f"file://{photographs}/", f"{photographs}/", "photographs", tmp_path / "link"):
+        assert pipeline.prepare(at(source)).info.num_images == 6
+    photographs.rename(moved)
+    made = pipeline.prepare(at(moved))
+    assert cluster.made == [0, 1], "no shard is made twice"
+    assert made.info.source in (f"file://{photographs}/", str(photographs), f"{photographs}/")
+    assert not any("photographs" in str(value) for value in made.info.preparation.values())
+
+
+def test_source_with_the_storage_path_in_it(config: Config, cluster: Cluster, photographs: Path) -> None:
+    config = replace(config, data=replace(config.data, source=".", prepared=None))
+    for _ in range(2):
+        made = pipeline.prepare(config)
+    assert Path(made.uri, "preview.png").is_relative_to(photographs.parent)
+    assert (made.info.num_images, made.info.num_rejected) == (6, 0)
+    assert cluster.made == [0, 1]
+
+
+def test_zip_of_prepared_photographs_is_the_same(
+    config: Config, cluster: Cluster, photographs: Path, tmp_path: Path
+) -> None:
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", photographs)
+    for source in (str(photographs), archive):
+        pipeline.prepare(replace(config, data=replace(config.data, source=source)))
+    assert cluster.made == [0, 1]
+    (photographs / "0.png").write_bytes((photographs / "0.png").read_bytes()[::-1])
+    other = shutil.make_archive(str(tmp_path / "other"), "zip", photographs)
+    first = replace(config, data=replace(config.data, source=archive, prepared=str(tmp_path / "of zip")))
+    pipeline.prepare(first)
+    with pytest.raises(DataError, match="from other photographs than the source holds now"):
+        pipeline.prepare(replace(first, data=replace(first.data, source=other)))
+
+
+def test_object_of_the_same_size_that_changed_is_noticed(
+    config: Config, cluster: Cluster, photographs: Path, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    source = "s3://lab/changed"
+    for path in photographs.iterdir():
+        storage.write_bytes(f"{source}/{path.name}", path.read_bytes())
+    local = replace(config, data=replace(config.data, source=str(photographs)))
+    remote = replace(config, data=replace(config.data, source=f"{source}/"))
+    pipeline.prepare(remote)
+    assert pipeline.prepare(local).info == pipeline.prepare(remote).info
+    storage.write_bytes(f"{source}/0.png", (photographs / "0.png").read_bytes()[::-1])
+    with pytest.raises(DataError, match="was prepared from other photographs than the source holds now"):
+        pipeline.prepare(remote)
+
+
+def test_parquet_that_changed_is_noticed(config: Config, cluster: Cluster, photographs: Path, tmp_path: Path) -> None:
+    def pack(names: list[str]) -> None:
+        pq.write_table(pa.table({"image": [(photographs / name).read_bytes() for name in names]}), table)
+
+    (tmp_path / "tables").mkdir()
+    table = tmp_path / "tables" / "a.parquet"
+    pack(["0.png", "1.png"])
+    config = replace(config, data=replace(config.data, source=str(table.parent)))
+    pipeline.prepare(config)
+    table.parent.rename(tmp_path / "moved")
+    pipeline.prepare(replace(config, data=replace(config.data, source=str(tmp_path / "moved"))))
+    assert cluster.made == [0]
+    table.parent.mkdir()
+    pack(["0.png", "2.png"])
+    with pytest.raises(DataError, match="from other photographs than the source holds now"):
+        pipeline.prepare(config)
+
+
+def test_changed_part_mask_is_noticed(config: Config, cluster: Cluster, tmp_path: Path) -> None:
+    hq = tmp_path / "hq"
+    mask = hq / "CelebAMask-HQ-mask-anno" / "0" / "00000_hair.png"
+    mask.parent.mkdir(parents=True)
+    (hq / "CelebA-HQ-img").mkdir()
+    drawn = faces.draw_face(0, 0, 48)
+    (hq / "CelebA-HQ-img" / "0.png").write_bytes(prepared.encode_png(drawn.image))
+    mask.write_bytes(prepared.encode_png(np.where(drawn.labels == 13, 255, 0).astype(np.uint8)))
+    config = replace(config, data=replace(config.data, source=str(hq)))
+    pipeline.prepare(config)
+    mask.write_bytes(prepared.encode_png(np.eye(48, dtype=np.uint8) * np.uint8(255)))
+    with pytest.raises(DataError, match="from other photographs than the source holds now"):
+        pipeline.prepare(config)
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "version_0_1"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("kind", ["folder", "embedded"])
+def test_datasets_of_version_0_1_are_recognized(
+    config: Config, cluster: Cluster, tmp_path: Path, kind: str, finished: bool
+) -> None:
+    made = tmp_path / "made"
+    shutil.copytree(GOLDEN / kind, made)
+    if not finished:
+        (made / "dataset.json").unlink()
+        (made / "data" / "part-00001.parquet").unlink()
+    source = "embedded" if kind == "embedded" else str(GOLDEN / "photographs")
+    sketch = replace(config.data.sketch, detector="opencv")
+    data = DataConfig(
+        source=source, num_embedded=6, size_px=32, shard_images=4, test_fraction=0.25, prepared=str(made), sketch=sketch
+    )
+    config = replace(config, data=data)
+    if not finished:
+        with pytest.raises(DataError, match="was begun from other photographs|num_embedded = 6, now it is 5"):
+            short = {"num_embedded": 5} if kind == "embedded" else {"source": str(tmp_path / "other")}
+            shutil.copytree(GOLDEN / "photographs", tmp_path / "other")
+            (tmp_path / "other" / "0.png").rename(tmp_path / "other" / "9.png")
+            pipeline.prepare(replace(config, data=replace(data, **short)))  # type: ignore[arg-type]
+    result = pipeline.prepare(config)
+    before = prepared.DatasetInfo.read(str(GOLDEN / kind))
+    assert before is not None and result.info.fingerprint == before.fingerprint
+    assert cluster.made == ([] if finished else [1])
+
+
+def test_default_place_of_version_0_1_is_found(config: Config, cluster: Cluster, tmp_path: Path) -> None:
+    source = tmp_path / "photographs"
+    shutil.copytree(GOLDEN / "photographs", source)
+    sketch = replace(config.data.sketch, detector="opencv")
+    data = DataConfig(source=str(source), size_px=32, shard_images=4, test_fraction=0.25, sketch=sketch)
+    config = replace(config, data=data)
+    said = (GOLDEN / "folder" / "dataset.json").read_text().replace("/tmp/photographs", str(source))
+    settings = json.loads(said)["preparation"]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+    old = Path(config.storage.path, "prepared", f"folder-32-{digest}")
+    shutil.copytree(GOLDEN / "folder", old)
+    (old / "dataset.json").write_text(said)
+    assert pipeline.prepare(config).uri == str(old)
+    assert cluster.made == []
+
+
 def test_each_refused_image_is_a_row(config: Config, cluster: Cluster, photographs: Path) -> None:
     (photographs / "2.png").write_bytes(b"no")
     (photographs / "a\nb,<i>.jpg").write_bytes(b"")
@@ -199,6 +353,10 @@ def test_face_parser_labels_photographs(config: Config, cluster: Cluster, tmp_pa
     assert hair[:8].all() and not hair[8:].any()
     assert dataset.row(1)["hair"] is None, "no face was found there"
     assert "hair parser, unknown in 1 images" in Path(made.uri, "report.html").read_text().replace("</b><td>", " ")
+    moved = tmp_path / "moved.onnx"
+    moved.write_bytes(model.read_bytes())
+    pipeline.prepare(replace(config, data=replace(config.data, parser=replace(parser, model=str(moved)))))
+    assert cluster.made == [0], "a parser is told by its content"
     model.write_bytes(color_parser([(255, 0, 0), (0, 0, 250)]))
     with pytest.raises(DataError, match=r"was prepared with data\.parser\.sha256 = \w{64}, now it is"):
         pipeline.prepare(config)

@@ -40,7 +40,7 @@ def tree(request: pytest.FixtureRequest, tmp_path: Path) -> trees.FileTree:
 
 
 def test_lists_and_reads(tree: trees.FileTree) -> None:
-    assert tree.names(never) == sorted(FILES)
+    assert [(file.name, file.size) for file in tree.files(never)] == sorted((n, len(d)) for n, d in FILES.items())
     assert {name: tree.read(name) for name in FILES} == FILES
 
 
@@ -78,8 +78,8 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "round").symlink_to(tmp_path)
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/no\xff\xfeutf.jpg")).write_bytes(b"x")
     refused: list[tuple[str, str]] = []
-    names = trees.Folder(str(tmp_path)).names(lambda name, reason: refused.append((name, reason)))
-    assert names == ["good.jpg", "link.jpg"]
+    files = trees.Folder(str(tmp_path)).files(lambda name, reason: refused.append((name, reason)))
+    assert [file.name for file in files] == ["good.jpg", "link.jpg"]
     assert sorted(refused) == [
         ("broken.jpg", "a link to nowhere"),
         ("no\\udcff\\udcfeutf.jpg", "the file's name is not valid UTF-8"),
@@ -112,10 +112,10 @@ def test_folder_that_cannot_be_listed(open_folder: Path) -> None:
     (open_folder / "locked").chmod(0)
     refused: list[tuple[str, str]] = []
     with ordinary_user():
-        names = trees.Folder(str(open_folder)).names(lambda name, reason: refused.append((name, reason)))
+        files = trees.Folder(str(open_folder)).files(lambda name, reason: refused.append((name, reason)))
         with pytest.raises(StorageError, match="cannot list .*Permission denied"):
             storage.list_files(str(open_folder))
-    assert names == ["open/a.jpg"]
+    assert [file.name for file in files] == ["open/a.jpg"]
     assert refused == [("locked", "the folder cannot be listed: Permission denied")]
     (open_folder / "locked").chmod(0o755)
 
@@ -169,4 +169,4 @@ def test_archive_bomb_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_no_archive(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(b"<html>sign in first</html>")
     with pytest.raises(DataError, match=r"x\.zip is no readable zip archive, copy it again: "):
-        trees.ZipArchive(str(tmp_path / "x.zip")).names(never)
+        trees.ZipArchive(str(tmp_path / "x.zip")).files(never)
