@@ -284,6 +284,9 @@ class ModelConfig:
         """Check ranges."""
         for name in ("base_channels", "num_downsamples", "discriminator_base_channels", "discriminator_num_layers"):
             _check_positive(f"model.{name}", getattr(self, name))
+        _check(self.num_downsamples <= 16, f"model.num_downsamples is {self.num_downsamples}; give at most 16")
+        for dilation in self.dilations:
+            _check_positive("one of model.dilations", dilation)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
 from scfegan_ray import storage, tracking
 from scfegan_ray.config import Config
-from scfegan_ray.errors import DataError, ModelError
-from scfegan_ray.models.editing import EditingModel
+from scfegan_ray.data import decoding
+from scfegan_ray.errors import CheckpointError, DataError
+from scfegan_ray.models import editing
 from scfegan_ray.models.generator import Generator
 from scfegan_ray.training import checkpoint
+from scfegan_ray.training.store import CheckpointStore
+
+_IN_REGISTRY = ("models:", "runs:", "mlflow-artifacts:")
+_OPAQUE_MODES = ("1", "L", "P", "RGB")
+"""Of PIL images that say without a doubt which pixels of a map are marked."""
+_MOST_8_BIT = 255
 
 
 class FaceEditor:
@@ -30,56 +41,69 @@ class FaceEditor:
         self.config = config
         self._device = torch.device(device)
         generator.silence_untrained_taps(config.data.size_px)
-        self._model = EditingModel(generator).requires_grad_(False).eval().to(self._device)
+        self._model = editing.EditingModel(generator).requires_grad_(False).eval().to(self._device)
         self._image: NDArray[np.uint8] | None = None
 
     @classmethod
-    def from_uri(cls, uri: str, *, tracking_uri: str | None = None, device: torch.device | str = "cpu") -> FaceEditor:
-        """Load a model.
+    def from_uri(
+        cls, uri: str | os.PathLike[str], *, tracking_uri: str | None = None, device: torch.device | str = "cpu"
+    ) -> FaceEditor:
+        """Load a model; only its weights and its config are read, and nothing of it is executed.
 
         Args:
-            uri: `models:/scfegan-generator/1` or another MLflow URI; or a checkpoint's folder.
+            uri: `models:/scfegan-generator/1` or another MLflow URI; or a folder, local or `s3://`: a checkpoint, a run
+                or its `checkpoints` (the newest one is taken), or a model that was downloaded from MLflow.
             tracking_uri: registry to ask; default `MLFLOW_TRACKING_URI`.
             device: where to compute.
 
         Raises:
             ModelError: there is no such model, or it does not fit.
-            CheckpointError: the folder is no checkpoint.
+            CheckpointError: the folder is none of these.
+            StorageError: the storage cannot be read.
         """
-        if uri.startswith(("models:", "runs:", "mlflow-artifacts:")):
-            return cls(*_read_model(tracking.download_model(uri, tracking_uri)), device)
-        with storage.local_copy(uri) as folder:
-            return cls(*checkpoint.load_generator(folder), device)
+        text = os.fspath(uri)
+        if isinstance(uri, os.PathLike) and text.startswith("s3:/"):
+            text = "s3://" + text.removeprefix("s3:").lstrip("/")  # a Path leaves one slash of two
+        if text.startswith(_IN_REGISTRY):
+            with tempfile.TemporaryDirectory(prefix="scfegan-") as scratch:
+                return cls(*_read_model(tracking.download_model(text, tracking_uri, into=Path(scratch))), device)
+        place, read = _find(text)
+        with storage.local_copy(place) as folder:
+            return cls(*read(folder), device)
 
-    def set_image(self, image: NDArray[np.uint8]) -> None:
+    def set_image(self, image: ArrayLike | Image.Image) -> None:
         """Choose the photograph to edit.
 
         Args:
-            image: (H, W, 3) uint8 RGB; both sides divisible by 2 to the power of the model's downsamples.
+            image: (H, W, 3) uint8 RGB; or floats in [0, 1]; or a PIL image, which is turned upright as its EXIF says,
+                laid on white where it is transparent, and becomes RGB. Both sides must be divisible by 2 to the power
+                of the model's downsamples.
 
         Raises:
-            DataError: shape, type or size do not fit.
+            DataError: shape, type, values or size do not fit.
         """
-        _check("image", image, 3)
+        pixels = _colors("image", image)
         divisor = 2**self.config.model.num_downsamples
-        height, width = image.shape[:2]
+        height, width = pixels.shape[:2]
         if height % divisor or width % divisor or not height or not width:
             raise DataError(f"the image is {width}x{height}; this model needs sides divisible by {divisor}: resize it")
-        self._image = image.copy()
+        self._image = pixels
 
     def edit(
         self,
-        mask: NDArray[np.uint8],
-        sketch: NDArray[np.uint8],
-        color: NDArray[np.uint8],
+        mask: ArrayLike | Image.Image,
+        sketch: ArrayLike | Image.Image,
+        color: ArrayLike | Image.Image,
         seed: int = 0,
     ) -> NDArray[np.uint8]:
         """Fill the hole.
 
         Args:
-            mask: (H, W) or (H, W, 1) uint8 or bool; non-zero marks pixels to fill.
-            sketch: (H, W) or (H, W, 1) uint8 or bool; non-zero marks lines.
-            color: (H, W, 3) uint8 RGB; black (0, 0, 0) means unpainted.
+            mask: (H, W) or (H, W, 1) of bool, of integers in [0, 255] or of floats in [0, 1]; or a PIL image without
+                transparency. What is not zero, or not black, marks pixels to fill.
+            sketch: as `mask`; what is not zero marks lines.
+            color: as the image of `set_image`; black (0, 0, 0) means unpainted, and so does what is transparent in a
+                PIL image.
             seed: of the noise; another seed gives another variant.
 
         Returns:
@@ -91,38 +115,106 @@ class FaceEditor:
         if self._image is None:
             raise DataError("no image to edit; call set_image first")
         size = self._image.shape[:2]
-        planes = {"mask": _plane("mask", mask, size), "sketch": _plane("sketch", sketch, size)}
-        _check("color", color, 3, size)
+        planes = [_plane("mask", mask, size), _plane("sketch", sketch, size)]
+        paint = _colors("color", color, size)
         rng = np.random.default_rng(seed)
-        noise = (rng.random((1, *size, 1)) < self.config.masks.noise_probability).astype(np.uint8)
-        arrays = (self._image[None], planes["mask"], planes["sketch"], color[None], noise)
+        noise = (rng.random((*size, 1)) < self.config.masks.noise_probability).astype(np.uint8)
+        arrays = (self._image, *planes, paint, noise)
         with torch.no_grad():
-            filled = self._model(*(torch.from_numpy(np.ascontiguousarray(a)).to(self._device) for a in arrays))
+            filled = self._model(*(torch.from_numpy(array[None]).to(self._device) for array in arrays))
         result: NDArray[np.uint8] = filled[0].cpu().numpy()
         return result
 
 
+def _find(uri: str) -> tuple[str, Callable[[Path], tuple[Generator, Config]]]:
+    """Return what a folder means: the folder to read, and how."""
+    place = storage.absolute(uri)
+    if not uri or storage.is_file(place):
+        raise CheckpointError(f"{uri!r} is no folder; give that of a checkpoint, of a run or of a downloaded model")
+    if storage.is_file(storage.join(place, checkpoint.META)):
+        return place, checkpoint.load_generator
+    if storage.is_file(storage.join(place, "MLmodel")):
+        return place, _read_model
+    for store in (CheckpointStore(storage.join(place, "checkpoints")), CheckpointStore(place)):
+        newest = store.latest()
+        if newest is not None:
+            return store.uri(newest), checkpoint.load_generator
+    if storage.is_file(storage.join(place, "run.json")):
+        raise CheckpointError(f"the run at {place} has no checkpoint yet; wait for its first one")
+    raise CheckpointError(
+        f"{place} is no checkpoint (meta.json), no run (run.json, checkpoints) and no model from MLflow (MLmodel)"
+        f"{'' if storage.exists(place) else ': nothing is there'}; give the folder of one, or models:/NAME/VERSION"
+    )
+
+
 def _read_model(folder: Path) -> tuple[Generator, Config]:
+    return editing.read(folder / "artifacts")
+
+
+def _colors(name: str, given: ArrayLike | Image.Image, size: tuple[int, ...] | None = None) -> NDArray[np.uint8]:
+    """Return a copy of a picture as (H, W, 3) uint8; transparent paint becomes black, which means none."""
+    if isinstance(given, Image.Image):
+        given = _from_pil(name, given)
+    array = _numbers(name, given)
+    wanted = f"(H, W, 3){_of_the_image(size)}"
+    if array.ndim != 3 or array.shape[2] != 3 or (size is not None and array.shape[:2] != size):
+        raise _refused(name, array, f"shape {wanted}")
+    if array.dtype == np.bool_:
+        raise _refused(name, array, f"uint8 RGB of shape {wanted}")
+    if array.dtype.kind == "f":
+        array = np.rint(array * _MOST_8_BIT)
+    return np.array(array, np.uint8, order="C")
+
+
+def _plane(name: str, given: ArrayLike | Image.Image, size: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return a map as (H, W, 1) uint8 in {0, 1}."""
+    if isinstance(given, Image.Image):
+        if given.mode not in _OPAQUE_MODES or given.has_transparency_data:
+            raise DataError(
+                f'{name} is a PIL image of mode {given.mode}; give one of mode L: image.convert("L"), or '
+                'image.getchannel("A") where what is opaque is meant'
+            )
+        given = decoding.to_rgb(given).any(axis=2)
+    array = _numbers(name, given)
+    if array.shape not in (size, (*size, 1)):
+        raise _refused(name, array, f"shape (H, W) or (H, W, 1){_of_the_image(size)}")
+    marked: NDArray[np.uint8] = np.not_equal(array, 0).astype(np.uint8).reshape(*size, 1)
+    return marked
+
+
+def _from_pil(name: str, image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode == "F" or image.mode.startswith("I"):
+        raise DataError(f"{name} is a PIL image of mode {image.mode}, of unknown range; give one of mode RGB")
     try:
-        config = Config.from_dict(json.loads((folder / "artifacts" / "config.json").read_text()))
-        state = torch.export.load(folder / "artifacts" / "generator.pt2").state_dict
-        generator = Generator(config.model)
-        generator.load_state_dict({name.removeprefix("generator."): value for name, value in state.items()})
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"the model at {folder} cannot be used: {reason}; register it anew") from error
-    return generator, config
+        if name == "color" and image.has_transparency_data:
+            paint = np.asarray(image.convert("RGBA"))
+            return np.asarray(paint[..., :3] * (paint[..., 3:] > 0), np.uint8)
+        return decoding.to_rgb(image)
+    except (DataError, OSError) as error:
+        raise DataError(f"{name} is a PIL image of mode {image.mode} that cannot be read: {error}") from error
 
 
-def _plane(name: str, plane: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    flat = plane[..., None] if plane.ndim == 2 else plane
-    _check(name, flat.view(np.uint8) if flat.dtype == np.bool_ else flat, 1, size)
-    binary: NDArray[np.uint8] = np.not_equal(flat, 0).astype(np.uint8)[None]
-    return binary
+def _numbers(name: str, given: ArrayLike) -> NDArray[Any]:
+    """Return an array of bools, of integers in [0, 255] or of floats in [0, 1]."""
+    try:
+        array = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name} is no array ({error}); give uint8") from error
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{name} is {type(given).__name__} of {array.dtype}; give a uint8 array or a PIL image")
+    if array.dtype.kind == "b" or not array.size:
+        return array
+    is_float = array.dtype.kind == "f"
+    least, most = array.min(), array.max()
+    if not (least >= 0 and most <= (1 if is_float else _MOST_8_BIT)):
+        held = "NaN" if np.isnan(least) else f"values from {least:g} to {most:g}"
+        raise _refused(name, array, "uint8, or floats in [0, 1]", f" with {held}")
+    return array
 
 
-def _check(name: str, array: NDArray[np.uint8], channels: int, size: tuple[int, int] | None = None) -> None:
-    wanted = (*(size or array.shape[:2]), channels)
-    if array.dtype != np.uint8 or array.shape != wanted:
-        shape = "(H, W, 3)" if size is None else str(wanted)
-        raise DataError(f"{name} is {array.dtype} of shape {array.shape}; give uint8 of shape {shape}")
+def _refused(name: str, array: NDArray[Any], wanted: str, held: str = "") -> DataError:
+    return DataError(f"{name} is {array.dtype} of shape {array.shape}{held}; give {wanted}")
+
+
+def _of_the_image(size: tuple[int, ...] | None) -> str:
+    return "" if size is None else f" of the image's {size[0]}x{size[1]}"

@@ -2,6 +2,12 @@
 
 It may import only mlflow, numpy and torch, so that a version loads where this package is not installed; what the
 model computes lives in the exported program beside it (`models.editing`).
+
+**What it trusts**: the version. Who loads one through MLflow (`mlflow.pyfunc.load_model`, `mlflow models serve`) runs
+the version's own copy of this file, whatever else its `MLmodel` names, and `torch.export.load`, which unpickles where
+the program's archive says so. Whoever may write to the registry or its artifacts can thereby run code here, so load
+versions only of those whom you would let run code; MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false does not change that.
+`scfegan_ray.inference.FaceEditor` trusts nobody: it reads the version's weights (safetensors) and config (JSON) alone.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -15,7 +21,7 @@ class ServedGenerator(PythonModel):  # type: ignore[misc]
     """Fills holes in faces as mask, sketch and color say."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the exported program."""
+        """Load the exported program, and with it whatever code its archive holds."""
         self._program = torch.export.load(context.artifacts["program"]).module()
         self._noise_probability = float(context.model_config["noise_probability"])
 
@@ -25,8 +31,8 @@ class ServedGenerator(PythonModel):  # type: ignore[misc]
 
         Args:
             context: unused.
-            model_input: image (N, H, W, 3) uint8 RGB; mask (N, H, W, 1) uint8 in {0, 1}, 1 marks pixels to fill;
-                sketch (N, H, W, 1) uint8 in {0, 1}; color (N, H, W, 3) uint8 RGB, black where unpainted.
+            model_input: image (N, H, W, 3) uint8 RGB; mask (N, H, W, 1) uint8, non-zero marks pixels to fill;
+                sketch (N, H, W, 1) uint8, non-zero marks lines; color (N, H, W, 3) uint8 RGB, black where unpainted.
             params: seed: of the noise.
 
         Returns:

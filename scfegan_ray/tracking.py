@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import subprocess
 import tempfile
 import threading
 import time
@@ -24,8 +22,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.utils.file_utils import local_file_uri_to_path
 from numpy.typing import NDArray
+from sqlalchemy.engine import make_url
 
 from scfegan_ray import config as configuration
 from scfegan_ray import storage
@@ -33,6 +34,7 @@ from scfegan_ray.config import Config
 from scfegan_ray.errors import ModelError, StorageError
 from scfegan_ray.models import editing
 from scfegan_ray.models.generator import Generator
+from scfegan_ray.provenance import git_revision, source_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -245,9 +247,7 @@ def start_run(config: Config, run_name: str, *, tags: Mapping[str, str], parent_
         run = client.create_run(
             _experiment(client, config),
             run_name=run_name,
-            tags=dict(tags)
-            | {"git_revision": git_revision()}
-            | ({"mlflow.parentRunId": parent_run_id} if parent_run_id else {}),
+            tags=dict(tags) | _code() | ({"mlflow.parentRunId": parent_run_id} if parent_run_id else {}),
         )
         flat = configuration.flatten(config.to_dict())
         client.log_batch(run.info.run_id, params=[Param(name, str(value)) for name, value in flat.items()])
@@ -304,7 +304,8 @@ def register(
 ) -> str:
     """Register a generator as a new version, unless the same run registered the same weights before.
 
-    The version holds an exported program, so it loads where this package is not installed.
+    The version holds an exported program, so it loads where this package is not installed, and the weights once more
+    for readers who do not trust it.
 
     Args:
         generator: the moving average, on the CPU.
@@ -321,23 +322,30 @@ def register(
         StorageError: the registry cannot be used.
     """
     name = config.tracking.model_name
-    facts = dict(tags) | {"weights_sha256": weights_sha256, "git_revision": git_revision()}
+    facts = dict(tags) | _code() | {"format_version": str(editing.FORMAT_VERSION)}
+    # What tells a version that is there already goes last: without it one counts as not finished.
+    facts["weights_sha256"] = weights_sha256
     with _tracking_errors(config), _fluent(tracking_uri(config)), tempfile.TemporaryDirectory() as scratch:
         client = MlflowClient()
         for version in _versions(client, name):
-            if version.run_id == run_id and version.tags.get("weights_sha256") == weights_sha256:
+            # One of an older format is no reason not to make one that can be read.
+            same = all(version.tags.get(key) == facts[key] for key in ("weights_sha256", "format_version"))
+            if version.run_id == run_id and same:
                 return f"models:/{name}/{version.version}"
-        size = config.data.size_px
-        program = Path(scratch, "generator.pt2")
-        torch.export.save(editing.export(generator, size), program)
-        settings = Path(scratch, "config.json")
-        settings.write_text(json.dumps(config.to_dict(), indent=2))
+        editing.write(generator, config, Path(scratch))
         with mlflow.start_run(run_id=run_id):
             info = mlflow.pyfunc.log_model(
                 name="generator",
                 python_model=str(Path(__file__).with_name("serving.py")),
-                artifacts={"program": str(program), "config": str(settings)},
-                signature=_signature(size),
+                artifacts={
+                    key: str(Path(scratch, file))
+                    for key, file in (
+                        ("program", editing.PROGRAM),
+                        ("weights", editing.WEIGHTS),
+                        ("config", editing.CONFIG),
+                    )
+                },
+                signature=_signature(config.data.size_px),
                 input_example={key: example[key] for key in ("image", "mask", "sketch", "color")},
                 pip_requirements=[f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}", _torch_requirement()],
                 registered_model_name=name,
@@ -350,33 +358,72 @@ def register(
     return f"models:/{name}/{version_number}"
 
 
-def download_model(uri: str, tracking: str | None = None) -> Path:
-    """Bring a registered model's folder to this machine.
+def download_model(uri: str, tracking: str | None = None, *, into: Path | None = None) -> Path:
+    """Bring a registered model's folder to this machine; nothing in it is executed.
 
     Args:
         uri: `models:/NAME/VERSION`, `models:/NAME@ALIAS` or `runs:/ID/PATH`.
         tracking: registry to ask; default `MLFLOW_TRACKING_URI`.
+        into: existing folder for a copy. Default: where the files are, if that is on this machine; else a new
+            temporary folder.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: there is no such model, or its files or the registry's are not where they were.
     """
-    try:
-        with _fluent(tracking) if tracking else nullcontext():
-            return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
-    except (MlflowException, OSError) as error:
-        where = tracking or mlflow.get_tracking_uri()
+    with _fluent(tracking) if tracking else nullcontext():
+        registry = mlflow.get_tracking_uri()
+        _check_database_exists(uri, registry)
+        try:
+            if uri.startswith("models:"):
+                _check_files_exist(uri, registry, ModelsArtifactRepository.get_underlying_uri(uri))
+            return Path(
+                mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=None if into is None else str(into))
+            )
+        except Exception as error:
+            # A registry says in many ways that it cannot answer.
+            if not _is_of_tracking(error):
+                raise
+            raise ModelError(
+                f"no model {uri} at {registry}: {_one_line(error)}; check the name and MLFLOW_TRACKING_URI"
+            ) from error
+
+
+def _check_database_exists(uri: str, registry: str) -> None:
+    """Refuse to ask a SQLite file that is not there: MLflow would make an empty one."""
+    if not registry.startswith("sqlite:"):
+        return
+    database = make_url(registry).database
+    if database and database != ":memory:" and not Path(database).is_file():
         raise ModelError(
-            f"no model {uri} at {where}: {_one_line(error)}; check the name and MLFLOW_TRACKING_URI"
-        ) from error
+            f"cannot look up {uri}: there is no MLflow database at {Path(database).absolute()}; set "
+            "MLFLOW_TRACKING_URI to the registry that training told of, as in "
+            "sqlite:////path/to/runs/mlflow.db (mlflow.db under its --storage.path)"
+        )
 
 
-def git_revision() -> str:
-    """Return the revision of the code that runs, or `unknown` outside a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
+def _check_files_exist(uri: str, registry: str, source: str) -> None:
+    """Refuse a version whose files were recorded at a local path where they are no longer."""
+    recorded = Path(local_file_uri_to_path(source))
+    if not storage.is_local(source) or recorded.is_dir():
+        return
+    cure = "bring them back there, or give from_uri the folder that holds the version's MLmodel file"
+    database = make_url(registry).database if registry.startswith("sqlite:") else None
+    if database and "mlartifacts" in recorded.parts:
+        # Beside the database, as `_experiment` has it.
+        inner = recorded.parts[recorded.parts.index("mlartifacts") :]
+        moved = Path(database).absolute().parent.joinpath(*inner)
+        if moved.is_dir():
+            old, new = (str(path)[: -len(str(Path(*inner))) - 1] for path in (recorded, moved))
+            cure = f"move {new} back to {old}, link it there (ln -s {new} {old}), or give from_uri the folder {moved}"
+    raise ModelError(
+        f"the files of {uri} are not at {recorded}, where {registry} recorded them: the folder was moved, deleted, or "
+        f"is of another machine; {cure}"
+    )
+
+
+def _code() -> dict[str, str]:
+    """Say which code makes a run or a version."""
+    return {"git_revision": git_revision(), "source_sha256": source_sha256()}
 
 
 def _signature(size_px: int) -> ModelSignature:
@@ -433,13 +480,17 @@ def _tracking_errors(config: Config) -> Iterator[None]:
     except StorageError:
         raise
     except Exception as error:
-        # HTTP errors are OSErrors; MLflow lets some errors of its database layer through.
-        if not isinstance(error, MlflowException | OSError) and not type(error).__module__.startswith("sqlalchemy"):
+        if not _is_of_tracking(error):
             raise
         raise StorageError(
             f"cannot use MLflow at {tracking_uri(config)}: {_one_line(error)}; "
             "check --tracking.uri, MLFLOW_TRACKING_URI and that the place is writable"
         ) from error
+
+
+def _is_of_tracking(error: Exception) -> bool:
+    # HTTP errors are OSErrors; MLflow lets some errors of its database layer through.
+    return isinstance(error, MlflowException | OSError) or type(error).__module__.startswith("sqlalchemy")
 
 
 def _one_line(error: BaseException) -> str:

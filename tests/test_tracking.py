@@ -333,13 +333,16 @@ def test_register_once_per_weights(config: Config) -> None:
     assert not list(folder.rglob("*.pkl"))
     model = (folder / "MLmodel").read_text()
     assert "input_example" in model and "data_license: L" in model
+    files = {path.name for path in (folder / "artifacts").iterdir()}
+    assert files == {"generator.pt2", "generator.safetensors", "config.json"}
+    client = MlflowClient(tracking.tracking_uri(config))
+    tags = client.get_model_version("scfegan-generator", "2").tags
+    assert tags["source_sha256"] == client.get_run(run_id).data.tags["source_sha256"] == tracking.source_sha256()
+    # A version as 0.1.0 registered it does not count.
+    client.delete_model_version_tag("scfegan-generator", "2", "format_version")
+    assert [register("b"), register("b")] == ["models:/scfegan-generator/3"] * 2
     with pytest.raises(ModelError, match="no model models:/scfegan-generator/9"):
         tracking.download_model("models:/scfegan-generator/9", tracking.tracking_uri(config))
-
-
-def test_revision_is_a_hash_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    assert tracking.git_revision() == "unknown"
 
 
 def test_children_are_ended_by_their_parent(config: Config) -> None:

@@ -81,6 +81,21 @@ def central_square(width: int, height: int) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Bring an opened image to pixels as `decode_photograph` does, but for 16 bits and without cutting it.
+
+    Args:
+        image: of at most 8 bits per channel.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        DataError: it cannot be used; the text is the reason, without a name.
+    """
+    return np.asarray(_to_rgb(_upright(image)), np.uint8)
+
+
 def resize(image: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
     """Bring a square image to another size: averaging on the way down, cubic on the way up.
 

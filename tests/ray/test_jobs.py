@@ -94,7 +94,8 @@ def test_version_says_where_it_comes_from(trained: tuple[dict[str, Any], str], c
     tags = client.get_model_version("scfegan-generator", "1").tags
     assert tags["data_license"] == "CC0-1.0"
     assert re.fullmatch(r"[0-9a-f]{64}", tags["data_fingerprint"])
-    assert re.fullmatch(r"[0-9a-f]{40}|unknown", tags["git_revision"])
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", tags["git_revision"])
+    assert re.fullmatch(r"[0-9a-f]{64}", tags["source_sha256"])
     assert tags["weights_sha256"] == trained[0]["weights_sha256"]
 
 
