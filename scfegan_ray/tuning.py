@@ -16,7 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from scfegan_ray import storage, tracking
+from scfegan_ray import places, storage, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.data import pipeline
 from scfegan_ray.errors import ConfigError, deliberate_cause
@@ -63,8 +63,10 @@ def search(config: Config) -> TuningResult:
         DataError: there is nothing to train on.
         StorageError: storage or tracking cannot be used.
     """
+    config = places.settle(config)
     assert config.run_name, "the caller names the search"
     at_once = _trials_at_once(config)
+    launch.check_logins(config)
     place = storage.join(storage.absolute(config.storage.path), config.run_name)
     storage.check_writable(place)
     # Trials share one dataset, made before they start, so that none waits for CPUs that another one holds.

@@ -19,11 +19,11 @@ import ray.train.torch
 from ray.train.v2.api.callback import UserCallback
 
 from scfegan_ray import config as configuration
-from scfegan_ray import errors, storage, tracking
+from scfegan_ray import errors, places, storage, tracking
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples, pipeline, prepared
-from scfegan_ray.errors import ConfigError, deliberate_cause
+from scfegan_ray.errors import ConfigError, StorageError, deliberate_cause
 from scfegan_ray.models.features import settle_features
 from scfegan_ray.training import checkpoint
 from scfegan_ray.training.store import CheckpointStore
@@ -112,10 +112,12 @@ def train(
         DivergenceError: training does not recover from losses that explode.
         KeyboardInterrupt: the user ended it, after a last checkpoint.
     """
+    config = places.settle(config)
     assert config.run_name, "the caller names the run"
     root = storage.absolute(config.storage.path)
     storage.check_writable(root)
     check_resources(config)
+    check_logins(config)
     dataset_uri = pipeline.ensure_prepared(config)
     dataset = prepared.DatasetInfo.read(dataset_uri)
     assert dataset is not None, "it was just prepared"
@@ -290,6 +292,22 @@ def check_resources(config: Config) -> None:
             )
 
 
+def check_logins(config: Config) -> None:
+    """Refuse a run whose workers could not log in to MLflow as this process can.
+
+    Raises:
+        StorageError: the nodes of a cluster that was joined lack what the environment holds here.
+    """
+    here = places.logins(tracking.tracking_uri(config))
+    there = ray.get(ray.remote(num_cpus=0)(places.present).remote(here)) if here else []
+    missing = [name for name in here if name not in there]
+    if missing:
+        raise StorageError(
+            f"the cluster's nodes have no {' and '.join(missing)}, with which this machine logs in to MLflow; set it "
+            "on each of them before `ray start` there"
+        )
+
+
 def _open_run(
     config: Config, place: str, dataset: prepared.DatasetInfo, tags: dict[str, str], parent_run_id: str | None
 ) -> dict[str, Any]:
@@ -313,6 +331,7 @@ def _open_run(
 
 def _check_same(config: Config, known: dict[str, Any], dataset: prepared.DatasetInfo) -> None:
     before, now = (configuration.flatten(values) for values in (known["config"], config.to_dict()))
+    before["losses.features"] = places.settle_features(before["losses.features"])  # once kept as it was given
     cure = f"use another --run-name than {config.run_name} or the old setting"
     for name in sorted(before.keys() | now.keys()):
         free = name in _FREE_ON_RESUME or name.partition(".")[0] in _FREE_ON_RESUME
