@@ -160,7 +160,14 @@ def present(names: Sequence[str]) -> list[str]:
 
 def sqlite_uri(path: str) -> str:
     """Return the URI of a SQLite file at an absolute path, of whatever characters."""
-    return f"sqlite:///{quote(path)}"
+    # Where the URI begins with sqlite:/// MLflow makes the file's folder, but one named as the URI spells it.
+    return f"{'sqlite' if quote(path) == path else 'sqlite+pysqlite'}:///{quote(path)}"
+
+
+def sqlite_path(uri: str) -> str | None:
+    """Return the path of the file that such a URI names, None for another URI."""
+    start, _, rest = uri.partition(":///")
+    return unquote(rest.partition("?")[0]).removeprefix("file:") if start.partition("+")[0] == "sqlite" else None
 
 
 def _parse(uri: str) -> tuple[str, dict[str, str]]:
@@ -228,8 +235,10 @@ def _absolute_sqlite(uri: str) -> str:
     path = unquote(name)
     if not slashes or path in ("", ":memory:", "file::memory:"):
         raise ConfigError("a SQLite database in memory is lost with its process; give sqlite:/// and a path")
-    prefix = "file:" if path.startswith("file:") else ""
-    return f"{start}:///{prefix}{quote(storage.absolute(path))}{mark}{query}"
+    place = storage.absolute(path)
+    if path.startswith("file:"):
+        return f"{start}:///file:{quote(place)}{mark}{query}"
+    return f"{sqlite_uri(place) if start == 'sqlite' else f'{start}:///{quote(place)}'}{mark}{query}"
 
 
 def _settled(name: str, place: str | None, *words: str) -> str | None:

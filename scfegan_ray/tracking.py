@@ -266,7 +266,10 @@ def start_run(config: Config, run_name: str, *, tags: Mapping[str, str], parent_
     """
     config = places.settle(config)
     with _tracking_errors(config):
-        client = MlflowClient(tracking_uri(config))
+        uri = tracking_uri(config)
+        if file := places.sqlite_path(uri):
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+        client = MlflowClient(uri)
         run = client.create_run(
             _experiment(client, config),
             run_name=run_name,
@@ -426,7 +429,7 @@ def _experiment(client: MlflowClient, config: Config) -> str:
     if found is not None:
         return str(found.experiment_id)
     # Beside a SQLite file MLflow would put artifacts into the working directory, which differs in each process.
-    local = tracking_uri(config).startswith("sqlite:")
+    local = places.sqlite_path(tracking_uri(config)) is not None
     place = storage.as_uri(storage.join(storage.absolute(config.storage.path), "mlartifacts")) if local else None
     try:
         return str(client.create_experiment(name, artifact_location=place))

@@ -29,7 +29,7 @@ def _no_logins(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("sqlite:///runs/mlflow.db", "sqlite:///{here}/runs/mlflow.db"),
         ("sqlite:///./a/../b.db?timeout=9", "sqlite:///{here}/b.db?timeout=9"),
-        ("sqlite:////abs/50%25.db", "sqlite:////abs/50%25.db"),
+        ("sqlite:////abs/50%25.db", "sqlite+pysqlite:////abs/50%25.db"),
         ("sqlite+pysqlite:///r.db", "sqlite+pysqlite:///{here}/r.db"),
         ("sqlite:///file:r.db?uri=true", "sqlite:///file:{here}/r.db?uri=true"),
         ("file:mlruns", "file://{here}/mlruns"),

@@ -50,9 +50,13 @@ def test_where_runs_go(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert tracking.tracking_uri(tiny) == f"sqlite:///{tmp_path}/runs/mlflow.db"
 
 
-@pytest.mark.parametrize("name", ["exp#2 50%20? ü'&", "feature%2Ffoo"])
+@pytest.mark.parametrize("name", ["exp#2 50%20? ü'&", "a #1? ü", "feature%2Ffoo"])
 def test_everything_lies_in_a_folder_of_odd_name(
-    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tiny: Config,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
 ) -> None:
     place = tmp_path / "odd" / name
     place.mkdir(parents=True)
@@ -75,7 +79,9 @@ def test_everything_lies_in_a_folder_of_odd_name(
     filled = editor.edit(example["mask"][0], example["sketch"][0], example["color"][0])
     mlflow.set_tracking_uri(tracking.tracking_uri(config))
     try:
-        assert np.array_equal(mlflow.pyfunc.load_model(version).predict(example)[0], filled)
+        # MLflow itself reads %20 in a plain path as a space, and hands itself plain paths; not those of a copy.
+        copy = {"dst_path": str(tmp_path_factory.mktemp("copy"))} if "%" in name else {}
+        assert np.array_equal(mlflow.pyfunc.load_model(version, **copy).predict(example)[0], filled)
     finally:
         mlflow.set_tracking_uri(None)
     assert {path.name for path in tmp_path.iterdir()} <= {"odd", "runs", "cache"}, "nothing lies beside the folder"
