@@ -85,7 +85,12 @@ def as_uri(place: str) -> str:
 
     Args:
         place: as `absolute` returns it. A local path of plain letters stays one.
+
+    Raises:
+        StorageError: it is the key of an object, which such a library would cut off at a `#` or `?`.
     """
+    if not is_local(place) and set(place) & set("#?"):
+        raise StorageError(f"MLflow cannot keep artifacts at {place}; choose a --storage.path without # and ?")
     return f"file://{quote(place)}" if is_local(place) and quote(place) != place else place
 
 

@@ -81,6 +81,7 @@ def search(config: Config) -> TuningResult:
         tracking=replace(config.tracking, uri=tracking.tracking_uri(config)),
     )
     logger.info("%d trials, %d at a time, under %s", config.tune.num_trials, at_once, place)
+    filesystem, path = storage.resolve(place)
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(_trial, config=trial_config.to_dict(), parent_run_id=parent), {"CPU": _TRIAL_CPUS}
@@ -106,7 +107,8 @@ def search(config: Config) -> TuningResult:
             trial_name_creator=_short_name,
             trial_dirname_creator=_short_name,
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=place, verbose=0),
+        # From a URI Ray would find another place where it holds # or %.
+        run_config=tune.RunConfig(name="tune", storage_path=path, storage_filesystem=filesystem, verbose=0),
     )
     status = "FAILED"
     failed: set[str] = set()

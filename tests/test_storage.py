@@ -94,6 +94,9 @@ def test_paths_and_keys_are_taken_letter_by_letter_and_file_uris_by_their_syntax
     assert storage.as_uri("/a/b-1_c.d~") == "/a/b-1_c.d~"
     assert storage.as_uri("/a b/50%/#?") == "file:///a%20b/50%25/%23%3F"
     assert storage.absolute(storage.as_uri(f"/{ODD}")) == f"/{ODD}"
+    assert storage.as_uri("s3://b/50%20 x") == "s3://b/50%20 x"
+    with pytest.raises(StorageError, match="choose a --storage.path without # and ?"):
+        storage.as_uri("s3://b/a#1")
 
 
 def test_odd_names_are_names(place: str) -> None:
