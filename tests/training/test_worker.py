@@ -48,6 +48,7 @@ class Loop:
     def __init__(self, dataset: str, folder: Path) -> None:
         self.dataset, self.folder = dataset, folder
         self.store = CheckpointStore(str(folder / "checkpoints"))
+        self.run_id: str | None = None
 
     def __call__(self, config: Config) -> Outcome:
         settings = {
@@ -55,7 +56,7 @@ class Loop:
             "dataset": self.dataset,
             "checkpoints": self.store.place,
             "tracking_uri": f"sqlite:///{self.folder}/mlflow.db",
-            "run_id": None,
+            "run_id": self.run_id,
             "features": "random",
             "stop": None,
             "report": False,
@@ -176,6 +177,17 @@ def test_one_bad_batch_is_skipped(loop: Loop, monkeypatch: pytest.MonkeyPatch) -
     name = loop.store.names()[-1]
     assert loop.meta(name)["sentinel"]["num_skipped"] == 1
     assert all(torch.isfinite(value).all() for value in loop.tensors(name).values())
+
+
+def test_run_without_any_record_at_mlflow_says_so_after_its_last_checkpoint(loop: Loop) -> None:
+    loop.run_id = "no-such-run"
+    outcome = loop(CONFIG)
+    assert outcome.failure is not None
+    kind, text = outcome.failure
+    assert kind == "StorageError"
+    assert text.startswith("none of the ")
+    assert f" of run no-such-run arrived at MLflow at sqlite:///{loop.folder}/mlflow.db" in text
+    assert (outcome.images_seen, outcome.checkpoint) == (24, loop.store.uri("checkpoint-0000000024"))
 
 
 def test_failing_metric_does_not_stop_training(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
