@@ -68,7 +68,7 @@ def run_job(
         Exit code: 0 done, 1 a deliberate error printed as one line, 2 usage.
     """
     try:
-        arguments = parse(description, kind, sys.argv[1:] if argv is None else argv)
+        arguments = _settle(parse(description, kind, sys.argv[1:] if argv is None else argv), is_own=argv is None)
         if arguments.dry_run:
             print(json.dumps(arguments.config.to_dict(), indent=2))
             return 0
@@ -79,7 +79,9 @@ def run_job(
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except ScFeganError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        from scfegan_ray import storage
+
+        print(f"error: {storage.without_secrets(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("error: interrupted; run the same command again to go on", file=sys.stderr)
@@ -139,6 +141,21 @@ def ray_session(*, dashboard: bool = True) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _settle(arguments: ArgumentsT, *, is_own: bool) -> ArgumentsT:
+    """Settle places, see `places.settle`.
+
+    Args:
+        arguments: of the job.
+        is_own: they are this process's; a password among them is taken out of its command line, too.
+    """
+    from scfegan_ray import places
+
+    config = places.settle(arguments.config)
+    if is_own:
+        places.hide_argument(arguments.config.tracking.uri, config.tracking.uri)
+    return replace(arguments, config=config)
 
 
 def named(config: Config, run_name: str) -> Config:

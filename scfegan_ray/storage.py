@@ -12,6 +12,7 @@ import errno
 import functools
 import io
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -19,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
+from urllib.parse import quote, unquote
 
 from pyarrow import fs as pafs
 
@@ -36,6 +38,13 @@ _HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
 _REFUSED = ("ACCESS_DENIED", "SIGNATURE_DOES_NOT_MATCH", "INVALID_ACCESS_KEY_ID", "NO_SUCH_BUCKET")
 """How Arrow calls what an object store does not permit; it gives no number for it."""
 _LONGEST_PAUSE_SECONDS = 30.0
+_LOGIN = re.compile(r"(?<=://)[^/\s'\"]*@")
+_SECRET_VALUE = re.compile(
+    r"([?&;][\w.-]*(?:password|passwd|pwd|passphrase|secret|token|api_?key|access_?key|credential|signature)[\w.-]*=)"
+    r"[^&;#\s'\"]+",
+    re.IGNORECASE,
+)
+"""A setting behind the `?` of a URI that nobody but its server may see."""
 
 
 def absolute(uri: str) -> str:
@@ -45,15 +54,49 @@ def absolute(uri: str) -> str:
     the code, which Ray deletes afterwards, and nothing may be lost with it.
 
     Args:
-        uri: local path (relative, absolute or `~`), `file://` or `s3://` URI.
+        uri: local path (relative, absolute or `~`) or `s3://` URI, taken letter by letter; or `file:` URI, in which
+            %20 stands for a space.
+
+    Raises:
+        StorageError: it holds a key or password, or starts at a home folder that is not there.
     """
-    if uri.startswith("file://"):
-        return uri.removeprefix("file://")
-    if "://" in uri:
+    if uri.startswith("file:"):
+        place = unquote(uri.removeprefix("file:"))
+        uri = place.removeprefix("//localhost") if place.startswith("//localhost/") else place.removeprefix("//")
+    elif "://" in uri:
+        scheme, _, rest = uri.partition("://")
+        owner = rest.partition("/")[0]
+        if "@" in owner or (":" in owner and scheme == "s3") or _SECRET_VALUE.search(uri):
+            raise StorageError(
+                f"the {scheme}:// URI holds a key or password, which would be stored and logged; give it without, and "
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
         return uri.rstrip("/")
-    here = Path.cwd()
-    base = Path.home() if "working_dir_files" in here.parts else here
-    return os.path.normpath(base / Path(uri).expanduser())
+    try:
+        here = Path.cwd()
+        base = Path.home() if "working_dir_files" in here.parts else here
+        return os.path.normpath(base / Path(uri).expanduser())
+    except (RuntimeError, FileNotFoundError) as error:
+        raise StorageError(f"cannot tell where {uri} is: {error}; give a path that begins with /") from error
+
+
+def as_uri(place: str) -> str:
+    """Return an absolute place as a URI for a library that takes `#`, `?` and `%` for syntax.
+
+    Args:
+        place: as `absolute` returns it. A local path of plain letters stays one.
+
+    Raises:
+        StorageError: it is the key of an object, which such a library would cut off at a `#` or `?`.
+    """
+    if not is_local(place) and set(place) & set("#?"):
+        raise StorageError(f"MLflow cannot keep artifacts at {place}; choose a --storage.path without # and ?")
+    return f"file://{quote(place)}" if is_local(place) and quote(place) != place else place
+
+
+def without_secrets(text: str) -> str:
+    """Return a message without what may be a user, password or token of a URI in it."""
+    return _SECRET_VALUE.sub(r"\1***", _LOGIN.sub("", text))
 
 
 def is_local(uri: str) -> bool:
@@ -62,7 +105,9 @@ def is_local(uri: str) -> bool:
 
 
 def join(uri: str, *parts: str) -> str:
-    """Append path components to a URI."""
+    """Append path components, taken letter by letter, to a URI."""
+    if uri.startswith("file:"):
+        uri = absolute(uri)
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
@@ -513,5 +558,5 @@ def _errors(verb: str, uri: str) -> Iterator[None]:
             if is_local(uri)
             else "check the URI and the AWS_* variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
         )
-        reason = " ".join(str(error).split())
+        reason = without_secrets(" ".join(str(error).split()))
         raise StorageError(f"cannot {verb} {uri}: {reason}; {cure}") from error

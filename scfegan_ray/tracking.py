@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from sqlalchemy.engine import make_url
 
 from scfegan_ray import config as configuration
-from scfegan_ray import storage
+from scfegan_ray import places, storage
 from scfegan_ray.config import Config
 from scfegan_ray.errors import ModelError, StorageError
 from scfegan_ray.models import editing
@@ -54,8 +54,12 @@ class Tracker(Protocol):
         """Record facts about the run."""
         ...
 
-    def close(self) -> None:
-        """Wait for what is not recorded yet, for a while, and say how much was lost."""
+    def close(self) -> str | None:
+        """Wait for what is not recorded yet, for a while, and say how much was lost.
+
+        Returns:
+            What to end the run with where none of its metrics arrived, else None.
+        """
         ...
 
 
@@ -71,8 +75,9 @@ class NullTracker:
     def tags(self, values: Mapping[str, str]) -> None:
         """Drop the facts."""
 
-    def close(self) -> None:
+    def close(self) -> str | None:
         """Do nothing."""
+        return None
 
 
 _HOPELESS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED")
@@ -95,7 +100,7 @@ class MlflowTracker:
     """
 
     def __init__(self, uri: str, run_id: str, patience_seconds: float = 60.0) -> None:
-        self._client = MlflowClient(uri)
+        self._client, self._uri = MlflowClient(uri), uri
         self._run_id, self._patience_seconds = run_id, patience_seconds
         self._waiting: deque[_Record] = deque()
         self._changed = threading.Condition()
@@ -103,6 +108,8 @@ class MlflowTracker:
         self._num_sending = 0  # the first so many of those waiting
         self._num_alone = 0  # so many go one by one: one of them was refused in company
         self._num_lost = self._num_retries = 0
+        self._num_metrics = self._num_arrived = 0  # records of metrics
+        self._trouble = ""
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -121,8 +128,12 @@ class MlflowTracker:
         batch = [RunTag(name, value) for name, value in values.items()]
         self._put(_Record(other=lambda: self._client.log_batch(self._run_id, tags=batch)))
 
-    def close(self) -> None:
-        """Wait for what is not recorded yet, for a while, and say how much was lost."""
+    def close(self) -> str | None:
+        """Wait for what is not recorded yet, for a while, and say how much was lost.
+
+        Returns:
+            What to end the run with where there were metrics and none of them arrived, else None.
+        """
         end = time.monotonic() + self._patience_seconds
         with self._changed:
             self._closing = True
@@ -136,10 +147,18 @@ class MlflowTracker:
             logger.warning("%d records of run %s did not reach MLflow", self._num_lost, self._run_id)
         elif self._num_retries:
             logger.info("all records of run %s reached MLflow, after %d failures", self._run_id, self._num_retries)
+        if self._num_metrics == 0 or self._num_arrived > 0:
+            return None
+        return (
+            f"none of the {self._num_metrics} metric records of run {self._run_id} arrived at MLflow at {self._uri}, "
+            f"as seen from the first worker's machine ({self._trouble or 'no answer'}); check --tracking.uri or "
+            "MLFLOW_TRACKING_URI, and MLFLOW_TRACKING_* there, and run the same command again"
+        )
 
     def _put(self, record: _Record) -> None:
         with self._changed:
             self._waiting.append(record)
+            self._num_metrics += bool(record.metrics)
             if len(self._waiting) > max(_MOST_WAITING, self._num_sending):
                 del self._waiting[self._num_sending]
                 self._num_lost += 1
@@ -172,12 +191,14 @@ class MlflowTracker:
                 else:
                     batch = [metric for record in records for metric in record.metrics]
                     self._client.log_batch(self._run_id, metrics=batch)
+                    self._num_arrived += len(records)
                 pause = 1.0
             except Exception as error:  # MLflow passes on whatever its stores and HTTP layers raise
                 hopeless = getattr(error, "error_code", "") in _HOPELESS
+                self._trouble = _one_line(error)
                 if not self._has_warned:
                     self._has_warned = True
-                    logger.warning("MLflow does not take records (%s); training goes on", _one_line(error))
+                    logger.warning("MLflow does not take records (%s); training goes on", self._trouble)
                 if not hopeless:
                     self._num_retries += 1
                     with self._changed:
@@ -213,18 +234,21 @@ def open_tracker(uri: str, run_id: str | None, patience_seconds: float = 60.0) -
 def tracking_uri(config: Config) -> str:
     """Return the tracking server: as configured, else `MLFLOW_TRACKING_URI`, else SQLite under the storage path.
 
+    It is absolute, and its user and password stand in the environment, see `places.settle_tracking`.
+
     Raises:
+        ConfigError: its URI holds a secret that cannot stand there.
         StorageError: none is given and the storage path is not a local folder.
     """
     given = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if given:
-        return given
+        return places.settle_tracking(given)
     place = storage.absolute(config.storage.path)
     if not storage.is_local(place):
         raise StorageError(
             f"MLflow's SQLite file cannot live at {place}; give --tracking.uri or set MLFLOW_TRACKING_URI"
         )
-    return f"sqlite:///{place}/mlflow.db"
+    return places.sqlite_uri(storage.join(place, "mlflow.db"))
 
 
 def start_run(config: Config, run_name: str, *, tags: Mapping[str, str], parent_run_id: str | None = None) -> str:
@@ -242,8 +266,12 @@ def start_run(config: Config, run_name: str, *, tags: Mapping[str, str], parent_
     Raises:
         StorageError: the tracking server cannot be used.
     """
+    config = places.settle(config)
     with _tracking_errors(config):
-        client = MlflowClient(tracking_uri(config))
+        uri = tracking_uri(config)
+        if file := places.sqlite_path(uri):
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+        client = MlflowClient(uri)
         run = client.create_run(
             _experiment(client, config),
             run_name=run_name,
@@ -272,7 +300,7 @@ def end_run(config: Config, run_id: str, status: str) -> None:
     try:
         MlflowClient(tracking_uri(config)).set_terminated(run_id, status)
     except Exception as error:  # the run's outcome matters more than its mark
-        logger.warning("MLflow did not take the run's end (%s)", error)
+        logger.warning("MLflow did not take the run's end (%s)", _one_line(error))
 
 
 def end_children(config: Config, parent_run_id: str, failed: Collection[str]) -> None:
@@ -290,7 +318,7 @@ def end_children(config: Config, parent_run_id: str, failed: Collection[str]) ->
         for run in client.search_runs([experiment], under):
             client.set_terminated(run.info.run_id, "FAILED" if run.info.run_name in failed else "KILLED")
     except Exception as error:  # as in end_run
-        logger.warning("MLflow did not take the end of the runs under %s (%s)", parent_run_id, error)
+        logger.warning("MLflow did not take the end of the runs under %s (%s)", parent_run_id, _one_line(error))
 
 
 def register(
@@ -321,6 +349,7 @@ def register(
     Raises:
         StorageError: the registry cannot be used.
     """
+    config = places.settle(config)
     name = config.tracking.model_name
     facts = dict(tags) | _code() | {"format_version": str(editing.FORMAT_VERSION)}
     # What tells a version that is there already goes last: without it one counts as not finished.
@@ -370,7 +399,8 @@ def download_model(uri: str, tracking: str | None = None, *, into: Path | None =
     Raises:
         ModelError: there is no such model, or its files or the registry's are not where they were.
     """
-    with _fluent(tracking) if tracking else nullcontext():
+    given = tracking or (mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None)
+    with places.logged_in(given) if given else nullcontext() as where, _fluent(where) if where else nullcontext():
         registry = mlflow.get_tracking_uri()
         _check_database_exists(uri, registry)
         try:
@@ -447,8 +477,8 @@ def _experiment(client: MlflowClient, config: Config) -> str:
     if found is not None:
         return str(found.experiment_id)
     # Beside a SQLite file MLflow would put artifacts into the working directory, which differs in each process.
-    local = tracking_uri(config).startswith("sqlite:")
-    place = storage.join(storage.absolute(config.storage.path), "mlartifacts") if local else None
+    local = places.sqlite_path(tracking_uri(config)) is not None
+    place = storage.as_uri(storage.join(storage.absolute(config.storage.path), "mlartifacts")) if local else None
     try:
         return str(client.create_experiment(name, artifact_location=place))
     except MlflowException:
@@ -464,13 +494,16 @@ def _versions(client: MlflowClient, name: str) -> list[Any]:
 
 @contextmanager
 def _fluent(uri: str) -> Iterator[None]:
-    # Setting a URI also sets MLFLOW_TRACKING_URI, so "none" must come back as none.
+    # Setting a URI also sets MLFLOW_TRACKING_URI; what only stood there must not become the process's own choice.
+    variable = os.environ.get("MLFLOW_TRACKING_URI")
     before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     mlflow.set_tracking_uri(uri)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None if before == variable else before)
+        if variable is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = variable
 
 
 @contextmanager
@@ -494,4 +527,4 @@ def _is_of_tracking(error: Exception) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    return storage.without_secrets(" ".join(str(error).split()))[:300]

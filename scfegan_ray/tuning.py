@@ -16,7 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from scfegan_ray import storage, tracking
+from scfegan_ray import places, storage, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.data import pipeline
 from scfegan_ray.data.prepared import DatasetInfo
@@ -65,8 +65,10 @@ def search(config: Config) -> TuningResult:
         DataError: there is nothing to train on.
         StorageError: storage or tracking cannot be used.
     """
+    config = places.settle(config)
     assert config.run_name, "the caller names the search"
     at_once = _trials_at_once(config)
+    launch.check_logins(config)
     place = storage.join(storage.absolute(config.storage.path), config.run_name)
     storage.check_writable(place)
     # Trials are compared, so that none may choose for itself what is left to `auto`.
@@ -88,6 +90,7 @@ def search(config: Config) -> TuningResult:
         tracking=replace(config.tracking, uri=tracking.tracking_uri(config)),
     )
     logger.info("%d trials, %d at a time, under %s", config.tune.num_trials, at_once, place)
+    filesystem, path = storage.resolve(place)
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(_trial, config=trial_config.to_dict(), parent_run_id=parent), {"CPU": _TRIAL_CPUS}
@@ -113,7 +116,8 @@ def search(config: Config) -> TuningResult:
             trial_name_creator=_short_name,
             trial_dirname_creator=_short_name,
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=place, verbose=0),
+        # From a URI Ray would find another place where it holds # or %.
+        run_config=tune.RunConfig(name="tune", storage_path=path, storage_filesystem=filesystem, verbose=0),
     )
     status = "FAILED"
     failed: set[str] = set()

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from scfegan_ray import storage
+from scfegan_ray import cache, storage
 from scfegan_ray.errors import StorageError
 
 
@@ -66,11 +66,79 @@ def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert storage.absolute("s3://bucket/a/") == "s3://bucket/a"
     assert storage.absolute("file:///a/b") == "/a/b"
     assert storage.absolute("~/x") == str(Path.home() / "x")
+    assert storage.absolute("file:x/y") == str(tmp_path / "x" / "y")
+    assert storage.absolute("file://x") == str(tmp_path / "x")
+    assert storage.absolute("file:/a/b") == storage.absolute("file://localhost/a/b/") == "/a/b"
     # A submitted job runs in a copy of the code that Ray deletes.
     unpacked = tmp_path / "working_dir_files" / "_ray_pkg_1"
     unpacked.mkdir(parents=True)
     monkeypatch.chdir(unpacked)
     assert storage.absolute("./runs") == str(Path.home() / "runs")
+
+
+def test_home_folder_of_nobody_is_named() -> None:
+    with pytest.raises(StorageError, match="cannot tell where ~nosuchuser/x is"):
+        storage.absolute("~nosuchuser/x")
+
+
+ODD = "exp#2 50%20? ü'&"
+
+
+def test_paths_and_keys_are_taken_letter_by_letter_and_file_uris_by_their_syntax(tmp_path: Path) -> None:
+    for name in (ODD, "feature%2Ffoo"):
+        place = str(tmp_path / name)
+        assert storage.absolute(place) == storage.absolute(name) == place
+        assert storage.absolute(f"s3://b/{name}") == f"s3://b/{name}"
+    assert storage.absolute("file:///a%20b/c%252F%23") == "/a b/c%2F#"
+    assert storage.join("file:///a%20b", "c%2F") == "/a b/c%2F"
+    assert storage.as_uri("/a/b-1_c.d~") == "/a/b-1_c.d~"
+    assert storage.as_uri("/a b/50%/#?") == "file:///a%20b/50%25/%23%3F"
+    assert storage.absolute(storage.as_uri(f"/{ODD}")) == f"/{ODD}"
+    assert storage.as_uri("s3://b/50%20 x") == "s3://b/50%20 x"
+    with pytest.raises(StorageError, match="choose a --storage.path without # and ?"):
+        storage.as_uri("s3://b/a#1")
+
+
+def test_odd_names_are_names(place: str) -> None:
+    for name in (ODD, "feature%2Ffoo"):
+        folder = storage.join(place, name)
+        make_folder(folder, {f"{name}.bin": b"1", "z.json": b"2"})
+        assert storage.list_files(folder) == sorted([f"{name}.bin", "z.json"])
+        assert storage.read_bytes(storage.join(folder, f"{name}.bin")) == b"1"
+        storage.check_writable(folder)
+    assert {name.partition("/")[0] for name in storage.list_files(place)} == {ODD, "feature%2Ffoo"}
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://KEY:hidden@bucket/x",
+        "s3://KEY:hid/den@bucket/x",
+        "s3://KEY@bucket/x",
+        "s3://bucket/x?access_key=KEY&secret_key=hidden",
+        "ftp://KEY:hidden@host/x",
+    ],
+)
+def test_secret_in_a_uri_is_refused_and_not_repeated(uri: str) -> None:
+    for use in (storage.absolute, storage.exists):
+        with pytest.raises(StorageError, match="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") as caught:
+            use(uri)
+        assert not any(part in str(caught.value) for part in ("KEY:", "hid", "KEY@"))
+    assert storage.absolute("s3://bucket/me@home:1?token") == "s3://bucket/me@home:1?token"
+
+
+def test_messages_lose_their_secrets() -> None:
+    text = "no http://me:hid@h:1/x?a=1&api_token=hidden and postgresql://me:h%40@h/d; s3://b/me@x"
+    assert storage.without_secrets(text) == "no http://h:1/x?a=1&api_token=*** and postgresql://h/d; s3://b/me@x"
+
+
+def test_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache.cache_dir() == tmp_path / "cache"
+    monkeypatch.setenv("SCFEGAN_CACHE", "here")
+    assert cache.cache_dir() == tmp_path / "here"
+    monkeypatch.delenv("SCFEGAN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache.cache_dir() == Path("/somewhere/scfegan_ray")
 
 
 def test_local_copy_of_a_local_folder_is_itself(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from mlflow.protos.databricks_pb2 import (
 from scfegan_ray import tracking
 from scfegan_ray.config import Config, StorageConfig, TrackingConfig
 from scfegan_ray.errors import ModelError, StorageError
+from scfegan_ray.inference import FaceEditor
 from scfegan_ray.training.state import TrainingState
 
 
@@ -43,7 +45,103 @@ def test_where_runs_go(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server")
     assert tracking.tracking_uri(tiny) == "http://server"
     given = replace(tiny, tracking=TrackingConfig(uri="sqlite:///x.db"))
-    assert tracking.tracking_uri(given) == "sqlite:///x.db"
+    assert tracking.tracking_uri(given) == f"sqlite:///{tmp_path}/x.db", "workers have another working directory"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs/mlflow.db")
+    assert tracking.tracking_uri(tiny) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+
+
+@pytest.mark.parametrize("name", ["exp#2 50%20? ü'&", "a #1? ü", "feature%2Ffoo"])
+def test_everything_lies_in_a_folder_of_odd_name(
+    tiny: Config,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    place = tmp_path / "odd" / name
+    place.mkdir(parents=True)
+    config = replace(tiny, storage=StorageConfig(path=str(place)))
+    run_id = tracking.start_run(config, "tiny", tags={})
+    tracker = tracking.open_tracker(tracking.tracking_uri(config), run_id)
+    tracker.metrics({"x": 1.0}, 8)
+    tracker.picture("grid", PICTURE, 8)
+    assert tracker.close() is None
+    assert MlflowClient(tracking.tracking_uri(config)).get_run(run_id).data.metrics == {"x": 1.0}
+    [grid] = place.rglob("grid/0000000008.png")
+    assert grid.relative_to(place).parts[0] == "mlartifacts"
+
+    state = TrainingState.build(config)
+    example = maps_of(config)
+    version = tracking.register(state.ema, config, run_id, weights_sha256="a", tags={}, example=example)
+    monkeypatch.chdir("/")
+    editor = FaceEditor.from_uri(version, tracking_uri=tracking.tracking_uri(config))
+    editor.set_image(example["image"][0])
+    filled = editor.edit(example["mask"][0], example["sketch"][0], example["color"][0])
+    mlflow.set_tracking_uri(tracking.tracking_uri(config))
+    try:
+        # MLflow itself reads %20 in a plain path as a space, and hands itself plain paths; not those of a copy.
+        copy = {"dst_path": str(tmp_path_factory.mktemp("copy"))} if "%" in name else {}
+        assert np.array_equal(mlflow.pyfunc.load_model(version, **copy).predict(example)[0], filled)
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert {path.name for path in tmp_path.iterdir()} <= {"odd", "runs", "cache"}, "nothing lies beside the folder"
+    assert [path.name for path in (tmp_path / "odd").iterdir()] == [name]
+    assert {path.name for path in place.iterdir()} == {"mlflow.db", "mlartifacts"}
+
+
+def maps_of(config: Config) -> dict[str, np.ndarray]:
+    size = config.data.size_px
+    shapes = (("image", 3), ("mask", 1), ("sketch", 1), ("color", 3))
+    return {name: np.zeros((1, size, size, channels), np.uint8) for name, channels in shapes}
+
+
+SECRETS = ("mallory", "hidden", "hid/den", "hid%2Fden")
+
+
+def test_password_of_the_server_is_kept_nowhere(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+    sent: list[Any] = []
+
+    class Client:
+        def __init__(self, uri: str) -> None:
+            sent.append(uri)
+
+        def __getattr__(self, name: str) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                sent.append((name, args, kwargs, [vars(param) for param in kwargs.get("params", [])]))
+                return SimpleNamespace(info=SimpleNamespace(run_id="r"), experiment_id="1")
+
+            return call
+
+    monkeypatch.setattr(tracking, "MlflowClient", Client)
+    config = replace(tiny, tracking=TrackingConfig(uri="http://mallory:hid%2Fden@server:5000/x"))
+    tracking.start_run(config, "tiny", tags={})
+    assert sent[0] == "http://server:5000/x"
+    assert [os.environ[f"MLFLOW_TRACKING_{name}"] for name in ("USERNAME", "PASSWORD")] == ["mallory", "hid/den"]
+    assert "tracking.uri" in str(sent) and "http://server:5000/x" in str(sent[1:])
+    assert not any(secret in str(sent) + caplog.text for secret in SECRETS)
+
+
+def test_errors_name_the_host_only(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    uri = "http://mallory:hidden@127.0.0.1:9"
+    config = replace(tiny, tracking=TrackingConfig(uri=uri))
+    with pytest.raises(StorageError, match="cannot use MLflow at http://127.0.0.1:9: ") as caught:
+        tracking.start_run(config, "tiny", tags={})
+    assert not any(secret in str(caught.value) for secret in SECRETS)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "own")
+    for given in (uri, None):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "" if given else uri)
+        with pytest.raises(ModelError, match="no model models:/m/1 at http://127.0.0.1:9: ") as missing:
+            FaceEditor.from_uri("models:/m/1", tracking_uri=given)
+        assert not any(secret in str(missing.value) for secret in SECRETS)
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "own", "asking one server changes nothing for the next"
 
 
 def test_database_cannot_live_in_an_object_store(tiny: Config) -> None:
@@ -80,7 +178,10 @@ def test_lost_records_are_counted_and_stop_nothing(config: Config, caplog: pytes
     tracker = tracking.MlflowTracker(tracking.tracking_uri(config), "no-such-run")
     for seen in (1, 2, 3):
         tracker.metrics({"x": 1.0}, seen)
-    tracker.close()
+    trouble = tracker.close()
+    assert trouble is not None
+    where = tracking.tracking_uri(config)
+    assert trouble.startswith(f"none of the 3 metric records of run no-such-run arrived at MLflow at {where}, ")
     assert "training goes on" in caplog.text
     assert caplog.text.count("training goes on") == 1
     assert "3 records of run no-such-run did not reach MLflow" in caplog.text
@@ -222,6 +323,23 @@ def test_hopeless_record_does_not_hold_up_the_others(
     assert pauses == [], "it is not tried again"
     assert "MLflow does not take records (no such thing); training goes on" in caplog.text
     assert "1 records of run run did not reach MLflow" in caplog.text
+
+
+def test_run_of_which_metrics_arrived_may_lose_some(
+    server: Server, pauses: list[float], tracker: tracking.MlflowTracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.refused_steps = {1: MlflowException("bad value", error_code=INVALID_PARAMETER_VALUE)}
+    for seen in (1, 2):
+        tracker.metrics({"x": 1.0}, seen)
+    assert tracker.close() is None
+    assert "1 records of run run did not reach MLflow" in caplog.text
+
+
+def test_run_without_any_metric_has_lost_none(server: Server, pauses: list[float]) -> None:
+    tracker = tracking.MlflowTracker("http://server", "run", patience_seconds=0.05)
+    server.is_away = True
+    tracker.picture("grid", PICTURE, 1)
+    assert tracker.close() is None
 
 
 def test_one_hopeless_record_does_not_take_its_company_with_it(

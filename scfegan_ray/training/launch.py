@@ -22,11 +22,11 @@ from ray.train.v2.api.callback import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scfegan_ray import config as configuration
-from scfegan_ray import errors, nodes, storage, tracking
+from scfegan_ray import errors, nodes, places, storage, tracking
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples, pipeline, prepared, shards
-from scfegan_ray.errors import ConfigError, DataError, deliberate_cause
+from scfegan_ray.errors import ConfigError, DataError, StorageError, deliberate_cause
 from scfegan_ray.models.features import settle_features
 from scfegan_ray.precision import has_bfloat16
 from scfegan_ray.training import checkpoint
@@ -117,12 +117,14 @@ def train(
         DivergenceError: training does not recover from losses that explode.
         KeyboardInterrupt: the user ended it, after a last checkpoint.
     """
+    config = places.settle(config)
     assert config.run_name, "the caller names the run"
     root = storage.absolute(config.storage.path)
     storage.check_writable(root)
     check_resources(config)
     if not storage.exists(storage.join(root, config.run_name, _RECORD)):
         settle_features(config.losses.features)  # what cannot be had is known before hours of preparation
+    check_logins(config)
     with nodes.seen_by_all(*_places(config)) as landmarks:
         return _train(config, register, parent_run_id, callbacks, landmarks)
 
@@ -130,10 +132,10 @@ def train(
 def _places(config: Config) -> tuple[dict[str, str | None], dict[str, str | None]]:
     """Return what all nodes must see: settings and their places, of folders that are written to and of others."""
     uri = tracking.tracking_uri(config)
-    database = uri.removeprefix("sqlite:///").partition("?")[0]
+    database = places.sqlite_path(uri)
     written = {
         "storage.path": config.storage.path,
-        "tracking.uri": None if database == uri else str(Path(database).parent),
+        "tracking.uri": None if database is None else str(Path(database).parent),
     }
     made = config.data.prepared and storage.exists(storage.join(config.data.prepared, "dataset.json"))
     return written, {"data.prepared": config.data.prepared if made else None}
@@ -371,6 +373,22 @@ def settle_precision(config: Config) -> Literal["float32", "bfloat16"]:
         # Where nodes are yet to come, the first one that takes a worker.
     ] or [ask.options(num_cpus=each["CPU"], num_gpus=each.get("GPU", 0.0)).remote(kind)]
     return "bfloat16" if all(ray.get(asked)) else "float32"
+
+
+def check_logins(config: Config) -> None:
+    """Refuse a run whose workers could not log in to MLflow as this process can.
+
+    Raises:
+        StorageError: the nodes of a cluster that was joined lack what the environment holds here.
+    """
+    here = places.logins(tracking.tracking_uri(config))
+    there = ray.get(ray.remote(num_cpus=0)(places.present).remote(here)) if here else []
+    missing = [name for name in here if name not in there]
+    if missing:
+        raise StorageError(
+            f"the cluster's nodes have no {' and '.join(missing)}, with which this machine logs in to MLflow; set it "
+            "on each of them before `ray start` there"
+        )
 
 
 _RECORD = "run.json"

@@ -279,7 +279,9 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         if last is not None:
             outcome.checkpoint, outcome.weights_sha256 = store.uri(last), state.weights_sha256()
     writer.close()
-    tracker.close()
+    lost = tracker.close()
+    if lost is not None and outcome.failure is None:
+        outcome.failure = (StorageError.__name__, lost)
     return asdict(outcome)
 
 

@@ -561,8 +561,8 @@ def test_driver_waits_for_storage_that_fails_for_a_while(
 
         monkeypatch.setattr(storage, name, call)
 
-    for name in ("exists", "list_files", "write_bytes", "read_bytes"):
+    for name in ("exists", "list_files", "describe_files", "write_bytes", "read_bytes"):
         unreliable(name)
     assert pipeline.prepare(config).info == made
-    assert {("list_files", "made"), ("list_files", "photographs"), ("write_bytes", "dataset.json")} <= failed
+    assert {("list_files", "made"), ("describe_files", "photographs"), ("write_bytes", "dataset.json")} <= failed
     assert pipeline.prepare(config).info == made

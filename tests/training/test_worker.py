@@ -50,6 +50,7 @@ class Loop:
     def __init__(self, dataset: str, folder: Path) -> None:
         self.dataset, self.folder = dataset, folder
         self.store = CheckpointStore(str(folder / "checkpoints"))
+        self.run_id: str | None = None
 
     def __call__(self, config: Config) -> Outcome:
         settings = {
@@ -57,7 +58,7 @@ class Loop:
             "dataset": self.dataset,
             "checkpoints": self.store.place,
             "tracking_uri": f"sqlite:///{self.folder}/mlflow.db",
-            "run_id": None,
+            "run_id": self.run_id,
             "features": "random",
             "stop": None,
             "report": False,
@@ -248,6 +249,15 @@ def test_speed_is_that_of_the_last_interval(loop: Loop, monkeypatch: pytest.Monk
     rates = [values["train/images_per_second"] for values in said.values()]
     assert rates == pytest.approx([4 / 4.5, 8 / 5.5, 12 / 15.5])
     assert recorder.facts["precision"] == "float32" and recorder.facts["tf32"] == "off"
+def test_run_without_any_record_at_mlflow_says_so_after_its_last_checkpoint(loop: Loop) -> None:
+    loop.run_id = "no-such-run"
+    outcome = loop(CONFIG)
+    assert outcome.failure is not None
+    kind, text = outcome.failure
+    assert kind == "StorageError"
+    assert text.startswith("none of the ")
+    assert f" of run no-such-run arrived at MLflow at sqlite:///{loop.folder}/mlflow.db" in text
+    assert (outcome.images_seen, outcome.checkpoint) == (24, loop.store.uri("checkpoint-0000000024"))
 
 
 def test_failing_metric_does_not_stop_training(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
