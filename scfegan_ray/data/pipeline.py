@@ -21,6 +21,7 @@ import io
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 _MANY_SHARDS = 8  # per core
 _LOGGED = 20
 
+_DECODING = "data.decoding_version"
 _NOT_OF_THE_DATA = ("prepared", "license", "gpus_per_actor")
 
 
@@ -96,7 +98,13 @@ def prepare(
     plan = _make_plan(config)
     found = prepared.DatasetInfo.read(plan.uri)
     if found is not None:
-        _check_same(plan, found.preparation, "was prepared")
+        if _DECODING not in found.preparation and _DECODING in plan.settings:
+            logger.warning(
+                "%s was prepared before color profiles and the bits in use of 16-bit files were heeded; it is used as "
+                "it is, prepare anew at another --data.prepared to have them heeded",
+                plan.uri,
+            )
+        _check_same(plan, {_DECODING: plan.settings.get(_DECODING)} | found.preparation, "was prepared")
         logger.info("%s is already prepared: %d images", plan.uri, found.num_images)
         return Preparation(plan.uri, found, _read_rejected(plan.uri))
     return _make(config, plan, session)
@@ -138,6 +146,8 @@ def _make_plan(config: Config) -> _Plan:
         del values["num_embedded"]
     values["seed"] = config.seed if embedded else None
     values["schema_version"] = prepared.SCHEMA_VERSION
+    if not embedded:
+        values["decoding_version"] = decoding.VERSION
     values["keys_sha256"] = hashlib.sha256("\n".join(listing.keys).encode()).hexdigest()
     if config.data.parser.model:
         values["parser"]["sha256"] = parsing.load_parser(config.data.parser).digest
@@ -196,11 +206,14 @@ def _make(config: Config, plan: _Plan, session: Callable[[], contextlib.Abstract
         logger.warning("left out %s: %s", key, reason)
     if len(rejected) > _LOGGED:
         logger.warning("left out %d more; all are in %s/rejected.parquet", len(rejected) - _LOGGED, plan.uri)
+    notes = sorted(one for shard in there.values() for one in shard.notes)
+    for note, count in Counter(note for _, note in notes).most_common():
+        logger.warning("%d images, %s among them: %s", count, next(key for key, said in notes if said == note), note)
     info = _describe(config, plan, settled, rows, rejected)
     for folder in (plan.uri, storage.join(plan.uri, "data")):
         storage.delete_abandoned(folder)
     _write_rejected(plan.uri, rejected)
-    report.write(plan.uri, info, rows, rejected, config.masks)
+    report.write(plan.uri, info, rows, rejected, config.masks, notes)
     storage.write_bytes(storage.join(plan.uri, "dataset.json"), info.to_json())
     logger.info("prepared %d images, left out %d: %s", info.num_images, info.num_rejected, plan.uri)
     return Preparation(plan.uri, info, rejected, busy_seconds, num_made)
@@ -337,8 +350,9 @@ def _describe(
     rejected: list[tuple[str, str]],
 ) -> prepared.DatasetInfo:
     num_test = sum(prepared.is_test_key(row["key"], config.data.test_fraction) for row in rows)
-    has_parser = config.data.parser.model is not None
-    labels = "labels" if plan.source.has_labels else "parser" if has_parser else None
+    # What rows hold, not what was hoped for: a parser may find no face anywhere, and labels may know no hair.
+    hair_areas = [row["hair_area"] for row in rows if row["hair_area"] is not None]
+    labels = ("labels" if plan.source.has_labels else "parser") if hair_areas else None
     return prepared.DatasetInfo(
         schema_version=prepared.SCHEMA_VERSION,
         size_px=config.data.size_px,
@@ -355,7 +369,7 @@ def _describe(
         sketch_precision=settled.sketch.precision,
         color_segments=labels or "superpixels",
         eyes=labels or "canonical",
-        hair=labels or "none",
+        hair=(labels if any(hair_areas) else None) or "none",
         preparation=plan.settings,
     )
 

@@ -11,7 +11,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
@@ -33,6 +33,8 @@ EMBEDDED = "embedded"
 _PHOTOGRAPHS = "CelebA-HQ-img"
 _PART_MASKS = "CelebAMask-HQ-mask-anno"
 _LAYOUT = re.compile(rf"((?:[^/]+/)?){_PHOTOGRAPHS}/")
+_NUMBER = "[0-9]{1,18}"
+# \d and isdigit() take digits of other scripts, too, not all of which int() can read, nor as many as there may be.
 _READ_ROWS = 16
 
 
@@ -59,12 +61,14 @@ class Face:
         labels: (S, S) uint8, index into `parsing.LABELS`, or None where nobody labelled the photograph.
         eyes: (4,) float32: x, y of the eye at the image's left, then of the one at its right, in pixels; or None
             where they follow from the labels, or from the alignment of the photographs.
+        notes: what was guessed about the file.
     """
 
     image: NDArray[np.uint8]
     photograph: NDArray[np.uint8]
     labels: NDArray[np.uint8] | None = None
     eyes: NDArray[np.float32] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class FaceSource(Protocol):
@@ -165,7 +169,7 @@ class CelebAMaskHQ:
         """Find the part masks among the names of a tree once, so that loading a face asks only for what exists."""
         parts: dict[int, tuple[str, int]] = {}
         for name in names:
-            found = re.fullmatch(rf"({_PART_MASKS}/(?:.*/)?(\d+))_(\w+)\.png", name.removeprefix(root))
+            found = re.fullmatch(rf"({_PART_MASKS}/(?:.*/)?({_NUMBER}))_(\w+)\.png", name.removeprefix(root))
             if found and found[3] in parsing.LABELS:
                 start, bits = parts.get(int(found[2]), (found[1], 0))
                 parts[int(found[2])] = start, bits | 1 << parsing.LABELS.index(found[3])
@@ -174,7 +178,7 @@ class CelebAMaskHQ:
     def load(self, key: str, size_px: int, detail_px: int) -> Face:
         """Read one photograph with its labels; see `FaceSource`."""
         number = PurePosixPath(key).stem
-        start, bits = self.parts.get(int(number), ("", 0)) if number.isdigit() else ("", 0)
+        start, bits = self.parts.get(int(number), ("", 0)) if re.fullmatch(_NUMBER, number) else ("", 0)
         if not bits:
             raise DataError(f"no part masks NNNNN_part.png under {_PART_MASKS}")
         masks = {}
@@ -187,12 +191,15 @@ class CelebAMaskHQ:
                 except DataError as error:
                     raise DataError(f"{name}: {error}") from error
         face = _face(self.tree.read(self.root + key), self.max_megapixels, size_px, detail_px)
-        return Face(face.image, face.photograph, parsing.merge_parts(masks, size_px))
+        labels = parsing.merge_parts(masks, size_px)
+        if not labels.any():
+            raise DataError("masks are empty: all of its labels are background")
+        return replace(face, labels=labels)
 
 
 @dataclass(frozen=True)
 class ParquetImages:
-    """Parquet files with a column of encoded images, as bytes or as a struct with a field `bytes`.
+    """Parquet files with a column of encoded images: binary of any of Arrow's kinds, or a struct with such a `bytes`.
 
     Attributes:
         uris: of the files, by their paths under the source.
@@ -222,7 +229,7 @@ class ParquetImages:
             kind = schema.field(self.column).type if self.column in schema.names else None
             if kind is not None and pa.types.is_struct(kind):
                 kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else None
-            if kind is None or not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+            if kind is None or not _is_binary(kind):
                 raise DataError(
                     f"{uri} has no column {self.column!r} of encoded images, but {', '.join(schema.names)}; name it "
                     "with --data.image-column"
@@ -273,7 +280,10 @@ class _ParquetCursor:
             while row >= self._first + len(self._batch):
                 self._first += len(self._batch)
                 column = next(self._batches).column(0)
-                self._batch = (column.field("bytes") if pa.types.is_struct(column.type) else column).to_pylist()
+                if pa.types.is_struct(column.type):
+                    # Flattened, for a field that is taken alone does not know which structs are null.
+                    column = column.flatten()[column.type.get_field_index("bytes")]
+                self._batch = column.to_pylist()
             self._group = group
         data: bytes | None = self._batch[row - self._first]
         return data
@@ -344,14 +354,29 @@ def _list(root: str, refuse: Callable[[str, str], None]) -> tuple[trees.FileTree
 
 def _face(data: bytes, max_megapixels: float, size_px: int, detail_px: int) -> Face:
     enough_px = max(size_px, detail_px)
-    photograph = decoding.decode_photograph(data, max_megapixels=max_megapixels, at_least_px=enough_px)
+    notes: list[str] = []
+    photograph = decoding.decode_photograph(
+        data, max_megapixels=max_megapixels, at_least_px=enough_px, note=notes.append
+    )
+    decoding.check_photograph(photograph)
     seen = decoding.resize(photograph, enough_px) if photograph.shape[0] > enough_px else photograph
-    return Face(decoding.resize(photograph, size_px), seen)
+    return Face(decoding.resize(photograph, size_px), seen, notes=tuple(notes))
 
 
 def _central_square(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     left, top, right, bottom = decoding.central_square(mask.shape[1], mask.shape[0])
     return mask[top:bottom, left:right]
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
 
 
 def _open_parquet(uri: str) -> pq.ParquetFile:
