@@ -104,6 +104,8 @@ def check_photograph(image: NDArray[np.uint8]) -> None:
     Raises:
         DataError: it is no photograph by its looks; the text is the reason, without a name.
     """
+    if (image == image[0, 0]).all():
+        return  # blank, which says nothing of what it is
     step = max(1, image.shape[0] // _SAMPLED_SIDE_PX)
     sample = image[step // 2 :: step, step // 2 :: step].astype(np.int16)
     corner, right, below = sample[:-1, :-1], sample[:-1, 1:], sample[1:, :-1]
@@ -117,9 +119,7 @@ def check_photograph(image: NDArray[np.uint8]) -> None:
     if counts[often[:_MAX_CLASSES]].sum() < _CLASSES_SHARE * counts.sum():
         return
     main = colors[counts >= _MIN_CLASS_SHARE * counts.sum()]
-    num_colors = max(len(main), min(len(colors), 2))
-    if num_colors == 1:
-        return
+    num_colors = max(len(main), 2)  # a second one may be too small for the sample
     gray = (sample.max(2) - sample.min(2)).max() <= _GRAY_TOLERANCE
     if gray or num_colors > _MAX_DRAWN_COLORS or (main.max(1) <= _BLACK).any():
         kind = "gray levels" if gray else "colors"
