@@ -251,7 +251,7 @@ class ShardMaker:
         number: int,
         rows: list[dict[str, Any]],
         refused: list[tuple[str, str]],
-        notes: list[tuple[str, str]],
+        notes: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Write one shard's file, so that readers see all of it or nothing.
 
@@ -259,7 +259,7 @@ class ShardMaker:
             StorageError: the dataset's place fails.
         """
         settled = {"detector": self._config.sketch.detector, "precision": self._config.sketch.precision}
-        record = {"settings": self._settings, "settled": settled, "refused": refused, "notes": notes}
+        record = {"settings": self._settings, "settled": settled, "refused": refused, "notes": list(notes)}
         said = json.dumps(record, sort_keys=True).encode()
         table = pa.Table.from_pylist(rows, schema=prepared.SCHEMA.with_metadata({_METADATA: said}))
         per_group = max(1, _ROW_GROUP_BYTES * table.num_rows // max(table.nbytes, 1))
