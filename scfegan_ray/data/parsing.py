@@ -158,7 +158,10 @@ class FaceParser:
         # that is free has a name there.
         wanted = (1, 3, self._config.size_px, self._config.size_px)
         declared = re.findall(r"<Input> \w+ \[([^\]]*)\]", self._net.dump().split("layers: [")[0])
-        shapes = [tuple(int(length) if length.isdigit() else None for length in text.split(" x ")) for text in declared]
+        shapes = [
+            tuple(int(length) if re.fullmatch("[0-9]+", length) else None for length in text.split(" x "))
+            for text in declared
+        ]
         fits = [
             len(shape) == 4 and all(length in (None, want) for length, want in zip(shape, wanted, strict=True))
             for shape in shapes

@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -47,6 +48,7 @@ ResultT = TypeVar("ResultT")
 _MANY_SHARDS = 8  # per core
 _LOGGED = 20
 
+_DECODING = "data.decoding_version"
 _NOT_OF_THE_DATA = ("prepared", "license", "gpus_per_actor")
 
 _UNKNOWN_BEFORE = ("data.sizes_sha256", "data.tags_sha256")
@@ -108,7 +110,13 @@ def prepare(
     plan = _patiently(config, lambda: _make_plan(config))
     found = _patiently(config, lambda: prepared.DatasetInfo.read(plan.uri))
     if found is not None:
-        _check_same(plan, found.preparation, "was prepared")
+        if _DECODING not in found.preparation and _DECODING in plan.settings:
+            logger.warning(
+                "%s was prepared before color profiles and the bits in use of 16-bit files were heeded; it is used as "
+                "it is, prepare anew at another --data.prepared to have them heeded",
+                plan.uri,
+            )
+        _check_same(plan, {_DECODING: plan.settings.get(_DECODING)} | found.preparation, "was prepared")
         _check_detector(config.data, plan.uri, found.sketch_detector)
         logger.info("%s is already prepared: %d images", plan.uri, found.num_images)
         return Preparation(plan.uri, found, _patiently(config, lambda: _read_rejected(plan.uri)))
@@ -161,6 +169,8 @@ def _make_plan(config: Config) -> _Plan:
     values["seed"] = config.seed if embedded else None
     values["schema_version"] = prepared.SCHEMA_VERSION
     values |= listing.identity
+    if not embedded:
+        values["decoding_version"] = decoding.VERSION
     if config.data.parser.model:
         values["parser"]["sha256"] = parsing.load_parser(config.data.parser).digest
         del values["parser"]["model"]
@@ -174,9 +184,10 @@ def _make_plan(config: Config) -> _Plan:
 def _default_place(config: Config, source: sources.FaceSource, settings: dict[str, Any]) -> str:
     """Return where a dataset of some settings goes under the storage path: where it was begun before, or a new place.
 
-    Version 0.1.0 named the place by the addresses of source and parser, and neither by sizes nor by tags.
+    Version 0.1.0 named the place by the addresses of source and parser, and neither by sizes, nor by tags, nor by how
+    photographs were decoded.
     """
-    before = {name: value for name, value in settings.items() if name not in _UNKNOWN_BEFORE}
+    before = {name: value for name, value in settings.items() if name not in (*_UNKNOWN_BEFORE, _DECODING)}
     before.setdefault("data.source", storage.absolute(config.data.source))
     before.setdefault("data.parser.model", config.data.parser.model)
     places = []
@@ -266,11 +277,14 @@ def _finish(
         raise DataError(
             f"none of the {len(rejected)} images of {config.data.source} can be used: {': '.join(rejected[0])}"
         )
+    notes = sorted(one for shard in there.values() for one in shard.notes)
+    for note, count in Counter(note for _, note in notes).most_common():
+        logger.warning("%d images, %s among them: %s", count, next(key for key, said in notes if said == note), note)
     info = _describe(config, plan, settled, rows, rejected)
     for folder in (plan.uri, storage.join(plan.uri, "data")):
         storage.delete_abandoned(folder)
     _write_rejected(plan.uri, rejected)
-    report.write(plan.uri, info, rows, rejected, config.masks)
+    report.write(plan.uri, info, rows, rejected, config.masks, notes)
     storage.write_bytes(storage.join(plan.uri, "dataset.json"), info.to_json())
     return info, rejected
 
@@ -457,8 +471,9 @@ def _describe(
     rejected: list[tuple[str, str]],
 ) -> prepared.DatasetInfo:
     num_test = sum(prepared.is_test_key(row["key"], config.data.test_fraction) for row in rows)
-    has_parser = config.data.parser.model is not None
-    labels = "labels" if plan.source.has_labels else "parser" if has_parser else None
+    # What rows hold, not what was hoped for: a parser may find no face anywhere, and labels may know no hair.
+    hair_areas = [row["hair_area"] for row in rows if row["hair_area"] is not None]
+    labels = ("labels" if plan.source.has_labels else "parser") if hair_areas else None
     return prepared.DatasetInfo(
         schema_version=prepared.SCHEMA_VERSION,
         size_px=config.data.size_px,
@@ -475,7 +490,7 @@ def _describe(
         sketch_precision=settled.sketch.precision,
         color_segments=labels or "superpixels",
         eyes=labels or "canonical",
-        hair=labels or "none",
+        hair=(labels if any(hair_areas) else None) or "none",
         preparation=plan.settings,
     )
 

@@ -46,7 +46,8 @@ from scfegan_ray import cache, storage
 from scfegan_ray.errors import DataError, StorageError
 
 SCHEMA_VERSION = 2
-"""To be raised whenever other files, columns or contents come from the same settings."""
+"""To be raised whenever other files or columns are written, or other contents come from the same photographs' pixels;
+`decoding.VERSION` says which pixels come from a file."""
 
 SCHEMA = pa.schema(
     [

@@ -45,6 +45,7 @@ def write(
     rows: Sequence[Mapping[str, Any]],
     rejected: Sequence[tuple[str, str]],
     mask_config: MaskConfig,
+    notes: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write `preview.png` and `report.html` of a dataset whose shards are all there.
 
@@ -54,6 +55,7 @@ def write(
         rows: key and `prepared.STATISTICS` of each image.
         rejected: (key, reason) of each image that was left out.
         mask_config: how the sample holes are drawn.
+        notes: (key, note) of each image whose file needed a guess.
 
     Raises:
         StorageError: the dataset cannot be read or written.
@@ -62,7 +64,7 @@ def write(
     values = _values(rows, sample, info.size_px, mask_config)
     preview = _draw_preview(sample, values["hole_area"], mask_config)
     storage.write_bytes(storage.join(uri, "preview.png"), prepared.encode_png(preview))
-    page = _write_page(uri, info, rows, rejected, values, preview, mask_config)
+    page = _write_page(uri, info, rows, rejected, values, preview, mask_config, notes)
     storage.write_bytes(storage.join(uri, "report.html"), page.encode())
 
 
@@ -204,6 +206,7 @@ def _write_page(
     values: Mapping[str, NDArray[np.float64]],
     preview: NDArray[np.uint8],
     mask_config: MaskConfig,
+    notes: Sequence[tuple[str, str]],
 ) -> str:
     num_bald = sum(row["hair_area"] is None for row in rows)
     least, most = mask_config.min_hole_area, mask_config.max_hole_area
@@ -237,6 +240,9 @@ def _write_page(
         f"<h2>Left out: {len(rejected)}</h2>",
         _table(["reason", "images"], [[_text(reason), str(count)] for reason, count in reasons]),
         _table([f"the first {_LISTED}", ""], [[_text(key), _text(reason)] for key, reason in rejected[:_LISTED]]),
+        f"<h2>Guessed: {len(notes)}</h2>",
+        _table(["note", "images"], [[_text(note), str(count)] for note, count in _counted(notes)]),
+        _table([f"the first {_LISTED}", ""], [[_text(key), _text(note)] for key, note in notes[:_LISTED]]),
         "<h2>Preview</h2>",
         _embed(preview),
         "<h2>Settings</h2>",
@@ -268,6 +274,10 @@ def _odd(rows: Sequence[Mapping[str, Any]], count: int = 5) -> dict[str, list[st
 
 def _upper(name: str, values: NDArray[np.float64]) -> float:
     return 1.0 if name in ("hole_area", "hair_area") else max(float(np.percentile(values, 99)), 1e-6)
+
+
+def _counted(notes: Sequence[tuple[str, str]]) -> list[tuple[str, int]]:
+    return Counter(note for _, note in notes).most_common()
 
 
 def _kind(reason: str) -> str:

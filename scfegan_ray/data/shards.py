@@ -51,6 +51,7 @@ class Shard:
         settled: what was decided where `data.sketch` left it open.
         rows: one dict per image: key, sha256 and `prepared.STATISTICS`.
         refused: (key, reason) of the shard's images that cannot be used.
+        notes: (key, note) of its images whose files needed a guess.
         num_bytes: size of the file.
     """
 
@@ -59,6 +60,7 @@ class Shard:
     rows: list[dict[str, Any]] = field(repr=False)
     refused: list[tuple[str, str]]
     num_bytes: int
+    notes: list[tuple[str, str]] = field(default_factory=list)
 
 
 def file_name(number: int) -> str:
@@ -85,7 +87,8 @@ def read(uri: str) -> Shard:
                 said = json.loads((file.schema_arrow.metadata or {})[_METADATA])
                 rows = file.read(columns=_SUMMARY_COLUMNS).to_pylist()
             refused = [(key, reason) for key, reason in said["refused"]]
-            return Shard(said["settings"], said["settled"], rows, refused, stream.seek(0, io.SEEK_END))
+            notes = [(key, note) for key, note in said.get("notes", ())]
+            return Shard(said["settings"], said["settled"], rows, refused, stream.seek(0, io.SEEK_END), notes)
         except (pa.ArrowInvalid, KeyError, ValueError) as error:
             raise DataError(f"{uri} is no shard of a prepared dataset ({error}); delete the dataset") from error
 
@@ -217,6 +220,7 @@ class ShardMaker:
         """
         rows: list[dict[str, Any]] = []
         refused: list[tuple[str, str]] = []
+        notes: list[tuple[str, str]] = []
         for start in range(0, len(keys), CHUNK_IMAGES):
             loaded: list[tuple[str, sources.Face]] = []
             for key in keys[start : start + CHUNK_IMAGES]:
@@ -224,12 +228,13 @@ class ShardMaker:
                     loaded.append((key, self._patiently(functools.partial(self.load, key))))
                 except DataError as error:
                     refused.append((key, " ".join(str(error).split())))
+            notes += [(key, note) for key, face in loaded for note in face.notes]
             drawn = self.sketch([face for _, face in loaded])
             rows += [
                 self.encode(key, face, sketch, self.color(face))
                 for (key, face), sketch in zip(loaded, drawn, strict=True)
             ]
-        self._patiently(lambda: self.write(number, rows, refused))
+        self._patiently(lambda: self.write(number, rows, refused, notes))
         return len(rows), len(refused)
 
     def _patiently(self, work: Callable[[], ResultT]) -> ResultT:
@@ -291,14 +296,21 @@ class ShardMaker:
             "hair_area": None if hair is None else cv2.countNonZero(hair) / hair.size,
         }
 
-    def write(self, number: int, rows: list[dict[str, Any]], refused: list[tuple[str, str]]) -> None:
+    def write(
+        self,
+        number: int,
+        rows: list[dict[str, Any]],
+        refused: list[tuple[str, str]],
+        notes: Sequence[tuple[str, str]] = (),
+    ) -> None:
         """Write one shard's file, so that readers see all of it or nothing.
 
         Raises:
             StorageError: the dataset's place fails.
         """
         settled = {"detector": self._config.sketch.detector, "precision": self._config.sketch.precision}
-        said = json.dumps({"settings": self._settings, "settled": settled, "refused": refused}, sort_keys=True).encode()
+        record = {"settings": self._settings, "settled": settled, "refused": refused, "notes": list(notes)}
+        said = json.dumps(record, sort_keys=True).encode()
         table = pa.Table.from_pylist(rows, schema=prepared.SCHEMA.with_metadata({_METADATA: said}))
         per_group = max(1, _ROW_GROUP_BYTES * table.num_rows // max(table.nbytes, 1))
         buffer = io.BytesIO()

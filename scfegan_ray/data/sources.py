@@ -11,9 +11,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
@@ -33,6 +34,8 @@ EMBEDDED = "embedded"
 """Name of the source that needs no files."""
 
 _PART_MASKS = layouts.PART_MASKS
+_NUMBER = "[0-9]{1,18}"
+# \d and isdigit() take digits of other scripts, too, not all of which int() can read, nor as many as there may be.
 _READ_ROWS = 16
 
 
@@ -61,12 +64,14 @@ class Face:
         labels: (S, S) uint8, index into `parsing.LABELS`, or None where nobody labelled the photograph.
         eyes: (4,) float32: x, y of the eye at the image's left, then of the one at its right, in pixels; or None
             where they follow from the labels, or from the alignment of the photographs.
+        notes: what was guessed about the file.
     """
 
     image: NDArray[np.uint8]
     photograph: NDArray[np.uint8]
     labels: NDArray[np.uint8] | None = None
     eyes: NDArray[np.float32] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class FaceSource(Protocol):
@@ -180,7 +185,7 @@ class CelebAMaskHQ:
     def load(self, key: str, size_px: int, detail_px: int) -> Face:
         """Read one photograph with its labels; see `FaceSource`."""
         number = PurePosixPath(key).stem
-        start, bits = self.parts.get(int(number), ("", 0)) if number.isdigit() else ("", 0)
+        start, bits = self.parts.get(int(number), ("", 0)) if re.fullmatch(_NUMBER, number) else ("", 0)
         if not bits:
             raise DataError(f"no part masks NNNNN_part.png under {_PART_MASKS}")
         masks = {}
@@ -193,12 +198,15 @@ class CelebAMaskHQ:
                 except DataError as error:
                     raise DataError(f"{name}: {error}") from error
         face = _face(self.tree.read(self.root + key), self.max_megapixels, size_px, detail_px)
-        return Face(face.image, face.photograph, parsing.merge_parts(masks, size_px))
+        labels = parsing.merge_parts(masks, size_px)
+        if not labels.any():
+            raise DataError("masks are empty: all of its labels are background")
+        return replace(face, labels=labels)
 
 
 @dataclass(frozen=True)
 class ParquetImages:
-    """Parquet files with a column of encoded images, as bytes or as a struct with a field `bytes`.
+    """Parquet files with a column of encoded images: binary of any of Arrow's kinds, or a struct with such a `bytes`.
 
     Attributes:
         uris: of the files, by their paths under the source.
@@ -228,7 +236,7 @@ class ParquetImages:
             kind = schema.field(self.column).type if self.column in schema.names else None
             if kind is not None and pa.types.is_struct(kind):
                 kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else None
-            if kind is None or not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+            if kind is None or not _is_binary(kind):
                 raise DataError(
                     f"{uri} has no column {self.column!r} of encoded images, but {', '.join(schema.names)}; name it "
                     "with --data.image-column"
@@ -279,7 +287,10 @@ class _ParquetCursor:
             while row >= self._first + len(self._batch):
                 self._first += len(self._batch)
                 column = next(self._batches).column(0)
-                self._batch = (column.field("bytes") if pa.types.is_struct(column.type) else column).to_pylist()
+                if pa.types.is_struct(column.type):
+                    # Flattened, for a field that is taken alone does not know which structs are null.
+                    column = column.flatten()[column.type.get_field_index("bytes")]
+                self._batch = column.to_pylist()
             self._group = group
         data: bytes | None = self._batch[row - self._first]
         return data
@@ -506,14 +517,29 @@ def _as_source(root: str, tree: trees.FileTree, folder: str) -> str:
 
 def _face(data: bytes, max_megapixels: float, size_px: int, detail_px: int) -> Face:
     enough_px = max(size_px, detail_px)
-    photograph = decoding.decode_photograph(data, max_megapixels=max_megapixels, at_least_px=enough_px)
+    notes: list[str] = []
+    photograph = decoding.decode_photograph(
+        data, max_megapixels=max_megapixels, at_least_px=enough_px, note=notes.append
+    )
+    decoding.check_photograph(photograph)
     seen = decoding.resize(photograph, enough_px) if photograph.shape[0] > enough_px else photograph
-    return Face(decoding.resize(photograph, size_px), seen)
+    return Face(decoding.resize(photograph, size_px), seen, notes=tuple(notes))
 
 
 def _central_square(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     left, top, right, bottom = decoding.central_square(mask.shape[1], mask.shape[0])
     return mask[top:bottom, left:right]
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
 
 
 def _open_parquet(uri: str) -> pq.ParquetFile:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageCms, ImageFile
 
-from scfegan_ray.data import decoding
+from scfegan_ray.data import decoding, faces, parsing
 from scfegan_ray.errors import DataError
 
 FORMATS = {"JPEG": "RGB", "PNG": "RGB", "WEBP": "RGB", "BMP": "RGB", "TIFF": "RGB", "GIF": "P", "AVIF": "RGB"}
@@ -176,6 +178,133 @@ def test_mask_is_what_is_bright() -> None:
         found = decoding.decode_mask(encoded(Image.fromarray(mask).convert(mode)), max_megapixels=1.0)
         assert found.dtype == np.bool_
         assert np.array_equal(found, mask > 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "mode"),
+    [
+        ((0, 1), "L"),
+        ((3, 40), "L"),
+        ((0, 255), "I;16"),
+        ((0, 65535), "I;16"),
+        ((0.0, 1.0), "F"),
+        (((0, 0, 0), (64, 0, 0)), "RGB"),
+        (((0, 0, 1), (0, 0, 2)), "P"),
+        (((0, 0, 0), (0, 0, 0)), "P"),
+        (((9, 9, 9, 0), (9, 9, 9, 255)), "RGBA"),
+        (((0, 0, 0, 255), (1, 1, 1, 255)), "RGBA"),
+    ],
+)
+def test_mask_is_the_brighter_of_any_two_values(values: tuple[Any, Any], mode: str) -> None:
+    inside = np.zeros((20, 30), bool)
+    inside[4:9, 5:7] = True
+    if mode == "P":
+        image = Image.fromarray(inside.astype(np.uint8))
+        image.putpalette([level for color in values for level in color])
+    else:
+        kind = {"I;16": np.uint16, "F": np.float32}.get(mode, np.uint8)
+        image = Image.fromarray(np.array(values, kind)[inside.astype(int)])
+    data = encoded(image, "TIFF" if mode == "F" else "PNG")
+    assert np.array_equal(decoding.decode_mask(data, max_megapixels=1.0), inside)
+
+
+@pytest.mark.parametrize(("value", "whole"), [(0, False), (1, True), (255, True)])
+def test_mask_of_one_value(value: int, whole: bool) -> None:
+    data = encoded(Image.new("L", (20, 20), value))
+    assert (decoding.decode_mask(data, max_megapixels=1.0) == whole).all()
+
+
+def icc(name: str) -> bytes:
+    """Return a profile: Display-P3, sRGB, or a gray one of gamma 1 (made here, for Pillow makes none)."""
+    if name == "sRGB":
+        return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    if name == "Display-P3":
+        with Image.open(Path(__file__).parent / "files" / "Display-P3.png") as image:
+            profile: bytes = image.info["icc_profile"]
+        return profile
+    white = struct.pack(">4s4x3i", b"XYZ ", 63190, 65536, 54061)
+    curve = struct.pack(">4s4xI", b"curv", 0)
+    tags = struct.pack(">I4sII4sII", 2, b"wtpt", 156, len(white), b"kTRC", 156 + len(white), len(curve))
+    rest = tags + white + curve
+    head = struct.pack(">I4sI4s4s4s12x4s", 128 + len(rest), b"lcms", 0x02400000, b"mntr", b"GRAY", b"XYZ ", b"acsp")
+    return head.ljust(68, b"\0") + white[8:] + bytes(128 - 80) + rest
+
+
+def test_profile_is_applied() -> None:
+    wide = Image.new("RGB", (32, 32), (174, 71, 75))
+    # Display-P3 to linear light, by its matrix to sRGB's, and back by hand: (190, 60, 70).
+    pixels = decode(encoded(wide, icc_profile=icc("Display-P3")))
+    assert np.abs(pixels[5, 5].astype(int) - (190, 60, 70)).max() <= 1
+    alpha = wide.copy()
+    alpha.putalpha(255)
+    assert np.array_equal(decode(encoded(alpha, icc_profile=icc("Display-P3"))), pixels)
+    # Half of the light is 188 in sRGB.
+    gray = decode(encoded(Image.new("L", (32, 32), 128), icc_profile=icc("gray")))
+    assert np.abs(gray.astype(int) - 188).max() <= 1
+
+
+@pytest.mark.parametrize("profile", [b"no profile", icc("Display-P3")[:150], icc("gray"), icc("sRGB"), b""])
+def test_profile_that_says_nothing_means_none(profile: bytes) -> None:
+    image = Image.new("RGB", (32, 32), (174, 71, 75))
+    assert (decode(encoded(image, icc_profile=profile)) == (174, 71, 75)).all()
+
+
+@pytest.mark.parametrize("form", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_bits_in_use(bits: int, channels: int, form: str) -> None:
+    ramp = np.tile(np.linspace(0, 2**bits - 1, 64).astype(np.uint16), (64, 1))
+    pixels = ramp if channels == 1 else np.dstack([ramp] * 3)
+    if channels == 4:
+        pixels = np.dstack([pixels, np.full_like(ramp, 2**bits - 1)])
+    ok, data = cv2.imencode(form, pixels)
+    assert ok
+    notes: list[str] = []
+    found = decode(data.tobytes(), note=notes.append)
+    expected = np.linspace(0, 255, 64)
+    assert np.abs(found - expected[None, :, None]).max() <= 1
+    assert notes == ([] if bits == 16 else [f"a 16-bit file that uses {bits} bits; taken for {bits} bits"])
+
+
+def label_map() -> np.ndarray:
+    return faces.draw_face(0, 3, 256).labels
+
+
+@pytest.mark.parametrize("size_px", [64, 256, 1000])
+@pytest.mark.parametrize("kind", ["ids", "spread", "palette", "hair", "hair 0/1", "jpeg"])
+def test_label_maps_are_no_photographs(kind: str, size_px: int) -> None:
+    labels = parsing.resize_labels(label_map(), size_px)
+    hair = parsing.hair_region(labels)
+    palette = np.random.default_rng(0).integers(0, 256, (len(parsing.LABELS), 3), np.uint8)
+    pixels = {
+        "ids": labels,
+        "spread": labels * np.uint8(13),
+        "palette": palette[labels],
+        "hair": hair * np.uint8(255),
+        "hair 0/1": hair,
+        "jpeg": hair * np.uint8(255),
+    }[kind]
+    how = ("JPEG", {"quality": 90}) if kind == "jpeg" and size_px > 64 else ("PNG", {})
+    image = decode(encoded(Image.fromarray(pixels), how[0], **how[1]), at_least_px=size_px)
+    with pytest.raises(
+        DataError, match=r"a label map or mask, no photograph, by its looks: flat areas of \d+ (gray|col)"
+    ):
+        decoding.check_photograph(image)
+
+
+@pytest.mark.parametrize("size_px", [48, 256])
+@pytest.mark.parametrize("colors", [256, 64, 16])
+@pytest.mark.parametrize("dither", [0, 3])
+def test_photographs_with_a_palette_stay(colors: int, dither: int, size_px: int) -> None:
+    rng = np.random.default_rng(0)
+    drawn = faces.draw_face(0, 3, size_px).image
+    # Drawn skin is smoother than any camera's.
+    photograph = Image.fromarray(np.clip(drawn + rng.normal(0, 6, drawn.shape), 0, 255).astype(np.uint8))
+    for image in (photograph, photograph.convert("L").convert("RGB"), photograph.point(lambda level: level // 8)):
+        few = image.quantize(palette=image.quantize(colors), dither=Image.Dither(dither))
+        decoding.check_photograph(decode(encoded(few, "GIF"), at_least_px=size_px))
+        decoding.check_photograph(np.asarray(image))
+    decoding.check_photograph(drawn)
 
 
 def test_resize_keeps_an_image_of_the_right_size() -> None:

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -360,6 +361,54 @@ def test_face_parser_labels_photographs(config: Config, cluster: Cluster, tmp_pa
     model.write_bytes(color_parser([(255, 0, 0), (0, 0, 250)]))
     with pytest.raises(DataError, match=r"was prepared with data\.parser\.sha256 = \w{64}, now it is"):
         pipeline.prepare(config)
+
+
+def test_parser_that_finds_no_face_is_not_claimed(config: Config, cluster: Cluster, tmp_path: Path) -> None:
+    folder, model = tmp_path / "faces", tmp_path / "parser.onnx"
+    folder.mkdir()
+    (folder / "wall.png").write_bytes(prepared.encode_png(np.full((64, 64, 3), (255, 0, 0), np.uint8)))
+    model.write_bytes(color_parser([(255, 0, 0), (0, 0, 255)]))
+    parser = ParserConfig(model=str(model), classes="hair,skin", size_px=64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    info = pipeline.prepare(replace(config, data=replace(config.data, source=str(folder), parser=parser))).info
+    assert (info.color_segments, info.eyes, info.hair) == ("superpixels", "canonical", "none")
+
+
+def test_guess_about_a_file_is_told(
+    config: Config, cluster: Cluster, photographs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    twelve = faces.draw_face(0, 9, 48).image.astype(np.uint16) * 16
+    (photographs / "deep.png").write_bytes(cv2.imencode(".png", twelve)[1].tobytes())
+    with caplog.at_level("WARNING", logger="scfegan_ray"):
+        made = pipeline.prepare(replace(config, data=replace(config.data, source=str(photographs))))
+    note = "a 16-bit file that uses 12 bits; taken for 12 bits"
+    assert f"1 images, deep.png among them: {note}" in caplog.text
+    assert note in Path(made.uri, "report.html").read_text()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_dataset_of_the_older_decoding(
+    config: Config, cluster: Cluster, photographs: Path, finished: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, data=replace(config.data, source=str(photographs)))
+    make_plan = pipeline._make_plan
+
+    def older(config: Config) -> pipeline._Plan:
+        plan = make_plan(config)
+        return replace(plan, settings={key: plan.settings[key] for key in plan.settings if "decoding" not in key})
+
+    monkeypatch.setattr(pipeline, "_make_plan", older)
+    cluster.stop_after = None if finished else 1
+    with contextlib.suppress(KeyboardInterrupt):
+        pipeline.prepare(config)
+    monkeypatch.setattr(pipeline, "_make_plan", make_plan)
+    cluster.stop_after = None
+    if finished:
+        made = len(cluster.made)
+        assert pipeline.prepare(config).info.num_images == 6
+        assert len(cluster.made) == made
+    else:
+        with pytest.raises(DataError, match="begun with data.decoding_version = None, now it is 2; choose another"):
+            pipeline.prepare(config)
 
 
 def test_source_without_one_good_image(config: Config, cluster: Cluster, photographs: Path) -> None:

@@ -194,6 +194,48 @@ def test_single_parquet_file_and_its_column(tmp_path: Path) -> None:
     assert (source.load(listing.keys[0], 32, 32).image == 5).all()
 
 
+BINARY = {
+    "large": pa.large_binary(),
+    "view": pa.binary_view(),
+    "dictionary": pa.dictionary(pa.int32(), pa.binary()),
+    "fixed size": pa.binary(len(png(7))),
+}
+
+
+@pytest.mark.parametrize("as_struct", [False, True])
+@pytest.mark.parametrize("kind", BINARY)
+def test_parquet_column_of_every_binary_kind(tmp_path: Path, kind: str, as_struct: bool) -> None:
+    assert len(png(8)) == len(png(7))
+    plain = pa.array([png(7), None, png(8), png(7)], pa.binary())
+    column = plain.dictionary_encode() if kind == "dictionary" else plain.cast(BINARY[kind])
+    if as_struct:
+        null = pa.array([False, False, False, True])
+        column = pa.StructArray.from_arrays([pa.array(["x"] * 4), column], ["path", "bytes"], mask=null)
+    pq.write_table(pa.table({"image": column}), tmp_path / "p.parquet")
+    source, listing = open_at(tmp_path / "p.parquet")
+    assert [int(source.load(listing.keys[at], 32, 32).image[0, 0, 0]) for at in (0, 2)] == [7, 8]
+    for row in [1, 3] if as_struct else [1]:
+        with pytest.raises(DataError, match="^the row holds no image$"):
+            source.load(listing.keys[row], 32, 32)
+
+
+def test_face_whose_masks_are_empty_is_refused(official: Path) -> None:
+    write(official / "CelebAMask-HQ-mask-anno" / "1" / "02007_skin.png", np.zeros((32, 32), np.uint8))
+    source, _ = open_at(official)
+    with pytest.raises(DataError, match="^masks are empty"):
+        source.load("CelebA-HQ-img/2007.jpg", 32, 32)
+
+
+@pytest.mark.parametrize("name", ["²", "٣²", "9" * 200])
+def test_no_name_ends_a_preparation(official: Path, name: str) -> None:
+    write(official / "CelebA-HQ-img" / f"{name}.jpg", np.full((64, 64, 3), 128, np.uint8))
+    write(official / "CelebAMask-HQ-mask-anno" / "0" / f"{name}_skin.png", np.full((64, 64), 255, np.uint8))
+    source, listing = open_at(official)
+    assert f"CelebA-HQ-img/{name}.jpg" in listing.keys
+    with pytest.raises(DataError, match="^no part masks"):
+        source.load(f"CelebA-HQ-img/{name}.jpg", 32, 32)
+
+
 def test_damaged_parquet_costs_its_images(tmp_path: Path) -> None:
     parquet(tmp_path / "p.parquet", [png(value) for value in range(14)])
     with pq.ParquetFile(tmp_path / "p.parquet") as file:
