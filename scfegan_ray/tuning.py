@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import functools
 import io
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,11 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from scfegan_ray import storage, tracking
+from scfegan_ray import locks, storage, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.data import pipeline
 from scfegan_ray.errors import ConfigError, deliberate_cause
-from scfegan_ray.training import launch
+from scfegan_ray.training import checks, launch
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +52,9 @@ class TuningResult:
     table: str
 
 
-def search(config: Config) -> TuningResult:
+def search(
+    config: Config, *, session: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+) -> TuningResult:
     """Train several runs with different loss weights and compare them on held-back images.
 
     The objective is `evaluation.objective_db`, in which no loss weight enters. The first trial has the configured
@@ -57,24 +62,38 @@ def search(config: Config) -> TuningResult:
 
     Args:
         config: `run_name` must be set; `train.images` is the length of a full trial.
+        session: Ray must run within it; default: it runs already.
 
     Raises:
+        BusyError: another process does the same search.
         ConfigError: not even one trial fits the cluster.
         DataError: there is nothing to train on.
         StorageError: storage or tracking cannot be used.
     """
     assert config.run_name, "the caller names the search"
-    at_once = _trials_at_once(config)
     place = storage.join(storage.absolute(config.storage.path), config.run_name)
-    storage.check_writable(place)
-    # Trials share one dataset, made before they start, so that none waits for CPUs that another one holds.
-    prepared = pipeline.ensure_prepared(config)
+    config = replace(config, train=replace(config.train, checkpoints_to_keep=1))
+    checks.before_training(config, place, num_runs=config.tune.num_trials, registers=False)
+    with (
+        locks.held(place, f"search {config.run_name}"),
+        launch.lasting(session, functools.partial(_trials_at_once, config)) as cluster,
+    ):
+        # Trials share one dataset, made before they start, so that none waits for CPUs that another one holds.
+        prepared = pipeline.ensure_prepared(config, session=cluster)
+        with cluster():
+            return _search(config, place, prepared)
+
+
+def _search(config: Config, place: str, prepared: str) -> TuningResult:
+    """Search on a prepared dataset, on the cluster that is there."""
+    assert config.run_name, "the caller names the search"
+    at_once = _trials_at_once(config)
     parent = tracking.start_run(config, config.run_name, tags={"kind": "search"})
     every = max(config.train.batch_size, config.train.images // config.tune.reports)
     trial_config = replace(
         config,
         data=replace(config.data, prepared=prepared),
-        train=replace(config.train, checkpoint_every_images=every, checkpoints_to_keep=1),
+        train=replace(config.train, checkpoint_every_images=every),
         storage=replace(config.storage, path=place),
         tracking=replace(config.tracking, uri=tracking.tracking_uri(config)),
     )

@@ -9,7 +9,8 @@ from running import run_code
 PACKAGE = Path(__file__).parent.parent / "scfegan_ray"
 WITH_RAY = {"data.pipeline", "data.benchmark", "training.benchmark", "training.worker", "training.launch", "tuning"}
 WITH_MLFLOW = {
-    "tracking", "serving", "inference", "training.benchmark", "training.worker", "training.launch", "tuning",
+    "tracking", "serving", "inference", "training.benchmark", "training.checks", "training.worker", "training.launch",
+    "tuning",
 }  # fmt: skip
 MODULES = sorted(
     str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".")

@@ -31,7 +31,7 @@ import ray
 import ray.data
 
 from scfegan_ray import config as configuration
-from scfegan_ray import errors, storage
+from scfegan_ray import errors, locks, room, storage
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config, DataConfig
 from scfegan_ray.data import decoding, parsing, prepared, report, shards, sketches, sources
@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 _MANY_SHARDS = 8  # per core
 _LOGGED = 20
+_LEAST_BYTES_PER_PIXEL = 1
+"""Of a prepared photograph with its maps; most take up to twice as much."""
 
 _NOT_OF_THE_DATA = ("prepared", "license", "gpus_per_actor")
 
@@ -99,11 +101,21 @@ def prepare(
         _check_same(plan, found.preparation, "was prepared")
         logger.info("%s is already prepared: %d images", plan.uri, found.num_images)
         return Preparation(plan.uri, found, _read_rejected(plan.uri))
-    return _make(config, plan, session)
+    with locks.held(plan.uri, f"the dataset {plan.uri}", patience_seconds=float("inf")):
+        # Another process may have made it while this one waited.
+        if prepared.DatasetInfo.read(plan.uri) is None:
+            return _make(config, plan, session)
+    return prepare(config, session=session)
 
 
-def ensure_prepared(config: Config) -> str:
+def ensure_prepared(
+    config: Config, *, session: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+) -> str:
     """Return the URI of the dataset to train on; prepare it first where it is not there yet.
+
+    Args:
+        config: names it or its source.
+        session: Ray must run within it; entered only where something is left to prepare.
 
     Raises:
         DataError: as `prepare`; or the dataset holds another image size than the config.
@@ -111,7 +123,7 @@ def ensure_prepared(config: Config) -> str:
     uri = storage.absolute(config.data.prepared) if config.data.prepared else None
     info = prepared.DatasetInfo.read(uri) if uri else None
     if uri is None or info is None:
-        made = prepare(config)
+        made = prepare(config, session=session)
         uri, info = made.uri, made.info
     if info.size_px != config.data.size_px:
         raise DataError(
@@ -179,6 +191,12 @@ def _make(config: Config, plan: _Plan, session: Callable[[], contextlib.Abstract
     missing = [number for number in range(len(plan.shards)) if number not in there]
     busy_seconds, num_made = 0.0, 0
     if missing:
+        room.require(
+            plan.uri,
+            _LEAST_BYTES_PER_PIXEL * sum(len(plan.shards[number]) for number in missing) * config.data.size_px**2,
+            f"{sum(len(plan.shards[number]) for number in missing)} images of {config.data.size_px} pixels",
+            "give another --data.prepared or --storage.path",
+        )
         if there:
             logger.info("going on with the %d of %d shards that are there", len(there), len(plan.shards))
         with session():

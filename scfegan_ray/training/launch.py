@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,13 +21,13 @@ import ray.train.torch
 from ray.train.v2.api.callback import UserCallback
 
 from scfegan_ray import config as configuration
-from scfegan_ray import errors, storage, tracking
+from scfegan_ray import errors, locks, storage, tracking
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples, pipeline, prepared
 from scfegan_ray.errors import ConfigError, deliberate_cause
 from scfegan_ray.models.features import settle_features
-from scfegan_ray.training import checkpoint
+from scfegan_ray.training import checkpoint, checks
 from scfegan_ray.training.store import CheckpointStore
 from scfegan_ray.training.worker import Outcome, train_worker
 
@@ -93,19 +95,24 @@ def default_run_name(preset: str) -> str:
 def train(
     config: Config,
     *,
+    session: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     register: bool = True,
     parent_run_id: str | None = None,
     callbacks: Sequence[UserCallback] = (),
 ) -> TrainingResult:
     """Train, or go on training, the run that a config names.
 
+    Whatever can be checked without Ray is checked before it: see `checks`.
+
     Args:
         config: `run_name` must be set.
+        session: Ray must run within it; default: it runs already.
         register: make a new version in the registry at the end.
         parent_run_id: MLflow run under which a new run is filed; its owner then marks the run if it does not finish.
         callbacks: passed on to Ray Train.
 
     Raises:
+        BusyError: another process trains the same run.
         ConfigError: the run exists with other settings, or the cluster is too small.
         DataError: there is nothing to train on.
         StorageError: storage or tracking cannot be used.
@@ -113,10 +120,28 @@ def train(
         KeyboardInterrupt: the user ended it, after a last checkpoint.
     """
     assert config.run_name, "the caller names the run"
-    root = storage.absolute(config.storage.path)
-    storage.check_writable(root)
-    check_resources(config)
-    dataset_uri = pipeline.ensure_prepared(config)
+    place = storage.join(storage.absolute(config.storage.path), config.run_name)
+    checks.before_training(config, place, registers=register)
+    with (
+        locks.held(place, f"run {config.run_name}") as lock,
+        lasting(session, functools.partial(check_resources, config)) as cluster,
+    ):
+        dataset_uri = pipeline.ensure_prepared(config, session=cluster)
+        with cluster():
+            return _train(config, place, dataset_uri, lock, register, parent_run_id, callbacks)
+
+
+def _train(
+    config: Config,
+    place: str,
+    dataset_uri: str,
+    lock: locks.Lock,
+    register: bool,
+    parent_run_id: str | None,
+    callbacks: Sequence[UserCallback],
+) -> TrainingResult:
+    """Train on a prepared dataset, on the cluster that is there, while nobody else trains the same run."""
+    assert config.run_name, "the caller names the run"
     dataset = prepared.DatasetInfo.read(dataset_uri)
     assert dataset is not None, "it was just prepared"
     uri = tracking.tracking_uri(config)
@@ -126,7 +151,6 @@ def train(
         "data_source": dataset.source,
         "sketch_detector": dataset.sketch_detector,
     }
-    place = storage.join(root, config.run_name)
     run = _open_run(config, place, dataset, tags, parent_run_id)
     run_id = run["run_id"]
     logger.info("run %s, MLflow run %s at %s", config.run_name, run_id, uri)
@@ -146,6 +170,7 @@ def train(
                 "report": bool(callbacks),
             },
             callbacks,
+            lock,
         )
         if outcome.stopped:
             raise KeyboardInterrupt
@@ -190,7 +215,32 @@ def train(
     )
 
 
-def _fit(config: Config, settings: dict[str, Any], callbacks: Sequence[UserCallback]) -> Outcome:
+@contextlib.contextmanager
+def lasting(
+    session: Callable[[], contextlib.AbstractContextManager[None]], check: Callable[[], object]
+) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+    """Give a session that begins where it is first entered and ends with this context.
+
+    Args:
+        session: to enter once.
+        check: done in it first.
+    """
+    with contextlib.ExitStack() as stack:
+        has_begun = False
+
+        @contextlib.contextmanager
+        def enter() -> Iterator[None]:
+            nonlocal has_begun
+            if not has_begun:
+                stack.enter_context(session())
+                has_begun = True
+                check()
+            yield
+
+        yield enter
+
+
+def _fit(config: Config, settings: dict[str, Any], callbacks: Sequence[UserCallback], lock: locks.Lock) -> Outcome:
     """Run the workers to their end; where the user interrupts, let them write a checkpoint first."""
     stop = ray.remote(num_cpus=0)(_StopFlag).remote()
     train = config.train
@@ -212,7 +262,7 @@ def _fit(config: Config, settings: dict[str, Any], callbacks: Sequence[UserCallb
                 worker_runtime_env={"env_vars": KEEP_MEMORY},
             ),
         )
-        result = _interruptible(trainer.fit, lambda: stop.set.remote())
+        result = _interruptible(trainer.fit, lambda: stop.set.remote(), lock.check)
     return Outcome(**result.return_value)
 
 
@@ -232,7 +282,7 @@ class _StopFlag:
 ResultT = TypeVar("ResultT")
 
 
-def _interruptible(work: Callable[[], ResultT], stop: Callable[[], object]) -> ResultT:
+def _interruptible(work: Callable[[], ResultT], stop: Callable[[], object], check: Callable[[], object]) -> ResultT:
     """Do long work; the first Ctrl-C or SIGTERM asks it to stop, the second one is a KeyboardInterrupt.
 
     Ray Train would abort its workers at the first one, but only where it runs on the main thread.
@@ -262,6 +312,7 @@ def _interruptible(work: Callable[[], ResultT], stop: Callable[[], object]) -> R
         threading.Thread(target=run, name="train", daemon=True).start()
         while not done.done():
             wait([done], timeout=0.5)  # a wait without an end would keep signals from being handled
+            check()  # what it raises ends the work, too: Ray's workers end with this process's session
         return done.result()
     finally:
         for number, handler in before.items():
