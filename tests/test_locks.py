@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -140,9 +139,11 @@ for _ in range(20):
 
 def test_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"cannot lock \S+file/below: .*; check the path, its permissions"):
-        with locks.held(str(tmp_path / "file" / "below"), "x"):
-            pass
+    with (
+        pytest.raises(StorageError, match=r"cannot lock \S+file/below: .*; check the path, its permissions"),
+        locks.held(str(tmp_path / "file" / "below"), "x"),
+    ):
+        pass
 
 
 @pytest.fixture
@@ -196,6 +197,8 @@ def test_store_that_is_away_loses_no_lease(tmp_path: Path, monkeypatch: pytest.M
 
 def test_wrong_credentials_are_one_line(client: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(StorageError, match=r"cannot lock s3://lab/x/\.lock: .*SignatureDoesNotMatch.*AWS_ACCESS"):
-        with locks.held("s3://lab/x", "x"):
-            pass
+    with (
+        pytest.raises(StorageError, match=r"cannot lock s3://lab/x/\.lock: .*SignatureDoesNotMatch.*AWS_ACCESS"),
+        locks.held("s3://lab/x", "x"),
+    ):
+        pass
