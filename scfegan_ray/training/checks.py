@@ -73,5 +73,5 @@ def checkpoint_bytes(config: Config) -> int:
     """Return how large a checkpoint is, but for the names in it: weights, their average, and Adam's two moments."""
     with torch.device("meta"):
         networks = Generator(config.model), Discriminator(config.model)
-    numbers = [sum(tensor.numel() for tensor in network.state_dict().values()) for network in networks]
+    numbers: list[int] = [sum(tensor.numel() for tensor in network.state_dict().values()) for network in networks]
     return _BYTES_PER_VALUE * (4 * numbers[0] + 3 * numbers[1])
