@@ -34,8 +34,7 @@ def job(arguments: Arguments) -> dict[str, Any]:
     from scfegan_ray.training import launch
 
     config = cli.named(arguments.config, launch.default_run_name(arguments.preset))
-    with cli.ray_session():
-        result = asdict(launch.train(config))
+    result = asdict(launch.train(config, session=cli.ray_session))
     return {
         name: result[name]
         for name in ("run_name", "run_id", "model_uri", "checkpoint", "images_seen", "weights_sha256")

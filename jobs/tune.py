@@ -19,8 +19,7 @@ def job(arguments: cli.Arguments) -> dict[str, Any]:
     from scfegan_ray.training import launch
 
     config = cli.named(arguments.config, f"tune-{launch.default_run_name(arguments.preset)}")
-    with cli.ray_session():
-        found = tuning.search(config)
+    found = tuning.search(config, session=cli.ray_session)
     best = [arguments.preset, *found.best_arguments]
     logger.info("best of %d trials: %s", found.num_trials, found.best_metrics)
     logger.info("train with it: python jobs/train.py %s", shlex.join(best))

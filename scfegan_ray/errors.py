@@ -8,6 +8,7 @@ Exception
     ├── CheckpointError              a checkpoint is missing, damaged or of another model
     ├── DivergenceError              training does not get anywhere, however often it goes back
     ├── StorageError (OSError)       a place cannot be read or written
+    ├── BusyError                    another process is at work on the same run or dataset
     └── ModelError                   weights or a registered model cannot be had or do not fit
 ```
 """
@@ -35,6 +36,10 @@ class DivergenceError(ScFeganError):
 
 class StorageError(ScFeganError, OSError):
     """A local folder or an object store cannot be read or written."""
+
+
+class BusyError(ScFeganError):
+    """Another process is at work on the same run or dataset."""
 
 
 class ModelError(ScFeganError):

@@ -7,9 +7,10 @@ import os
 import tempfile
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,16 +23,20 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
+from mlflow.store.artifact.utils.models import _parse_model_uri as parse_model_uri
 from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.utils import validation
 from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.search_utils import SearchModelVersionUtils
 from numpy.typing import NDArray
 from sqlalchemy.engine import make_url
 
 from scfegan_ray import config as configuration
-from scfegan_ray import places, storage
+from scfegan_ray import locks, places, storage
 from scfegan_ray.config import Config
-from scfegan_ray.errors import ModelError, StorageError
+from scfegan_ray.errors import ConfigError, ModelError, ScFeganError, StorageError
 from scfegan_ray.models import editing
 from scfegan_ray.models.generator import Generator
 from scfegan_ray.provenance import git_revision, source_sha256
@@ -85,6 +90,9 @@ _HOPELESS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_D
 _MOST_WAITING = 20_000
 _MOST_METRICS = 1000  # MLflow's limit for one request
 _LONGEST_PAUSE_SECONDS = 20.0
+_LONGEST_NAME = 256  # of experiments and models in MLflow's tables, which only SQLite does not mind
+_SCHEMA_SECONDS = 300.0
+_DATABASE = ("sqlalchemy", "alembic")
 
 
 class MlflowTracker:
@@ -251,6 +259,86 @@ def tracking_uri(config: Config) -> str:
     return places.sqlite_uri(storage.join(place, "mlflow.db"))
 
 
+def check_names(config: Config) -> None:
+    """Refuse names that MLflow would refuse, some of them only when a run is at its end.
+
+    Raises:
+        ConfigError: of the experiment or of the registered model.
+    """
+    experiment, model = config.tracking.experiment, config.tracking.model_name
+    try:
+        validation._validate_experiment_name(experiment)
+        _check_length(experiment)
+    except MlflowException as error:
+        raise ConfigError(f"tracking.experiment is {experiment!r}: {_one_line(error)}; give another name") from error
+    try:
+        validation._validate_model_name(model)
+        _check_length(model)
+        # Both are how the version will be asked for: with a quote, a space at an end or a question mark in its name it
+        # would not be found again.
+        if parse_model_uri(f"models:/{model}/1").name != model or model.strip() != model:
+            raise MlflowException("it would be read as another name")
+        SearchModelVersionUtils.parse_search_filter(f"name='{model}'")
+    except MlflowException as error:
+        raise ConfigError(
+            f"tracking.model_name is {model!r}: {_one_line(error)}; use letters, digits, dots, dashes and underscores"
+        ) from error
+
+
+def _check_length(name: str) -> None:
+    if len(name) > _LONGEST_NAME:
+        raise MlflowException(f"it has {len(name)} characters, MLflow's databases take {_LONGEST_NAME}")
+
+
+def check_usable(config: Config, *, registers: bool = True) -> None:
+    """Make sure that runs can be recorded: the experiment, its artifacts' place and the registry are there for us.
+
+    Args:
+        config: names them.
+        registers: whether the registry will be needed.
+
+    Raises:
+        StorageError: one of them cannot be used, or only be read.
+    """
+    uri = tracking_uri(config)
+    with _tracking_errors(config), tempfile.TemporaryDirectory(prefix="scfegan-") as scratch:
+        client = _client(config)
+        experiment = client.get_experiment(_experiment(client, config))
+        if experiment.lifecycle_stage != "active":
+            raise StorageError(
+                f"the experiment {experiment.name} at {uri} was deleted; bring it back with `mlflow experiments "
+                f"restore -x {experiment.experiment_id}`, or give another --tracking.experiment"
+            )
+        # Another value each time: an unchanged one would not be written, and so prove nothing.
+        client.set_experiment_tag(experiment.experiment_id, "last_job", time.strftime("%Y-%m-%d %H:%M:%S %z"))
+        if registers:
+            _versions(client, config.tracking.model_name)
+        probe = Path(scratch, f".writable-{uuid.uuid4().hex}")
+        probe.touch()
+        try:
+            artifacts = get_artifact_repository(experiment.artifact_location, tracking_uri=uri)
+            artifacts.log_artifact(str(probe))
+            with suppress(MlflowException, NotImplementedError):  # not every store lets its users delete
+                artifacts.delete_artifacts(probe.name)
+        except Exception as error:  # each store's library has errors of its own
+            raise StorageError(
+                f"artifacts of the experiment {experiment.name} cannot be written to {experiment.artifact_location}: "
+                f"{_one_line(error)}; check its permissions and credentials, or give another --tracking.experiment"
+            ) from error
+
+
+def _client(config: Config) -> MlflowClient:
+    """Return a client whose database is there: two processes that both make a SQLite file's tables spoil them."""
+    uri = tracking_uri(config)
+    client = MlflowClient(uri)
+    if file := places.sqlite_path(uri):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        with locks.held(str(Path(file).parent), "MLflow's database", patience_seconds=_SCHEMA_SECONDS):
+            client.search_experiments(max_results=1)
+            client.search_registered_models(max_results=1)
+    return client
+
+
 def start_run(config: Config, run_name: str, *, tags: Mapping[str, str], parent_run_id: str | None = None) -> str:
     """Create a run and record its config.
 
@@ -268,10 +356,7 @@ def start_run(config: Config, run_name: str, *, tags: Mapping[str, str], parent_
     """
     config = places.settle(config)
     with _tracking_errors(config):
-        uri = tracking_uri(config)
-        if file := places.sqlite_path(uri):
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
-        client = MlflowClient(uri)
+        client = _client(config)
         run = client.create_run(
             _experiment(client, config),
             run_name=run_name,
@@ -290,7 +375,7 @@ def resume_run(config: Config, run_id: str) -> dict[str, str]:
         StorageError: the tracking server cannot be used or does not know the run.
     """
     with _tracking_errors(config):
-        client = MlflowClient(tracking_uri(config))
+        client = _client(config)
         client.update_run(run_id, status="RUNNING")
         return dict(client.get_run(run_id).data.tags)
 
@@ -510,7 +595,7 @@ def _fluent(uri: str) -> Iterator[None]:
 def _tracking_errors(config: Config) -> Iterator[None]:
     try:
         yield
-    except StorageError:
+    except ScFeganError:
         raise
     except Exception as error:
         if not _is_of_tracking(error):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import functools
 import io
 import logging
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +19,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from scfegan_ray import places, storage, tracking
+from scfegan_ray import locks, places, storage, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.data import pipeline
 from scfegan_ray.data.prepared import DatasetInfo
 from scfegan_ray.errors import ConfigError, deliberate_cause
 from scfegan_ray.models.features import settle_features
-from scfegan_ray.training import launch
+from scfegan_ray.training import checks, launch
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +54,9 @@ class TuningResult:
     table: str
 
 
-def search(config: Config) -> TuningResult:
+def search(
+    config: Config, *, session: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+) -> TuningResult:
     """Train several runs with different loss weights and compare them on held-back images.
 
     The objective is `evaluation.objective_db`, in which no loss weight enters. The first trial has the configured
@@ -59,23 +64,42 @@ def search(config: Config) -> TuningResult:
 
     Args:
         config: `run_name` must be set; `train.images` is the length of a full trial.
+        session: Ray must run within it; default: it runs already.
 
     Raises:
+        BusyError: another process does the same search.
         ConfigError: not even one trial fits the cluster.
         DataError: there is nothing to train on.
         StorageError: storage or tracking cannot be used.
     """
     config = places.settle(config)
     assert config.run_name, "the caller names the search"
-    at_once = _trials_at_once(config)
-    launch.check_logins(config)
     place = storage.join(storage.absolute(config.storage.path), config.run_name)
-    storage.check_writable(place)
     # Trials are compared, so that none may choose for itself what is left to `auto`.
     losses = replace(config.losses, features=settle_features(config.losses.features))
-    precision = launch.settle_precision(config)
-    # Trials share one dataset, made before they start, so that none waits for CPUs that another one holds.
-    prepared = pipeline.ensure_prepared(config)
+    config = replace(config, losses=losses, train=replace(config.train, checkpoints_to_keep=1))
+    checks.before_training(config, place, num_runs=config.tune.num_trials, registers=False)
+    with (
+        locks.held(place, f"search {config.run_name}"),
+        launch.lasting(functools.partial(_cluster, config, session)) as cluster,
+    ):
+        # Trials share one dataset, made before they start, so that none waits for CPUs that another one holds.
+        prepared = pipeline.ensure_prepared(config, session=cluster)
+        with cluster() as at_once:
+            return _search(config, place, prepared, at_once)
+
+
+@contextlib.contextmanager
+def _cluster(config: Config, session: Callable[[], contextlib.AbstractContextManager[object]]) -> Iterator[int]:
+    """Enter a session of Ray whose cluster takes trials; give how many at a time."""
+    with session():
+        launch.check_logins(config)
+        yield _trials_at_once(config)
+
+
+def _search(config: Config, place: str, prepared: str, at_once: int) -> TuningResult:
+    """Search on a prepared dataset, on the cluster that is there."""
+    assert config.run_name, "the caller names the search"
     dataset = DatasetInfo.read(prepared)
     assert dataset is not None, "it was just prepared"
     launch.check_held_back(dataset, needed=True)
@@ -84,8 +108,7 @@ def search(config: Config) -> TuningResult:
     trial_config = replace(
         config,
         data=replace(config.data, prepared=prepared),
-        losses=losses,
-        train=replace(config.train, precision=precision, checkpoint_every_images=every, checkpoints_to_keep=1),
+        train=replace(config.train, precision=launch.settle_precision(config), checkpoint_every_images=every),
         storage=replace(config.storage, path=place),
         tracking=replace(config.tracking, uri=tracking.tracking_uri(config)),
     )

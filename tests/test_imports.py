@@ -17,7 +17,8 @@ WITH_RAY = {
     "tuning",
 }
 WITH_MLFLOW = {
-    "tracking", "serving", "inference", "training.benchmark", "training.worker", "training.launch", "tuning",
+    "tracking", "serving", "inference", "training.benchmark", "training.checks", "training.worker", "training.launch",
+    "tuning",
 }  # fmt: skip
 MODULES = sorted(
     str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".")

@@ -35,7 +35,7 @@ import ray.data
 import torch
 
 from scfegan_ray import config as configuration
-from scfegan_ray import errors, nodes, storage
+from scfegan_ray import errors, locks, nodes, room, storage
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config, DataConfig
 from scfegan_ray.data import decoding, parsing, prepared, report, shards, sketches, sources
@@ -47,6 +47,8 @@ ResultT = TypeVar("ResultT")
 
 _MANY_SHARDS = 8  # per core
 _LOGGED = 20
+_LEAST_BYTES_PER_PIXEL = 1
+"""Of a prepared photograph with its maps; most take up to twice as much."""
 
 _DECODING = "data.decoding_version"
 _NOT_OF_THE_DATA = ("prepared", "license", "gpus_per_actor")
@@ -91,7 +93,7 @@ class _Plan:
 
 
 def prepare(
-    config: Config, *, session: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    config: Config, *, session: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
 ) -> Preparation:
     """Make the prepared dataset that a config asks for, go on making it, or find it already made.
 
@@ -120,11 +122,21 @@ def prepare(
         _check_detector(config.data, plan.uri, found.sketch_detector)
         logger.info("%s is already prepared: %d images", plan.uri, found.num_images)
         return Preparation(plan.uri, found, _patiently(config, lambda: _read_rejected(plan.uri)))
-    return _make(config, plan, session)
+    with locks.held(plan.uri, f"the dataset {plan.uri}", patience_seconds=float("inf")):
+        # Another process may have made it while this one waited.
+        if _patiently(config, lambda: prepared.DatasetInfo.read(plan.uri)) is None:
+            return _make(config, plan, session)
+    return prepare(config, session=session)
 
 
-def ensure_prepared(config: Config) -> str:
+def ensure_prepared(
+    config: Config, *, session: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+) -> str:
     """Return the URI of the dataset to train on; prepare it first where it is not there yet.
+
+    Args:
+        config: names it or its source.
+        session: Ray must run within it; entered only where something is left to prepare.
 
     Raises:
         DataError: as `prepare`; or the dataset holds another image size than the config.
@@ -132,7 +144,7 @@ def ensure_prepared(config: Config) -> str:
     uri = storage.absolute(config.data.prepared) if config.data.prepared else None
     info = _patiently(config, functools.partial(prepared.DatasetInfo.read, uri)) if uri else None
     if uri is None or info is None:
-        made = prepare(config)
+        made = prepare(config, session=session)
         uri, info = made.uri, made.info
     _check_detector(config.data, uri, info.sketch_detector)
     if info.size_px != config.data.size_px:
@@ -230,7 +242,7 @@ def _can_be_compared(now: str | None, before: str | None) -> bool:
     return len(kinds) == 1 and None not in kinds
 
 
-def _make(config: Config, plan: _Plan, session: Callable[[], contextlib.AbstractContextManager[None]]) -> Preparation:
+def _make(config: Config, plan: _Plan, session: Callable[[], contextlib.AbstractContextManager[object]]) -> Preparation:
     if storage.is_local(plan.uri):
         storage.check_writable(plan.uri)  # a folder that cannot be made now cannot be made in a minute
     there = _patiently(config, lambda: _look(plan))
@@ -238,6 +250,12 @@ def _make(config: Config, plan: _Plan, session: Callable[[], contextlib.Abstract
     missing = [number for number in range(len(plan.shards)) if number not in there]
     busy_seconds, num_made = 0.0, 0
     if missing:
+        room.require(
+            plan.uri,
+            _LEAST_BYTES_PER_PIXEL * sum(len(plan.shards[number]) for number in missing) * config.data.size_px**2,
+            f"{sum(len(plan.shards[number]) for number in missing)} images of {config.data.size_px} pixels",
+            "give another --data.prepared or --storage.path",
+        )
         if there:
             logger.info("going on with the %d of %d shards that are there", len(there), len(plan.shards))
         with session():

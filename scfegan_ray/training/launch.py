@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,18 +24,20 @@ from ray.train.v2.api.callback import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scfegan_ray import config as configuration
-from scfegan_ray import errors, nodes, places, storage, tracking
+from scfegan_ray import errors, locks, nodes, places, storage, tracking
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples, pipeline, prepared, shards
 from scfegan_ray.errors import ConfigError, DataError, StorageError, deliberate_cause
 from scfegan_ray.models.features import settle_features
 from scfegan_ray.precision import has_bfloat16
-from scfegan_ray.training import checkpoint
+from scfegan_ray.training import checkpoint, checks
 from scfegan_ray.training.store import CheckpointStore
 from scfegan_ray.training.worker import Outcome, train_worker
 
 logger = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
 
 # Settings that a run may change when it is resumed: they change neither the network nor what it has learnt from.
 _FREE_ON_RESUME = (
@@ -97,19 +101,24 @@ def default_run_name(preset: str) -> str:
 def train(
     config: Config,
     *,
+    session: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
     register: bool = True,
     parent_run_id: str | None = None,
     callbacks: Sequence[UserCallback] = (),
 ) -> TrainingResult:
     """Train, or go on training, the run that a config names.
 
+    Whatever can be checked without Ray is checked before it: see `checks`.
+
     Args:
         config: `run_name` must be set.
+        session: Ray must run within it; default: it runs already.
         register: make a new version in the registry at the end.
         parent_run_id: MLflow run under which a new run is filed; its owner then marks the run if it does not finish.
         callbacks: passed on to Ray Train.
 
     Raises:
+        BusyError: another process trains the same run.
         ConfigError: the run exists with other settings, or the cluster is too small.
         DataError: there is nothing to train on, or nothing to measure on.
         ModelError: weights that are needed cannot be had.
@@ -119,14 +128,29 @@ def train(
     """
     config = places.settle(config)
     assert config.run_name, "the caller names the run"
-    root = storage.absolute(config.storage.path)
-    storage.check_writable(root)
-    check_resources(config)
-    if not storage.exists(storage.join(root, config.run_name, _RECORD)):
+    place = storage.join(storage.absolute(config.storage.path), config.run_name)
+    checks.before_training(config, place, registers=register)
+    if not storage.exists(storage.join(place, _RECORD)):
         settle_features(config.losses.features)  # what cannot be had is known before hours of preparation
-    check_logins(config)
-    with nodes.seen_by_all(*_places(config)) as landmarks:
-        return _train(config, register, parent_run_id, callbacks, landmarks)
+    with (
+        locks.held(place, f"run {config.run_name}") as lock,
+        lasting(functools.partial(_cluster, config, session)) as cluster,
+    ):
+        dataset_uri = pipeline.ensure_prepared(config, session=cluster)
+        with cluster() as landmarks:
+            return _train(config, place, dataset_uri, landmarks, lock, register, parent_run_id, callbacks)
+
+
+@contextlib.contextmanager
+def _cluster(
+    config: Config, session: Callable[[], contextlib.AbstractContextManager[object]]
+) -> Iterator[nodes.Landmarks]:
+    """Enter a session of Ray whose cluster is large enough, may log in to MLflow, and sees all places."""
+    with session():
+        check_resources(config)
+        check_logins(config)
+        with nodes.seen_by_all(*_places(config)) as landmarks:
+            yield landmarks
 
 
 def _places(config: Config) -> tuple[dict[str, str | None], dict[str, str | None]]:
@@ -143,14 +167,16 @@ def _places(config: Config) -> tuple[dict[str, str | None], dict[str, str | None
 
 def _train(
     config: Config,
+    place: str,
+    dataset_uri: str,
+    landmarks: nodes.Landmarks,
+    lock: locks.Lock,
     register: bool,
     parent_run_id: str | None,
     callbacks: Sequence[UserCallback],
-    landmarks: nodes.Landmarks,
 ) -> TrainingResult:
-    assert config.run_name
-    place = storage.join(storage.absolute(config.storage.path), config.run_name)
-    dataset_uri = pipeline.ensure_prepared(config)
+    """Train on a prepared dataset, on the cluster that is there, while nobody else trains the same run."""
+    assert config.run_name, "the caller names the run"
     dataset = prepared.DatasetInfo.read(dataset_uri)
     assert dataset is not None, "it was just prepared"
     check_held_back(dataset, needed=bool(callbacks))
@@ -183,6 +209,7 @@ def _train(
                 "report": bool(callbacks),
             },
             callbacks,
+            lock,
         )
         if outcome.stopped:
             raise KeyboardInterrupt
@@ -229,7 +256,24 @@ def _train(
     )
 
 
-def _fit(config: Config, settings: dict[str, Any], callbacks: Sequence[UserCallback]) -> Outcome:
+@contextlib.contextmanager
+def lasting(
+    session: Callable[[], contextlib.AbstractContextManager[ResultT]],
+) -> Iterator[Callable[[], contextlib.AbstractContextManager[ResultT]]]:
+    """Give a session that begins where it is first entered, may be entered again, and ends with this context."""
+    with contextlib.ExitStack() as stack:
+        begun: list[ResultT] = []
+
+        @contextlib.contextmanager
+        def enter() -> Iterator[ResultT]:
+            if not begun:
+                begun.append(stack.enter_context(session()))
+            yield begun[0]
+
+        yield enter
+
+
+def _fit(config: Config, settings: dict[str, Any], callbacks: Sequence[UserCallback], lock: locks.Lock) -> Outcome:
     """Run the workers to their end; where the user interrupts, let them write a checkpoint first."""
     stop = ray.remote(num_cpus=0)(_StopFlag).remote()
     train = config.train
@@ -251,7 +295,7 @@ def _fit(config: Config, settings: dict[str, Any], callbacks: Sequence[UserCallb
                 worker_runtime_env={"env_vars": KEEP_MEMORY},
             ),
         )
-        result = _interruptible(trainer.fit, lambda: stop.set.remote())
+        result = _interruptible(trainer.fit, lambda: stop.set.remote(), lock.check)
     return Outcome(**result.return_value)
 
 
@@ -268,10 +312,7 @@ class _StopFlag:
         return self._is_set
 
 
-ResultT = TypeVar("ResultT")
-
-
-def _interruptible(work: Callable[[], ResultT], stop: Callable[[], object]) -> ResultT:
+def _interruptible(work: Callable[[], ResultT], stop: Callable[[], object], check: Callable[[], object]) -> ResultT:
     """Do long work; the first Ctrl-C or SIGTERM asks it to stop, the second one is a KeyboardInterrupt.
 
     Ray Train would abort its workers at the first one, but only where it runs on the main thread.
@@ -301,6 +342,7 @@ def _interruptible(work: Callable[[], ResultT], stop: Callable[[], object]) -> R
         threading.Thread(target=run, name="train", daemon=True).start()
         while not done.done():
             wait([done], timeout=0.5)  # a wait without an end would keep signals from being handled
+            check()  # what it raises ends the work, too: Ray's workers end with this process's session
         return done.result()
     finally:
         for number, handler in before.items():

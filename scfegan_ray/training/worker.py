@@ -20,7 +20,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scfegan_ray import allocation, losses, storage
+from scfegan_ray import allocation, locks, losses, storage
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples, prepared
 from scfegan_ray.errors import CheckpointError, ScFeganError, StorageError
@@ -75,7 +75,21 @@ class Outcome:
     failure: tuple[str, str] | None = None
 
 
+_LAST_WORDS_SECONDS = 60.0
+"""How long workers of a killed job may take to notice it; seconds are usual."""
+
+
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """Do `_train`, after the writer of a job that was killed on its way has ended."""
+    place = settings["checkpoints"]
+    # In an object store the job itself waited long enough: its lease outlives the workers of the one before.
+    if ray.train.get_context().get_world_rank() != 0 or not storage.is_local(place):
+        return _train(settings)
+    with locks.held(place, f"writing to {place}", patience_seconds=_LAST_WORDS_SECONDS):
+        return _train(settings)
+
+
+def _train(settings: dict[str, Any]) -> dict[str, Any]:
     """Train until `train.images` images were seen, from the last checkpoint where there is one.
 
     Args:

@@ -249,6 +249,8 @@ def test_speed_is_that_of_the_last_interval(loop: Loop, monkeypatch: pytest.Monk
     rates = [values["train/images_per_second"] for values in said.values()]
     assert rates == pytest.approx([4 / 4.5, 8 / 5.5, 12 / 15.5])
     assert recorder.facts["precision"] == "float32" and recorder.facts["tf32"] == "off"
+
+
 def test_run_without_any_record_at_mlflow_says_so_after_its_last_checkpoint(loop: Loop) -> None:
     loop.run_id = "no-such-run"
     outcome = loop(CONFIG)
