@@ -50,6 +50,9 @@ def absolute(uri: str) -> str:
     if uri.startswith("file://"):
         return uri.removeprefix("file://")
     if "://" in uri:
+        scheme = uri.partition("://")[0]
+        if scheme != "s3":
+            raise StorageError(f"cannot use {uri}: {scheme}:// is not understood; give a local path or an s3:// URI")
         return uri.rstrip("/")
     here = Path.cwd()
     base = Path.home() if "working_dir_files" in here.parts else here

@@ -123,6 +123,9 @@ def search(config: Config) -> TuningResult:
         table = storage.join(place, "trials.csv")
         storage.write_bytes(table, _csv(sorted(rows, key=lambda row: row["objective"], reverse=True)))
         status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
     finally:
         # Tune ends a weak trial by killing its processes, which then cannot end their run.
         tracking.end_children(config, parent, failed)
