@@ -8,11 +8,11 @@ import logging
 import os
 import re
 import secrets
+import signal
 import sys
-import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -25,6 +25,11 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_PRESET = "quickstart"
 
+_INTERRUPTED = "error: interrupted; run the same command again to go on"
+_INTERRUPTED_CODE = 130
+
+_ANSWER_SECONDS = 10.0
+
 _NUMBER = re.compile(r"[\d.]+(e[+-]?\d+)?")
 
 _ENVIRONMENT = {
@@ -33,6 +38,10 @@ _ENVIRONMENT = {
     # MLflow's own patience of minutes per record would hold up training when its server is away.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    # Tune would take Ctrl-C for the wish to go on with the trials that there are.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # What is still under way after an interruption must not start another Ray.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 """Set for this process and what it starts, unless the user has set them."""
 
@@ -56,7 +65,8 @@ def run_job(
 ) -> int:
     """Parse arguments, do the job, and print its result as one line of JSON.
 
-    The result is the last line of stdout; everything else goes to stderr.
+    The result is the last line of stdout; everything else goes to stderr. SIGTERM acts as Ctrl-C does, from here to
+    the end; training answers both with a last checkpoint.
 
     Args:
         description: first lines of `--help`.
@@ -65,8 +75,24 @@ def run_job(
         argv: arguments; default the process's.
 
     Returns:
-        Exit code: 0 done, 1 a deliberate error printed as one line, 2 usage.
+        Exit code: 0 done, 1 a deliberate error printed as one line, 2 usage, 130 interrupted.
     """
+    interruptions = _Interruptions()
+    try:
+        with interruptions:
+            code = _run(description, kind, job, argv)
+    except BaseException:
+        if not interruptions.came:
+            raise
+        print(_INTERRUPTED, file=sys.stderr)
+        code = _INTERRUPTED_CODE
+    # What an interruption passes through may make another error of it.
+    return _INTERRUPTED_CODE if code and interruptions.came else code
+
+
+def _run(
+    description: str, kind: type[ArgumentsT], job: Callable[[ArgumentsT], dict[str, Any]], argv: Sequence[str] | None
+) -> int:
     try:
         arguments = _settle(parse(description, kind, sys.argv[1:] if argv is None else argv), is_own=argv is None)
         if arguments.dry_run:
@@ -84,10 +110,37 @@ def run_job(
         print(f"error: {storage.without_secrets(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("error: interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+        print(_INTERRUPTED, file=sys.stderr)
+        return _INTERRUPTED_CODE
     print(json.dumps(result), flush=True)
     return 0
+
+
+class _Interruptions:
+    """Within the context Ctrl-C and SIGTERM raise a KeyboardInterrupt, unless this process was started to ignore them.
+
+    Attributes:
+        came: there was one.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._on_signal)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.came = True
+        raise KeyboardInterrupt
 
 
 def parse(description: str, kind: type[ArgumentsT], argv: Sequence[str]) -> ArgumentsT:
@@ -131,13 +184,31 @@ def ray_session(*, dashboard: bool = True) -> Iterator[None]:
     import ray
     import ray.data
 
-    joins = _joins_cluster()
-    logger.info("joining the Ray cluster" if joins else "starting Ray on this machine")
-    own = {} if joins else {"address": "local", "include_dashboard": dashboard}
-    ray.init(log_to_driver=True, logging_level=logging.WARNING, **own)
-    # Importing Ray Data sets its own level; what it says of its plans is for its log files.
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    from scfegan_ray import environment
+
+    address = environment.cluster_address()
+    if address is None:
+        logger.info("starting Ray on this machine")
+        own = {"address": "local", "include_dashboard": dashboard}
+    else:
+        own = {}
+        address = _find_cluster() if address == "auto" else address
+        environment.check_address(address)
+        _check_answer(address)
+        logger.info("joining the Ray cluster at %s", address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
+        try:
+            ray.init(log_to_driver=True, logging_level=logging.WARNING, **own)
+        except SystemExit:
+            raise KeyboardInterrupt from None  # what Ray's own handler makes of SIGTERM
+        except Exception as error:
+            raise _refusal(address, error) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in place
+        # Importing Ray Data sets its own level; what it says of its plans is for its log files.
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         yield
     finally:
         ray.shutdown()
@@ -158,29 +229,91 @@ def _settle(arguments: ArgumentsT, *, is_own: bool) -> ArgumentsT:
     return replace(arguments, config=config)
 
 
+def _find_cluster() -> str:
+    """Return the address of the cluster on this machine that `RAY_ADDRESS=auto` means.
+
+    Raises:
+        ConfigError: none runs here.
+    """
+    from ray._private import services
+    from ray._private.authentication import authentication_token_setup
+
+    try:
+        found = services.canonicalize_bootstrap_address("auto")
+    except ConnectionError:
+        found = None
+    if not found:
+        raise ConfigError(
+            "RAY_ADDRESS is auto and no Ray runs on this machine; start one with `ray start --head`, or unset "
+            "RAY_ADDRESS for a Ray of the job's own"
+        )
+    # As Ray does for `auto`, and only then.
+    authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    return str(found)
+
+
+def _check_answer(address: str) -> None:
+    """Ask the head of a cluster for its id; Ray itself would ask in vain for minutes, and not say why.
+
+    Raises:
+        ConfigError: no Ray answers within seconds, or it wants another token.
+    """
+    import grpc
+    import ray.exceptions
+    from ray._private import grpc_utils
+
+    from scfegan_ray import environment
+
+    wrong_token = ConfigError(
+        f"the Ray cluster at {address} wants another token than this job has; set RAY_AUTH_MODE=token and "
+        "RAY_AUTH_TOKEN to the token of that cluster, or unset RAY_ADDRESS for a Ray of the job's own"
+    )
+    try:
+        with grpc_utils.init_grpc_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=_ANSWER_SECONDS)
+    except ray.exceptions.AuthenticationError as error:  # this side has none at all
+        raise wrong_token from error
+    except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            raise wrong_token from error
+        reason = " ".join(f"{error.code().name}: {error.details()}".split())[:200]
+        raise ConfigError(f"no Ray answers at RAY_ADDRESS {address} ({reason}); {environment.JOIN_CURES}") from error
+
+
+def _refusal(address: str | None, error: Exception) -> ConfigError:
+    """Say in one line why Ray could not be started or joined."""
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400].rstrip('.')}"
+    if address is None:
+        return ConfigError(
+            f"cannot start Ray on this machine ({reason}); its logs are in {os.environ.get('RAY_TMPDIR')}/ray"
+        )
+    return ConfigError(
+        f"cannot join the Ray cluster at {address} ({reason}); use its versions of Python and Ray on one of its nodes, "
+        "or unset RAY_ADDRESS for a Ray of the job's own"
+    )
+
+
 def named(config: Config, run_name: str) -> Config:
     """Give a config a run name where it has none."""
     return config if config.run_name else replace(config, run_name=run_name)
-
-
-def _joins_cluster() -> bool:
-    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def _set_up_environment() -> None:
     """Set what Ray and MLflow read when they are imported.
 
     A cluster of our own gets a token of its own through the environment: Ray would otherwise write one to the home
-    folder, after which `ray start` and `ray job submit` disagree about it. It also gets a temporary folder of its own:
-    in Ray's usual one a `ray start` that was killed may have left an address where nobody answers any more, which
-    parts of Ray Train would ask. No cloud takes this machine away at short notice, so nobody needs to watch for it.
+    folder, after which `ray start` and `ray job submit` disagree about it. It also gets a temporary folder of its own.
+    No cloud takes this machine away at short notice, so nobody needs to watch for it.
     """
+    from scfegan_ray import environment
+
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_COLOR_PREFIX", "1" if sys.stderr.isatty() else "0")
-    if not _joins_cluster():
+    environment.settle()
+    if environment.cluster_address() is None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        os.environ.setdefault("RAY_TMPDIR", str(Path(tempfile.gettempdir(), f"scfegan-{os.getuid()}")))
+        environment.settle_ray_folder()
         if "RAY_AUTH_MODE" not in os.environ:
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -71,6 +71,8 @@ def absolute(uri: str) -> str:
                 f"the {scheme}:// URI holds a key or password, which would be stored and logged; give it without, and "
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
+        if scheme != "s3":
+            raise StorageError(f"cannot use {uri}: {scheme}:// is not understood; give a local path or an s3:// URI")
         return uri.rstrip("/")
     try:
         here = Path.cwd()

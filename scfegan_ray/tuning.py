@@ -159,6 +159,9 @@ def _search(config: Config, place: str, prepared: str, at_once: int) -> TuningRe
         table = storage.join(place, "trials.csv")
         storage.write_bytes(table, _csv(sorted(rows, key=lambda row: row["objective"], reverse=True)))
         status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
     finally:
         # Tune ends a weak trial by killing its processes, which then cannot end their run.
         tracking.end_children(config, parent, failed)

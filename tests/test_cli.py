@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import re
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import pytest
+from servers import free_port
 
 from scfegan_ray import cli
-from scfegan_ray.errors import DataError
+from scfegan_ray.errors import ConfigError, DataError
 from scfegan_ray.presets import preset
 
 
@@ -99,3 +107,110 @@ def test_deliberate_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
 
     assert cli.run_job("", cli.Arguments, job, []) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "error: no folder at x; check y"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_sigterm_acts_like_ctrl_c(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+    def job(arguments: cli.Arguments) -> dict[str, Any]:
+        try:
+            signal.raise_signal(number)
+        finally:
+            cleaned.append(True)
+        raise AssertionError("it went on")
+
+    cleaned: list[bool] = []
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.run_job("", cli.Arguments, job, []) == 130
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.splitlines()[-1]) == (
+        "",
+        "error: interrupted; run the same command again to go on",
+    )
+    assert cleaned == [True]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("error", [ImportError("cannot import half a module"), DataError("no such thing")])
+def test_an_interruption_that_became_another_error_is_one(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def job(arguments: cli.Arguments) -> dict[str, Any]:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise error from None
+        raise AssertionError("it went on")
+
+    assert cli.run_job("", cli.Arguments, job, []) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_error_without_an_interruption_stays_one() -> None:
+    def job(arguments: cli.Arguments) -> dict[str, Any]:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cli.run_job("", cli.Arguments, job, [])
+
+
+def _ask(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with cli.ray_session():
+        raise AssertionError("nobody is there")
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("http://127.0.0.1:8265", "is no cluster's; start the job with `ray job submit`"),
+        ("ray://127.0.0.1:10001", "is of a Ray Client"),
+        ("head", "is not HOST:PORT"),
+        ("head:99999", "is not HOST:PORT"),
+    ],
+)
+def test_ray_address_of_another_kind(address: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=f"RAY_ADDRESS {re.escape(address)} {re.escape(reason)}"):
+        _ask(address, monkeypatch)
+
+
+def test_dead_ray_address_is_told_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match=f"no Ray answers at RAY_ADDRESS {address} .*refused.*unset RAY_ADDRESS"):
+        _ask(address, monkeypatch)
+    assert time.monotonic() - start < 60, "most of it for imports"
+
+
+def test_another_program_at_the_ray_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    with server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ConfigError, match="no Ray answers at RAY_ADDRESS"):
+            _ask(f"127.0.0.1:{server.server_port}", monkeypatch)
+        server.shutdown()
+
+
+class _Refusing(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """A head that does not know the token."""
+
+    def service(self, details: Any) -> Any:
+        return grpc.unary_unary_rpc_method_handler(
+            lambda request, context: context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+        )
+
+
+def test_cluster_with_another_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers((_Refusing(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with pytest.raises(ConfigError, match=f"at 127.0.0.1:{port} wants another token .*RAY_AUTH_TOKEN"):
+            _ask(f"127.0.0.1:{port}", monkeypatch)
+    finally:
+        server.stop(None)
+
+
+def test_what_ray_says_when_it_cannot_be_joined_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.40.0\n    Python: 3.10.1")
+    said = str(cli._refusal("head:6379", error))
+    assert "cluster was started with: Ray: 2.40.0 Python: 3.10.1)" in said
+    assert "use its versions of Python and Ray" in said

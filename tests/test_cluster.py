@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import copy
 import re
+import shlex
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from ray.autoscaler._private.aws.config import _check_ami
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 FILE = Path(__file__).parent.parent / "cluster" / "gpu.yaml"
@@ -61,3 +66,33 @@ def test_nodes_install_this_project_under_the_same_ray(cluster: dict[str, Any]) 
     images = [docker["head_image"], docker["worker_image"]]
     images += [t["docker"]["worker_image"] for t in types if "docker" in t]
     assert all(re.fullmatch(rf"rayproject/ray:{re.escape(version('ray'))}-py311-(cpu|gpu)", i) for i in images)
+
+
+def test_every_node_has_an_image_that_ray_hands_on_by_name(cluster: dict[str, Any]) -> None:
+    # Ray's own default is years old: its driver is too old for the pinned torch.
+    prepared = prepare_config(copy.deepcopy(cluster))
+    _check_ami(prepared)
+    for name, node_type in prepared["available_node_types"].items():
+        image = node_type["node_config"]["ImageId"]
+        assert re.fullmatch(r"resolve:ssm:/aws/service/deeplearning/ami/x86_64/base-\S+-gpu-ubuntu\S+/ami-id", image), (
+            name
+        )
+    assert cluster["auth"]["ssh_user"] == "ubuntu"
+
+
+def test_gpu_node_without_a_gpu_fails_in_its_set_up(cluster: dict[str, Any]) -> None:
+    commands = prepare_config(copy.deepcopy(cluster))["available_node_types"]["gpu_worker"]["worker_setup_commands"]
+    assert commands[0] == cluster["setup_commands"][0], "a node type's own commands replace the others"
+    python, *arguments = shlex.split(commands[-1])
+    assert python == "python"
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == torch.cuda.is_available()
+    if done.returncode:
+        assert "sees no GPU: check the driver of the image" in done.stderr.splitlines()[-1]
+
+
+def test_a_job_that_is_stopped_has_time_for_its_checkpoint(cluster: dict[str, Any]) -> None:
+    readme = (FILE.parent.parent / "README.md").read_text()
+    [setting] = re.findall(r"RAY_JOB_STOP_WAIT_TIME_S=\d+", cluster["head_start_ray_commands"][-1])
+    assert int(setting.partition("=")[2]) >= 300
+    assert setting in readme.partition("ray start --head")[0]

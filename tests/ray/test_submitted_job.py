@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -35,6 +36,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "PYTHONWARNINGS": "ignore",
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": "600",  # as the README says for `ray start`
     }
 
 
@@ -90,3 +92,33 @@ def test_submitted_job_does_the_same(head: str, environment: dict[str, str], tmp
     assert Path(result["checkpoint"], "meta.json").is_relative_to(place)
     assert Path(result["checkpoint"], "meta.json").exists()
     assert (place / "mlflow.db").exists()
+
+
+def test_stopped_job_keeps_a_checkpoint_of_that_moment(head: str, environment: dict[str, str], tmp_path: Path) -> None:
+    def ray_job(*arguments: str) -> str:
+        done = subprocess.run(
+            [RAY, "job", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400
+        )
+        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+        return done.stdout
+
+    goal = ["--train.images", "1000000", "--train.checkpoint-every-images", "1000000", "--run-name", "stopped"]
+    command = ["python", "jobs/train.py", *TINY_ARGUMENTS, *goal, "--storage.path", "kept"]
+    ray_job(
+        "submit", "--address", head, "--working-dir", ".", "--no-wait", "--submission-id", "stopped", "--", *command
+    )
+    for _ in range(150):
+        log = ray_job("logs", "--address", head, "stopped")
+        if re.search(r"train \d+/1000000 images", log):
+            break
+        time.sleep(1)
+    else:
+        pytest.fail(log)
+    ray_job("stop", "--address", head, "stopped")
+    log = ray_job("logs", "--address", head, "stopped")
+    logged = [int(images) for images in re.findall(r"train (\d+)/1000000 images", log)]
+    checkpoints = Path(environment["HOME"], "kept", "stopped", "checkpoints")
+    last = max(checkpoints.glob("checkpoint-*"))  # an earlier one is of the time before
+    assert logged[-1] <= json.loads((last / "meta.json").read_text())["images_seen"] < 1_000_000
+    assert "stopping after a last checkpoint" in log
+    assert "error: interrupted; run the same command again to go on" in log
