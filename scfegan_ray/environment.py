@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from scfegan_ray import storage
+from scfegan_ray import cache, storage
 from scfegan_ray.errors import ConfigError, StorageError
 
 logger = logging.getLogger(__name__)
@@ -109,14 +109,14 @@ def _settle_home() -> None:
 
 
 def _settle_cache() -> None:
-    place = storage.cache_dir()
+    place = cache.cache_dir()
     try:
         storage.check_writable(str(place))
     except StorageError as error:
         if not os.environ.get("SCFEGAN_CACHE"):
-            cache = _private_folder() / "cache"
-            os.environ["SCFEGAN_CACHE"] = str(cache)
-            logger.warning("%s cannot be written: caching in %s; set SCFEGAN_CACHE to choose another", place, cache)
+            fallback = _private_folder() / "cache"
+            os.environ["SCFEGAN_CACHE"] = str(fallback)
+            logger.warning("%s cannot be written: caching in %s; set SCFEGAN_CACHE to choose another", place, fallback)
         elif not place.is_dir():  # one that can only be read may hold all that is wanted
             raise ConfigError(
                 f"SCFEGAN_CACHE cannot be used ({error}); set it to a folder that can be written"
