@@ -82,7 +82,9 @@ with nodes.seen_by_all({{"storage.path": {place!r}}}, {{}}) as landmarks:
     try:
         nodes._ask(landmarks, [node["NodeID"] for node in ray.nodes()])
     except ConfigError as error:
-        print(error)
+        print(error, flush=True)
+ray.shutdown()
+cluster.shutdown()
 """
 
 

@@ -223,26 +223,26 @@ _ON_TWO_NODES = """
 import ray, ray.data
 from ray.cluster_utils import Cluster
 from scfegan_ray.config import Config, DataConfig, ModelConfig, SketchConfig
-from scfegan_ray.data import pipeline, shards
+from scfegan_ray.data import pipeline
 cluster = Cluster()
 cluster.add_node(num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=10**8)
 cluster.add_node(num_cpus=2, object_store_memory=10**8)
 ray.init(address=cluster.address)
-class Told(shards.ShardMaker):
-    def __reduce__(self):
-        return Told, super().__reduce__()[1]
-    def set_up(self, device=None):
-        super().set_up(device)
-        import time, pathlib
+class Told(pipeline._MakeShard):
+    def __call__(self, block):
+        import os, pathlib, time
         node = ray.get_runtime_context().get_node_id()
-        pathlib.Path({folder!r}, f"{{node}} {{device.type}} {{__import__('os').getpid()}}").touch()
-        time.sleep(2)
-shards.ShardMaker = Told
-data = DataConfig(size_px=32, num_embedded=16, shard_images=1, sketch=SketchConfig(detector="opencv"), {share})
+        pathlib.Path({folder!r}, f"{{node}} {{self._device.type}} {{os.getpid()}}").touch()
+        time.sleep(1)
+        return super().__call__(block)
+pipeline._MakeShard = Told
+data = DataConfig(size_px=32, num_embedded=12, shard_images=1, sketch=SketchConfig(detector="opencv"), {share})
 made = pipeline.prepare(Config(model=ModelConfig(num_downsamples=2), data=data))
 print(made.info.num_images)
 gpu_nodes = [n["NodeID"] for n in ray.nodes() if n["Resources"].get("GPU")]
-print(*gpu_nodes)
+print(*gpu_nodes, flush=True)
+ray.shutdown()
+cluster.shutdown()
 """
 
 
@@ -256,7 +256,7 @@ def test_device_is_what_ray_assigned(
     code = _ON_TWO_NODES.format(folder=str(tmp_path / "seen"), share=share)
     environment = {"RAY_TMPDIR": f"/tmp/scfegan-{os.getuid()}", "RAY_AUTH_MODE": "disabled"}
     num_images, gpu_node = run_code(code, tmp_path, environment).splitlines()[-2:]
-    assert num_images == "16"
+    assert num_images == "12"
     seen = [path.name.split() for path in (tmp_path / "seen").iterdir()]
     assert {device for node, device, _ in seen if node == gpu_node} == on_gpu_node
     assert {device for node, device, _ in seen if node != gpu_node} == on_other_node
