@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from running import run_code
 
-from scfegan_ray import environment, storage
+from scfegan_ray import cache, environment, storage
 from scfegan_ray.errors import ConfigError, StorageError
 
 
@@ -49,11 +49,11 @@ for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "SCFEGAN_CACHE", "X
     os.environ.pop(name, None)
 def nobody(uid): raise KeyError(uid)
 pwd.getpwuid = nobody  # as for a bare uid in a container
-from scfegan_ray import environment, storage
+from scfegan_ray import cache, environment, storage
 environment.settle()
 import getpass, pathlib
 storage.check_writable(str(pathlib.Path.home()))
-storage.check_writable(str(storage.cache_dir()))
+storage.check_writable(str(cache.cache_dir()))
 import ray.train
 print(getpass.getuser())
 """
@@ -66,9 +66,9 @@ def test_home_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     environment.settle()
     assert os.environ["HOME"] == "/proc", "what is read there, such as keys, stays in reach"
-    cache = storage.cache_dir()
-    assert cache.is_relative_to(environment._private_folder())
-    storage.check_writable(str(cache))
+    place = cache.cache_dir()
+    assert place.is_relative_to(environment._private_folder())
+    storage.check_writable(str(place))
 
 
 def test_cache_that_cannot_be_made_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
