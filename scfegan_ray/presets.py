@@ -27,7 +27,7 @@ _QUICKSTART = Config(
         final_rate_fraction=0.1,
         ema_half_life_images=500.0,
     ),
-    train=TrainConfig(batch_size=4, images=4_800, log_every_images=120, checkpoint_every_images=2_400),
+    train=TrainConfig(batch_size=4, images=3_200, log_every_images=120, checkpoint_every_images=1_600),
     evaluation=EvaluationConfig(num_images=24),
 )
 """Embedded faces, two CPU workers, minutes: shows the whole path and a model that visibly follows strokes."""

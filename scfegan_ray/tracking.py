@@ -330,12 +330,14 @@ def check_usable(config: Config, *, registers: bool = True) -> None:
 def _client(config: Config) -> MlflowClient:
     """Return a client whose database is there: two processes that both make a SQLite file's tables spoil them."""
     uri = tracking_uri(config)
-    client = MlflowClient(uri)
-    if file := places.sqlite_path(uri):
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        with locks.held(str(Path(file).parent), "MLflow's database", patience_seconds=_SCHEMA_SECONDS):
-            client.search_experiments(max_results=1)
-            client.search_registered_models(max_results=1)
+    file = places.sqlite_path(uri)
+    if file is None:
+        return MlflowClient(uri)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    with locks.held(str(Path(file).parent), "MLflow's database", patience_seconds=_SCHEMA_SECONDS):
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+        client.search_registered_models(max_results=1)
     return client
 
 

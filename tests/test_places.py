@@ -128,7 +128,6 @@ def test_words_are_no_places(tiny: Config) -> None:
         assert places.settle_features(word) == word
     settled = places.settle(replace(tiny, storage=StorageConfig(path="s3://bucket/x/")))
     assert (settled.data.source, settled.storage.path) == ("embedded", "s3://bucket/x")
-    assert places.settle(replace(tiny, data=DataConfig(source=""))).data.source == "", "others refuse it"
 
 
 def test_refusal_names_the_setting(tiny: Config) -> None:

@@ -292,12 +292,14 @@ def test_datasets_of_version_0_1_are_recognized(
         source=source, num_embedded=6, size_px=32, shard_images=4, test_fraction=0.25, prepared=str(made), sketch=sketch
     )
     config = replace(config, data=data)
+    if not finished and kind == "folder":
+        # What is left would be decoded otherwise than what is there.
+        with pytest.raises(DataError, match="was begun with data.decoding_version = None, now it is 2; choose another"):
+            pipeline.prepare(config)
+        return
     if not finished:
-        with pytest.raises(DataError, match="was begun from other photographs|num_embedded = 6, now it is 5"):
-            short = {"num_embedded": 5} if kind == "embedded" else {"source": str(tmp_path / "other")}
-            shutil.copytree(GOLDEN / "photographs", tmp_path / "other")
-            (tmp_path / "other" / "0.png").rename(tmp_path / "other" / "9.png")
-            pipeline.prepare(replace(config, data=replace(data, **short)))  # type: ignore[arg-type]
+        with pytest.raises(DataError, match="num_embedded = 6, now it is 5"):
+            pipeline.prepare(replace(config, data=replace(data, num_embedded=5)))
     result = pipeline.prepare(config)
     before = prepared.DatasetInfo.read(str(GOLDEN / kind))
     assert before is not None and result.info.fingerprint == before.fingerprint
