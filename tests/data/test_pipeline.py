@@ -298,7 +298,7 @@ def test_datasets_of_version_0_1_are_recognized(
             pipeline.prepare(config)
         return
     if not finished:
-        with pytest.raises(DataError, match="num_embedded = 6, now it is 5"):
+        with pytest.raises(DataError, match="was begun from other photographs|num_embedded = 6, now it is 5"):
             pipeline.prepare(replace(config, data=replace(data, num_embedded=5)))
     result = pipeline.prepare(config)
     before = prepared.DatasetInfo.read(str(GOLDEN / kind))
