@@ -318,8 +318,12 @@ def check_usable(config: Config, *, registers: bool = True) -> None:
         try:
             artifacts = get_artifact_repository(experiment.artifact_location, tracking_uri=uri)
             artifacts.log_artifact(str(probe))
-            with suppress(MlflowException, NotImplementedError):  # not every store lets its users delete
-                artifacts.delete_artifacts(probe.name)
+            if storage.is_local(experiment.artifact_location):
+                # MLflow would not find it again where the folder's name holds a %.
+                storage.delete(storage.join(experiment.artifact_location, probe.name))
+            else:
+                with suppress(MlflowException, NotImplementedError):  # not every store lets its users delete
+                    artifacts.delete_artifacts(probe.name)
         except Exception as error:  # each store's library has errors of its own
             raise StorageError(
                 f"artifacts of the experiment {experiment.name} cannot be written to {experiment.artifact_location}: "

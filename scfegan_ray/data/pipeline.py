@@ -363,10 +363,8 @@ def _run(plan: _Plan, config: DataConfig, missing: list[int]) -> tuple[float, in
         if not fitting:
             logger.warning("the cluster has no GPU for data.gpus_per_actor = %g; waiting for a node with one", num_gpus)
         initial = max(1, min(initial, fitting))
-    source = plan.settings["data.source"]
-    with nodes.seen_by_all(
-        {"data.prepared or storage.path": plan.uri}, {"data.source": None if source == sources.EMBEDDED else source}
-    ) as landmarks:
+    source = None if plan.address == sources.EMBEDDED else plan.address
+    with nodes.seen_by_all({"data.prepared or storage.path": plan.uri}, {"data.source": source}) as landmarks:
         return _make_shards(plan, config, blocks, landmarks, initial, num_gpus, total)
 
 

@@ -73,8 +73,12 @@ def test_what_cannot_be_read_is_left_out(photographs: Path, tmp_path: Path) -> N
     [
         (None, [], r"error: no faces at .*/raw; check --data.source"),
         ({"a.jpg": b"no"}, [], r"error: none of the 1 images of raw can be used: a\.jpg: not a readable image"),
-        ({"a.jpg": b"no"}, ["--storage.path", "/proc/nowhere"], r"error: cannot (write|lock) /proc/nowhere.*free space"),
-        ({"a.jpg": b"no"}, ["--data.parser.model", "no.onnx"], r"error: .*cannot read no\.onnx.*"),
+        (
+            {"a.jpg": b"no"},
+            ["--storage.path", "/proc/nowhere"],
+            r"error: cannot (write|lock) /proc/nowhere.*free space",
+        ),
+        ({"a.jpg": b"no"}, ["--data.parser.model", "no.onnx"], r"error: .*cannot read \S+/no\.onnx.*"),
     ],
 )
 def test_bad_places_are_one_line(

@@ -17,6 +17,7 @@ from running import result_of, run
 from servers import Mlflow
 from test_jobs import TINY_ARGUMENTS
 
+from scfegan_ray import places
 from scfegan_ray.inference import FaceEditor
 
 pytestmark = pytest.mark.ray
@@ -31,10 +32,11 @@ def test_relative_uri_from_the_shell_in_a_folder_of_odd_name(tmp_path: Path) -> 
     done = run("train", *TINY_ARGUMENTS, "--run-name", "odd", cwd=here, environment=environment)
     result = result_of(done)
     assert "did not reach MLflow" not in done.stderr
-    uri = "sqlite:///" + urllib.request.pathname2url(str(here / "runs" / "mlflow.db"))
+    uri = places.sqlite_uri(str(here / "runs" / "mlflow.db"))
     found = MlflowClient(uri).get_run(result["run_id"])
     assert found.info.status == "FINISHED"
     assert found.data.metrics["train/generator/total"] > 0
+    assert not list(here.rglob(".writable*")), "nothing is left of what was tried"
     assert {path.name for path in here.rglob("grid/*.png")} == {f"{seen:010d}.png" for seen in (0, 8, 16)}
     assert {path.name for path in here.iterdir()} == {"runs", "cache"}
     assert {path.name for path in (here / "runs").iterdir()} == {"mlartifacts", "mlflow.db", "odd", "prepared"}
