@@ -72,7 +72,7 @@ def test_what_cannot_be_read_is_left_out(photographs: Path, tmp_path: Path) -> N
     ("files", "arguments", "message"),
     [
         (None, [], r"error: no faces at .*/raw; check --data.source"),
-        ({"a.jpg": b"no"}, [], r"error: none of the 1 images of raw can be used: a\.jpg: not a readable image"),
+        ({"a.jpg": b"no"}, [], r"error: none of the 1 images of \S+/raw can be used: a\.jpg: not a readable image"),
         (
             {"a.jpg": b"no"},
             ["--storage.path", "/proc/nowhere"],
