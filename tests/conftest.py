@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from s3 import running as running_s3
 from tiny import TINY
 
@@ -58,3 +60,20 @@ def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny(tmp_path: Path) -> Config:
     """Return a config for seconds, with its storage in the test's folder."""
     return replace(TINY, run_name="tiny", storage=StorageConfig(path=str(tmp_path / "runs")))
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make MLflow's tables in a SQLite file once; it takes seconds each time."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_registered_models()
+    return file
+
+
+@pytest.fixture
+def tracked(tiny: Config, empty_database: Path) -> Config:
+    """Return the tiny config, with MLflow's tables already made where it looks for them."""
+    place = Path(tiny.storage.path)
+    place.mkdir(parents=True)
+    shutil.copy(empty_database, place / "mlflow.db")
+    return tiny

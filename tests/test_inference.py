@@ -248,18 +248,17 @@ def test_folder_that_is_no_model_is_named(run: tuple[Path, list[np.ndarray]], tm
 
 
 @pytest.fixture
-def version(tiny: Config) -> tuple[str, str, np.ndarray]:
+def version(tracked: Config) -> tuple[str, str, np.ndarray]:
     """Register a model; its URI, the registry's, and an edit by it."""
-    Path(tiny.storage.path).mkdir()
-    generator = TrainingState.build(tiny).ema
-    side = tiny.data.size_px
+    generator = TrainingState.build(tracked).ema
+    side = tracked.data.size_px
     example = {
         name: np.zeros((1, side, side, channels), np.uint8)
         for name, channels in (("image", 3), ("mask", 1), ("sketch", 1), ("color", 3))
     }
-    run_id = tracking.start_run(tiny, "tiny", tags={})
-    uri = tracking.register(generator, tiny, run_id, weights_sha256="a", tags={}, example=example)
-    return uri, tracking.tracking_uri(tiny), edit(FaceEditor(generator, tiny))
+    run_id = tracking.start_run(tracked, "tiny", tags={})
+    uri = tracking.register(generator, tracked, run_id, weights_sha256="a", tags={}, example=example)
+    return uri, tracking.tracking_uri(tracked), edit(FaceEditor(generator, tracked))
 
 
 def test_version_and_its_downloaded_folder_can_be_edited_with(

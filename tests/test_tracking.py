@@ -35,9 +35,8 @@ from scfegan_ray.training.state import TrainingState
 
 
 @pytest.fixture
-def config(tiny: Config, tmp_path: Path) -> Config:
-    (tmp_path / "runs").mkdir()
-    return tiny
+def config(tracked: Config) -> Config:
+    return tracked
 
 
 def test_where_runs_go(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,11 @@ from scfegan_ray.models import features
 from scfegan_ray.training import launch
 
 
+@pytest.fixture(autouse=True)
+def _tables(tracked: Config) -> None:
+    """Have MLflow's tables made."""
+
+
 def open_run(config: Config, dataset: DatasetInfo = DATASET) -> dict[str, Any]:
     place = Path(config.storage.path, "tiny")
     place.mkdir(parents=True, exist_ok=True)
