@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import mlflow
 import mlflow.pyfunc
@@ -318,7 +319,7 @@ def check_usable(config: Config, *, registers: bool = True) -> None:
         try:
             artifacts = get_artifact_repository(experiment.artifact_location, tracking_uri=uri)
             artifacts.log_artifact(str(probe))
-            if storage.is_local(experiment.artifact_location):
+            if _is_on_this_machine(experiment.artifact_location):
                 # MLflow would not find it again where the folder's name holds a %.
                 storage.delete(storage.join(experiment.artifact_location, probe.name))
             else:
@@ -522,10 +523,17 @@ def _check_database_exists(uri: str, registry: str) -> None:
         )
 
 
+def _is_on_this_machine(location: str) -> bool:
+    """Tell a path or file: URI from a server's mlflow-artifacts:/1/models, in which no :// stands, and from others."""
+    return urlsplit(location).scheme in ("", "file")
+
+
 def _check_files_exist(uri: str, registry: str, source: str) -> None:
     """Refuse a version whose files were recorded at a local path where they are no longer."""
+    if not _is_on_this_machine(source):
+        return
     recorded = Path(local_file_uri_to_path(source))
-    if not storage.is_local(source) or recorded.is_dir():
+    if recorded.is_dir():
         return
     cure = "bring them back there, or give from_uri the folder that holds the version's MLmodel file"
     database = make_url(registry).database if registry.startswith("sqlite:") else None

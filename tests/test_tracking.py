@@ -473,3 +473,17 @@ def test_children_are_ended_by_their_parent(config: Config) -> None:
     statuses = {name: client.get_run(run_id).info.status for name, run_id in runs.items()}
     assert statuses == {"stopped": "KILLED", "broken": "FAILED", "done": "FINISHED"}
     assert client.get_run(parent).info.status == client.get_run(other).info.status == "RUNNING"
+
+
+@pytest.mark.parametrize(
+    ("location", "is_here"),
+    [
+        ("/a/b", True),
+        ("file:///a%20b", True),
+        ("mlflow-artifacts:/1/models/m-1", False),
+        ("mlflow-artifacts://host/1", False),
+        ("s3://bucket/x", False),
+    ],
+)
+def test_artifacts_of_a_server_are_no_folder_of_this_machine(location: str, is_here: bool) -> None:
+    assert tracking._is_on_this_machine(location) == is_here
