@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from scfegan_ray import storage
+from scfegan_ray import locks, storage
 
 LOCK_SUFFIX = ".lock"
 ASIDE_SUFFIX = ".part"
@@ -60,7 +60,7 @@ def new_file(path: Path) -> Iterator[Path]:
     try:
         aside.touch(exist_ok=False)
         yield aside
-        _flush(aside)
+        storage.flush(aside)  # a name must not outlive a power cut that its content did not
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -76,7 +76,7 @@ def hold(path: Path) -> int:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(handle, fcntl.LOCK_SH)
-            if _is_at(handle, path):
+            if locks.is_named(path, handle):
                 return handle
         except BaseException:
             os.close(handle)
@@ -91,10 +91,10 @@ def in_use(path: Path) -> bool:
         OSError: it cannot be read.
     """
     try:
-        with contextlib.ExitStack() as locks:
+        with contextlib.ExitStack() as held:
             for place in (path, path.with_name(path.name + LOCK_SUFFIX)):
                 with contextlib.suppress(FileNotFoundError):
-                    locks.enter_context(_locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                    held.enter_context(_locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB))
     except BlockingIOError:
         return True
     return False
@@ -108,10 +108,10 @@ def delete_unused(path: Path) -> bool:
     """
     lock = path.with_name(path.name + LOCK_SUFFIX)
     try:
-        with contextlib.ExitStack() as locks:
+        with contextlib.ExitStack() as held:
             for place in (path, lock):
                 with contextlib.suppress(FileNotFoundError):
-                    locks.enter_context(_locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                    held.enter_context(_locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB))
             path.unlink(missing_ok=True)
             lock.unlink(missing_ok=True)
     except BlockingIOError:
@@ -126,7 +126,7 @@ def _locked(path: Path, how: int, *, create: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(handle, how)
             # While we waited, its owner may have deleted it, and somebody else made a new one.
-            if _is_at(handle, path):
+            if locks.is_named(path, handle):
                 yield
                 return
         finally:
@@ -139,20 +139,3 @@ def _open_lock(path: Path) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-
-
-def _is_at(handle: int, path: Path) -> bool:
-    try:
-        there = os.stat(path)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(os.fstat(handle), there)
-
-
-def _flush(path: Path) -> None:
-    """Make sure that a name does not outlive a power cut that its content did not."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

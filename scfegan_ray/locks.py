@@ -147,7 +147,7 @@ def _try_file(path: Path) -> int | None:
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _is_named(path, handle):
+        if not is_named(path, handle):
             os.close(handle)
             return None
     except OSError as error:
@@ -163,8 +163,8 @@ def _try_file(path: Path) -> int | None:
     return handle
 
 
-def _is_named(path: Path, handle: int) -> bool:
-    """Tell whether a file still has its name; its last holder took the name away."""
+def is_named(path: Path, handle: int) -> bool:
+    """Tell whether an open file still has its name: whoever had it locked before may have deleted it."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(handle))
     except FileNotFoundError:

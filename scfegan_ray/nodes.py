@@ -68,7 +68,7 @@ def seen_by_all(written: Mapping[str, str | None], read: Mapping[str, str | None
     if len(nodes) < 2:
         yield Landmarks()
         return
-    folders = {_local(uri): setting for setting, uri in written.items() if uri and storage.is_local(uri)}
+    folders = {storage.absolute(uri): setting for setting, uri in written.items() if uri and storage.is_local(uri)}
     files = [(name, setting) for setting, uri in read.items() if uri and storage.is_local(uri) for name in _names(uri)]
     markers = []
     try:
@@ -84,13 +84,9 @@ def seen_by_all(written: Mapping[str, str | None], read: Mapping[str, str | None
             storage.delete(marker)
 
 
-def _local(uri: str) -> str:
-    return storage.absolute(uri)
-
-
 def _names(uri: str) -> list[str]:
     """Return some paths that tell a file, or a folder by what lies in it."""
-    place = Path(_local(uri))
+    place = Path(storage.absolute(uri))
     names = sorted(name for name in os.listdir(place) if not name.startswith(".")) if place.is_dir() else []
     return [str(place), *(str(place / name) for name in names[:: -(-len(names) // _NAMES) or 1])]
 

@@ -240,7 +240,7 @@ def new_folder(uri: str, *, last: str) -> Iterator[Path]:
         with _errors("write", uri):
             delete_folder(target, last=last)
             aside.rename(place)
-            _flush_folder(place.parent)
+            flush(place.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -291,9 +291,13 @@ def _upload(file: Path, uri: str) -> None:
         shutil.copyfileobj(source, stream, _UPLOAD_BYTES)
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make sure that a new name in a folder outlives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Make sure that a file's content, or the new names in a folder, outlive a power cut.
+
+    Raises:
+        OSError: it is not there, or cannot be written through.
+    """
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
