@@ -80,7 +80,17 @@ _LAST_WORDS_SECONDS = 60.0
 
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
-    """Do `_train`, after the writer of a job that was killed on its way has ended."""
+    """Do `_train`, where this node sees what it must, and after the writer of a job that was killed has ended.
+
+    Args:
+        settings: as of `_train`, and landmarks: what this node must see, or None.
+
+    Raises:
+        ConfigError: this node does not see it.
+        BusyError: the writer of another job is still at work.
+    """
+    if settings.get("landmarks") is not None:
+        settings["landmarks"].check()  # before a lock is put where no other node would see it
     place = settings["checkpoints"]
     # In an object store the job itself waited long enough: its lease outlives the workers of the one before.
     if ray.train.get_context().get_world_rank() != 0 or not storage.is_local(place):
@@ -96,14 +106,11 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
         settings: config: `Config.to_dict()`, its precision settled for all workers; dataset: URI of the prepared data;
             checkpoints: URI of the run's `CheckpointStore`; tracking_uri, run_id: the MLflow run that rank 0 writes to;
             features: which VGG weights, settled for all workers; stop: actor whose `is_set` tells that training is to
-            end, or None; report: whether metrics of held-back images go to Ray Train, too; landmarks: what this node
-            must see.
+            end, or None; report: whether metrics of held-back images go to Ray Train, too.
 
     Returns:
         `Outcome` as a dict; only rank 0's is read.
     """
-    if settings.get("landmarks") is not None:
-        settings["landmarks"].check()
     config = Config.from_dict(settings["config"])
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
