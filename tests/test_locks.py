@@ -110,14 +110,26 @@ def test_killed_holder_needs_no_hand(place: str) -> None:
 
 
 def test_child_processes_do_not_inherit_the_lock(tmp_path: Path) -> None:
-    with locks.held(str(tmp_path), "x"):
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], close_fds=False)
+    # Killed, so that its file stays: a lock that a child had too would still be held then.
+    code = """
+import subprocess, sys, time
+from scfegan_ray import locks
+with locks.held(sys.argv[1], "x"):
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    child = subprocess.Popen(sleep, stdout=subprocess.DEVNULL, close_fds=False)
+    print(child.pid, flush=True)
+    time.sleep(60)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    child = int(said(holder))
     try:
+        holder.kill()
+        holder.communicate()
+        os.kill(child, 0)  # it is alive
         with locks.held(str(tmp_path), "x"):
-            pass
+            assert (tmp_path / locks.NAME).read_text() == locks._me()
     finally:
-        child.kill()
-        child.wait()
+        os.kill(child, signal.SIGKILL)
 
 
 def test_many_processes_are_one_at_a_time(tmp_path: Path) -> None:
