@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import signal
 import sys
 import threading
@@ -189,9 +190,9 @@ def ray_session(*, dashboard: bool = True) -> Iterator[None]:
     address = environment.cluster_address()
     if address is None:
         logger.info("starting Ray on this machine")
-        own = {"address": "local", "include_dashboard": dashboard}
+        own = {"address": "local", "include_dashboard": dashboard, "runtime_env": _interpreter()}
     else:
-        own = {}
+        own = dict[str, Any]()
         address = _find_cluster() if address == "auto" else address
         environment.check_address(address)
         _check_answer(address)
@@ -227,6 +228,15 @@ def _settle(arguments: ArgumentsT, *, is_own: bool) -> ArgumentsT:
     if is_own:
         places.hide_argument(arguments.config.tracking.uri, config.tracking.uri)
     return replace(arguments, config=config)
+
+
+def _interpreter() -> dict[str, str]:
+    """Return what makes Ray's workers start where the path of Python is more than one word to a shell.
+
+    Ray passes it to one as it stands, for every worker with an environment of its own.
+    """
+    quoted = shlex.quote(sys.executable)
+    return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
 def _find_cluster() -> str:

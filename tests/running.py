@@ -16,7 +16,12 @@ ROOT = Path(__file__).parent.parent
 
 
 def start(
-    job: str, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None, log: Path | None = None
+    job: str,
+    *arguments: str,
+    cwd: Path,
+    environment: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    python: str = sys.executable,
 ) -> subprocess.Popen[str]:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # Tests in the background of a shell ignore Ctrl-C; the jobs they start would inherit that.
@@ -25,7 +30,7 @@ def start(
         # A pipe that nobody reads would hold up a job that has much to say.
         stderr = files.enter_context(log.open("a")) if log else subprocess.PIPE
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments],
+            [python, str(ROOT / "jobs" / f"{job}.py"), *arguments],
             cwd=cwd,
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -35,9 +40,13 @@ def start(
 
 
 def run(
-    job: str, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None
+    job: str,
+    *arguments: str,
+    cwd: Path,
+    environment: Mapping[str, str] | None = None,
+    python: str = sys.executable,
 ) -> subprocess.CompletedProcess[str]:
-    with start(job, *arguments, cwd=cwd, environment=environment) as process:
+    with start(job, *arguments, cwd=cwd, environment=environment, python=python) as process:
         try:
             out, log = process.communicate(timeout=300)
         except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -25,11 +26,17 @@ pytestmark = pytest.mark.ray
 USER, PASSWORD = "mallory", "hidden+s3cret"
 
 
-def test_relative_uri_from_the_shell_in_a_folder_of_odd_name(tmp_path: Path) -> None:
+def test_relative_uri_from_the_shell_in_a_folder_of_odd_name(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # So is the folder of Python's environment, as where the project was cloned into one.
+    prefix = tmp_path_factory.mktemp("clone") / "it's $HOME #2"
+    prefix.symlink_to(sys.prefix)
+    python = str(prefix / "bin" / Path(sys.executable).name)
     here = tmp_path / "exp#2 50%20? ü"
     (here / "runs").mkdir(parents=True)
     environment = {"MLFLOW_TRACKING_URI": "sqlite:///runs/mlflow.db", "SCFEGAN_CACHE": "cache"}
-    done = run("train", *TINY_ARGUMENTS, "--run-name", "odd", cwd=here, environment=environment)
+    done = run("train", *TINY_ARGUMENTS, "--run-name", "odd", cwd=here, environment=environment, python=python)
     result = result_of(done)
     assert "did not reach MLflow" not in done.stderr
     uri = places.sqlite_uri(str(here / "runs" / "mlflow.db"))
