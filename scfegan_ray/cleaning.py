@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from scfegan_ray import cache, storage
+from scfegan_ray import cache, environment, storage
 from scfegan_ray.config import Config
 from scfegan_ray.data import prepared
 from scfegan_ray.errors import DataError, StorageError
@@ -65,7 +64,7 @@ def clean(config: Config, *, delete: bool) -> dict[str, Any]:
     """
     root = storage.absolute(config.storage.path)
     found: dict[str, list[dict[str, Any]]] = {"kept": [], "unused": [], "deleted": []}
-    for item in [*_datasets(root), *_cached(cache.cache_dir()), *_sessions(_ray_folder())]:
+    for item in [*_datasets(root), *_cached(cache.cache_dir()), *_sessions(environment.ray_folder())]:
         line = {"place": item.place, "kind": item.kind, "bytes": item.num_bytes}
         if item.kept_because:
             found["kept"].append(line | {"reason": item.kept_because})
@@ -188,11 +187,6 @@ def _cached(folder: Path) -> Iterator[Item]:
         if not why and cache.in_use(file):
             why = "in use by a process"
         yield Item(str(file), kind, about.st_size, why)
-
-
-def _ray_folder() -> Path:
-    """Return where the jobs' own Ray keeps its sessions."""
-    return Path(os.environ.get("RAY_TMPDIR") or Path(tempfile.gettempdir(), f"scfegan-{os.getuid()}"))
 
 
 def _sessions(folder: Path) -> Iterator[Item]:

@@ -47,8 +47,18 @@ def settle() -> None:
     _settle_cache()
 
 
+def ray_folder() -> Path:
+    """Return where a Ray of our own keeps its session: `RAY_TMPDIR`, or a folder short enough for its sockets.
+
+    Raises:
+        ConfigError: no place is short enough.
+    """
+    given = os.environ.get("RAY_TMPDIR")
+    return Path(storage.absolute(given)) if given else _private_folder(RAY_FOLDER_BYTES)
+
+
 def settle_ray_folder() -> None:
-    """Set `RAY_TMPDIR`, where a Ray of our own keeps its session, to a folder short enough for its sockets.
+    """Set `RAY_TMPDIR` to `ray_folder()`, which a Ray of our own reads, or refuse it.
 
     Not Ray's usual one: there a `ray start` that was killed may have left an address where nobody answers any more,
     which parts of Ray Train would ask.
@@ -56,11 +66,10 @@ def settle_ray_folder() -> None:
     Raises:
         ConfigError: `RAY_TMPDIR` is too long or cannot be written, or no place is short enough.
     """
-    given = os.environ.get("RAY_TMPDIR")
-    if not given:
-        os.environ["RAY_TMPDIR"] = str(_private_folder(RAY_FOLDER_BYTES))
-        return
-    place = storage.absolute(given)
+    is_given = bool(os.environ.get("RAY_TMPDIR"))
+    place = os.environ["RAY_TMPDIR"] = str(ray_folder())
+    if not is_given:
+        return  # it was chosen to be short and writable
     size = len(os.fsencode(place))
     if size > RAY_FOLDER_BYTES:
         raise ConfigError(
@@ -71,7 +80,6 @@ def settle_ray_folder() -> None:
         storage.check_writable(place)
     except StorageError as error:
         raise ConfigError(f"RAY_TMPDIR cannot be used: {error}") from error
-    os.environ["RAY_TMPDIR"] = place
 
 
 def check_address(address: str) -> None:

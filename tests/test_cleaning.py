@@ -126,17 +126,18 @@ def test_other_peoples_files_stay(tiny: Config, tmp_path: Path) -> None:
 
 def test_sessions_of_living_rays_stay(tiny: Config, tmp_path: Path) -> None:
     folder = tmp_path / "ray-files" / "ray"
+    alive = f"session_2026-11-25_alive_{os.getpid()}"  # as in Ray's own names: another run of this test has another
     put(folder / "session_2026-11-25_dead_7" / "logs")
-    put(folder / "session_2026-11-25_alive_8" / "logs")
-    os.utime(folder / "session_2026-11-25_alive_8", (LONG_AGO, LONG_AGO))
-    (folder / "session_latest").symlink_to("session_2026-11-25_alive_8")
-    argument = f"--session-dir={folder}/session_2026-11-25_alive_8"
+    put(folder / alive / "logs")
+    os.utime(folder / alive, (LONG_AGO, LONG_AGO))
+    (folder / "session_latest").symlink_to(alive)
+    argument = f"--session-dir={folder}/{alive}"
     with subprocess.Popen([sys.executable, "-c", "input()", argument], stdin=subprocess.PIPE) as living:
         done = cleaning.clean(tiny, delete=True)
         assert names(done["deleted"]) == ["session_2026-11-25_dead_7"]
         assert [line["reason"] for line in done["kept"]] == ["a living Ray's"]
         living.kill()
-    assert names(cleaning.clean(tiny, delete=True)["deleted"]) == ["session_2026-11-25_alive_8"]
+    assert names(cleaning.clean(tiny, delete=True)["deleted"]) == [alive]
 
 
 def test_in_an_object_store(s3: dict[str, str], tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
