@@ -132,7 +132,9 @@ def test_sessions_of_living_rays_stay(tiny: Config, tmp_path: Path) -> None:
     os.utime(folder / alive, (LONG_AGO, LONG_AGO))
     (folder / "session_latest").symlink_to(alive)
     argument = f"--session-dir={folder}/{alive}"
-    with subprocess.Popen([sys.executable, "-c", "input()", argument], stdin=subprocess.PIPE) as living:
+    command = [sys.executable, "-c", "print(flush=True); input()", argument]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
+        assert living.stdout is not None and living.stdout.readline(), "its arguments are shown from now on"
         done = cleaning.clean(tiny, delete=True)
         assert names(done["deleted"]) == ["session_2026-11-25_dead_7"]
         assert [line["reason"] for line in done["kept"]] == ["a living Ray's"]

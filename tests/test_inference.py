@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import TINY
 
 from scfegan_ray import storage, tracking
 from scfegan_ray.config import Config
@@ -354,14 +355,20 @@ def test_hostile_version_runs_no_code(
     assert not trace.exists()
 
 
-@pytest.fixture
-def downloaded(tiny: Config, tmp_path: Path) -> Path:
-    """Make what a downloaded version consists of for `FaceEditor`."""
-    folder = tmp_path / "model"
-    (folder / "artifacts").mkdir(parents=True)
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make what a downloaded version consists of for `FaceEditor`; an export takes a second."""
+    folder = tmp_path_factory.mktemp("exported")
+    (folder / "artifacts").mkdir()
     (folder / "MLmodel").touch()
-    editing.write(TrainingState.build(tiny).ema, tiny, folder / "artifacts")
+    editing.write(TrainingState.build(TINY).ema, TINY, folder / "artifacts")
     return folder
+
+
+@pytest.fixture
+def downloaded(exported: Path, tmp_path: Path) -> Path:
+    """Return a copy of it that a test may damage."""
+    return Path(shutil.copytree(exported, tmp_path / "model"))
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_where_runs_go(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert tracking.tracking_uri(tiny) == f"sqlite:///{tmp_path}/runs/mlflow.db"
 
 
-@pytest.mark.parametrize("name", ["exp#2 50%20? ü'&", "a #1? ü", "feature%2Ffoo"])
+@pytest.mark.parametrize("name", ["exp#2 50%20? feature%2Ffoo ü'&", "a #1? ü"])
 def test_everything_lies_in_a_folder_of_odd_name(
     tiny: Config,
     tmp_path: Path,

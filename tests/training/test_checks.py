@@ -80,34 +80,35 @@ def test_file_of_features(tiny: Config, tmp_path: Path) -> None:
     assert isinstance(error, ModelError) and "has no tensor features.0.bias" in str(error)
 
 
-def test_database_that_can_only_be_read(tiny: Config, tmp_path: Path) -> None:
-    tracking.check_usable(tiny)
-    database = Path(tiny.storage.path, "mlflow.db")
+def test_database_that_can_only_be_read(tracked: Config, tmp_path: Path) -> None:
+    tracking.check_usable(tracked)
+    database = Path(tracked.storage.path, "mlflow.db")
     database.chmod(0o444)
     is_root = os.getuid() == 0  # whom no permission stops
     if is_root and subprocess.run(["chattr", "+i", str(database)], capture_output=True, check=False).returncode:
         pytest.skip("nothing is read-only for this user here")
     try:
-        error = refused(tiny)
+        error = refused(tracked)
     finally:
         subprocess.run(["chattr", "-i", str(database)], capture_output=True, check=False)
         database.chmod(0o644)
     assert isinstance(error, StorageError) and "cannot use MLflow at" in str(error)
 
 
-def test_place_of_artifacts_that_cannot_be_written(tiny: Config, tmp_path: Path) -> None:
-    Path(tiny.storage.path).mkdir()
+def test_place_of_artifacts_that_cannot_be_written(tracked: Config, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    MlflowClient(tracking.tracking_uri(tiny)).create_experiment("scfegan", artifact_location=f"{tmp_path}/file/below")
-    error = refused(tiny)
+    MlflowClient(tracking.tracking_uri(tracked)).create_experiment(
+        "scfegan", artifact_location=f"{tmp_path}/file/below"
+    )
+    error = refused(tracked)
     assert f"artifacts of the experiment scfegan cannot be written to {tmp_path}/file/below: " in str(error)
 
 
-def test_deleted_experiment_is_named(tiny: Config) -> None:
-    tracking.check_usable(tiny)
-    client = MlflowClient(tracking.tracking_uri(tiny))
+def test_deleted_experiment_is_named(tracked: Config) -> None:
+    tracking.check_usable(tracked)
+    client = MlflowClient(tracking.tracking_uri(tracked))
     client.delete_experiment("1")
-    assert "was deleted; bring it back with `mlflow experiments restore -x 1`" in str(refused(tiny))
+    assert "was deleted; bring it back with `mlflow experiments restore -x 1`" in str(refused(tracked))
 
 
 def test_check_leaves_nothing(tiny: Config) -> None:
@@ -116,9 +117,9 @@ def test_check_leaves_nothing(tiny: Config) -> None:
     assert sorted(os.listdir(tiny.storage.path)) == ["mlartifacts", "mlflow.db"]
 
 
-def test_second_job_of_a_run_ends_before_ray(tiny: Config) -> None:
-    with locks.held(storage.join(tiny.storage.path, "tiny"), "run tiny"), pytest.raises(BusyError) as caught:
-        launch.train(tiny, session=no_session)
+def test_second_job_of_a_run_ends_before_ray(tracked: Config) -> None:
+    with locks.held(storage.join(tracked.storage.path, "tiny"), "run tiny"), pytest.raises(BusyError) as caught:
+        launch.train(tracked, session=no_session)
     assert f"run tiny is in use by process {os.getpid()} on " in str(caught.value)
 
 
