@@ -50,6 +50,8 @@ def settle() -> None:
 def ray_folder() -> Path:
     """Return where a Ray of our own keeps its session: `RAY_TMPDIR`, or a folder short enough for its sockets.
 
+    The latter is made where there is none.
+
     Raises:
         ConfigError: no place is short enough.
     """
@@ -66,10 +68,7 @@ def settle_ray_folder() -> None:
     Raises:
         ConfigError: `RAY_TMPDIR` is too long or cannot be written, or no place is short enough.
     """
-    is_given = bool(os.environ.get("RAY_TMPDIR"))
-    place = os.environ["RAY_TMPDIR"] = str(ray_folder())
-    if not is_given:
-        return  # it was chosen to be short and writable
+    place = str(ray_folder())
     size = len(os.fsencode(place))
     if size > RAY_FOLDER_BYTES:
         raise ConfigError(
@@ -80,6 +79,7 @@ def settle_ray_folder() -> None:
         storage.check_writable(place)
     except StorageError as error:
         raise ConfigError(f"RAY_TMPDIR cannot be used: {error}") from error
+    os.environ["RAY_TMPDIR"] = place
 
 
 def check_address(address: str) -> None:

@@ -93,8 +93,7 @@ def test_patient_process_waits_and_says_so_once(place: str) -> None:
         with holding(place, patience=60) as second:
             assert second.stderr is not None
             log = second.stderr.readline()
-            if not storage.is_local(place):
-                time.sleep(float(LEASE[0]))  # it takes no lease over that is renewed
+            time.sleep(float(LEASE[0]))  # it says nothing more, and takes no lease over that is renewed
             let_go(first)
             assert said(second) == "held"
             log += second.communicate("\n", timeout=30)[1]
