@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +14,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+
+TINY_ARGUMENTS = shlex.split("""
+    --data.num-embedded 12 --data.size-px 32 --data.test-fraction 0.25 --data.shard-images 4
+    --data.sketch.detector opencv --losses.features random
+    --model.base-channels 4 --model.num-downsamples 2
+    --model.discriminator-base-channels 4 --model.discriminator-num-layers 2
+    --train.images 16 --train.batch-size 4 --train.log-every-images 4 --train.checkpoint-every-images 8
+    --train.gradient-norms-every-images 8
+    --optimization.final-rate-fraction 1
+    --train.precision float32 --evaluation.num-images 2 --evaluation.grid-images 2
+""")
 
 
 def start(

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hed import random_arrays
 
 from scfegan_ray.config import SketchConfig
 from scfegan_ray.data import sketches
@@ -21,26 +22,6 @@ from scfegan_ray.data.sketches import (
 )
 from scfegan_ray.errors import ConfigError, ModelError
 from scfegan_ray.weights import hed_arrays
-
-_WIDTHS = {"conv1": (3, 64), "conv2": (64, 128), "conv3": (128, 256), "conv4": (256, 512), "conv5": (512, 512)}
-_COUNTS = {"conv1": 2, "conv2": 2, "conv3": 3, "conv4": 3, "conv5": 3}
-
-
-def _random_arrays() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    arrays: dict[str, np.ndarray] = {}
-
-    def add(name: str, size: int, inputs: int, outputs: int, scale: float) -> None:
-        arrays[f"{name}/kernel"] = (rng.standard_normal((size, size, inputs, outputs)) * scale).astype(np.float32)
-        arrays[f"{name}/bias"] = np.zeros(outputs, np.float32)
-
-    for level, (block, (inputs, width)) in enumerate(_WIDTHS.items(), 1):
-        for index in range(1, _COUNTS[block] + 1):
-            previous = inputs if index == 1 else width
-            add(f"{block}_{index}", 3, previous, width, (2 / (9 * previous)) ** 0.5)
-        add(f"side{level}", 1, width, 1, 1e-3)
-    add("fuse", 1, 5, 1, 0.2)
-    return arrays
 
 
 def _disk(size: int) -> np.ndarray:
@@ -68,7 +49,7 @@ def _assert_draws_the_outline(sketch: np.ndarray) -> None:
 
 def _identity_arrays() -> dict[str, np.ndarray]:
     """A network that hands the blue channel less its mean down all resolutions, and wires no side output."""
-    arrays = {name: np.zeros_like(array) for name, array in _random_arrays().items()}
+    arrays = {name: np.zeros_like(array) for name, array in random_arrays().items()}
     for name, array in arrays.items():
         if name.startswith("conv") and name.endswith("kernel"):
             array[1, 1, 0, 0] = 1.0  # of the first layer's inputs, which are BGR, blue
@@ -84,7 +65,7 @@ def test_hed_gives_the_same_for_a_batch_as_for_each_image(
     shape: tuple[int, int], precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, *shape, 3), np.uint8)
-    detector = HedDetector(_random_arrays(), precision)
+    detector = HedDetector(random_arrays(), precision)
     one_by_one = np.stack([detector(image[None])[0] for image in images])
     edges = detector(images)
     assert edges.shape == (3, *shape)
@@ -104,7 +85,7 @@ def test_hed_gives_the_same_for_a_batch_as_for_each_image(
 
 
 def test_hed_in_bfloat16_stays_near_float32() -> None:
-    arrays, images = _random_arrays(), np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    arrays, images = random_arrays(), np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     full, reduced = HedDetector(arrays)(images), HedDetector(arrays, torch.bfloat16)(images)
     away = np.abs(reduced - full)
     assert 0 < away.mean() < 0.05 * full.std()
@@ -140,7 +121,7 @@ def test_hed_halves_by_maximum_and_enlarges_linearly() -> None:
 
 def test_hed_fuses_all_side_outputs() -> None:
     """Without convolutions the side outputs are their biases, and the fusion is a weighted sum of five numbers."""
-    arrays = {name: np.zeros_like(array) for name, array in _random_arrays().items()}
+    arrays = {name: np.zeros_like(array) for name, array in random_arrays().items()}
     for level in range(1, 6):
         arrays[f"side{level}/bias"][0] = level
     arrays["fuse/kernel"][0, 0, :, 0] = (0.1, 0.2, -0.3, 0.4, 0.05)
@@ -150,7 +131,7 @@ def test_hed_fuses_all_side_outputs() -> None:
 
 
 def test_hed_with_missing_arrays() -> None:
-    arrays = _random_arrays()
+    arrays = random_arrays()
     del arrays["side3/bias"]
     with pytest.raises(ModelError, match="side3/bias"):
         HedDetector(arrays)
@@ -337,7 +318,7 @@ def test_detectors_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         SketchConfig(detector="canny")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="float16"):
         SketchConfig(precision="float16")  # type: ignore[arg-type]
-    monkeypatch.setattr(sketches, "hed_arrays", _random_arrays)
+    monkeypatch.setattr(sketches, "hed_arrays", random_arrays)
     assert make_detector(SketchConfig()).name == "hed"
 
 

@@ -5,30 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from running import result_of, run, run_code
+from running import TINY_ARGUMENTS, result_of, run, run_code
 
 from scfegan_ray.config import Config
 from scfegan_ray.inference import FaceEditor
 
 pytestmark = pytest.mark.ray
-
-TINY_ARGUMENTS = shlex.split("""
-    --data.num-embedded 12 --data.size-px 32 --data.test-fraction 0.25 --data.shard-images 4
-    --data.sketch.detector opencv --losses.features random
-    --model.base-channels 4 --model.num-downsamples 2
-    --model.discriminator-base-channels 4 --model.discriminator-num-layers 2
-    --train.images 16 --train.batch-size 4 --train.log-every-images 4 --train.checkpoint-every-images 8
-    --train.gradient-norms-every-images 8
-    --optimization.final-rate-fraction 1
-    --train.precision float32 --evaluation.num-images 2 --evaluation.grid-images 2
-""")
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import ROOT, descendants, kill
+from running import ROOT, TINY_ARGUMENTS, descendants, kill
 from servers import free_port
-from test_jobs import TINY_ARGUMENTS
 
 pytestmark = pytest.mark.ray
 

@@ -19,8 +19,7 @@ import s3
 import servers
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
-from running import descendants, kill, result_of, run, start
-from test_jobs import TINY_ARGUMENTS
+from running import TINY_ARGUMENTS, descendants, kill, result_of, run, start
 
 from scfegan_ray.data import faces
 from scfegan_ray.inference import FaceEditor

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from running import result_of, run
+from running import TINY_ARGUMENTS, result_of, run
 from servers import Mlflow
-from test_jobs import TINY_ARGUMENTS
 
 from scfegan_ray import places
 from scfegan_ray.inference import FaceEditor

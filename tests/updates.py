@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -11,22 +12,28 @@ import torch
 
 from scfegan_ray.config import Config
 from scfegan_ray.images import Batch
-from scfegan_ray.models.features import vgg_random
+from scfegan_ray.models.features import Features, vgg_random
 from scfegan_ray.training.state import TrainingState
 from scfegan_ray.training.step import Outcome, Part, train_step
 
+CPU = torch.device("cpu")
 FEATURES = vgg_random()
 
 
-def make_batch(seed: int = 0, number: int = 2) -> tuple[Batch, torch.Tensor]:
+@functools.cache
+def features_on(device: torch.device) -> Features:
+    return FEATURES if device.type == "cpu" else vgg_random().to(device)
+
+
+def make_batch(seed: int = 0, number: int = 2, device: torch.device = CPU) -> tuple[Batch, torch.Tensor]:
     rng = np.random.default_rng(seed)
     arrays = {name: rng.integers(0, 256, (number, 32, 32, 3), np.uint8) for name in ("image", "color")}
     arrays |= {name: rng.integers(0, 2, (number, 32, 32, 1), np.uint8) for name in ("sketch", "noise")}
     mask = np.zeros((number, 32, 32, 1), np.uint8)
     mask[:, 8:20, 8:24] = 1
     mask[1:, 20:24, 4:30] = 1
-    interpolation = torch.from_numpy(rng.random(number, np.float32))
-    return Batch.from_arrays(arrays | {"mask": mask}, torch.device("cpu")), interpolation
+    interpolation = torch.from_numpy(rng.random(number, np.float32)).to(device)
+    return Batch.from_arrays(arrays | {"mask": mask}, device), interpolation
 
 
 def cut(batch: Batch, interpolation: torch.Tensor, *sizes: int) -> list[Part]:
@@ -41,7 +48,7 @@ def update(state: TrainingState, config: Config, parts: Sequence[Part], **option
     return train_step(
         state,
         parts,
-        FEATURES,
+        features_on(parts[0].interpolation.device),
         config.losses,
         generator=state.generator,
         discriminator=state.discriminator,
@@ -50,7 +57,19 @@ def update(state: TrainingState, config: Config, parts: Sequence[Part], **option
 
 
 def step(state: TrainingState, config: Config, seed: int = 0, **options: Any) -> dict[str, torch.Tensor]:
-    return update(state, config, [Part(*make_batch(seed))], **options).values
+    device = next(state.generator.parameters()).device
+    return update(state, config, [Part(*make_batch(seed, device=device))], **options).values
+
+
+def watched_step(state: TrainingState, config: Config, seed: int) -> None:
+    """Take a step as a worker does: asked of the sentinel, and averaged."""
+
+    def accept(name: str, loss: torch.Tensor, gradient_norm: torch.Tensor) -> bool:
+        return state.sentinel.accept(name, float(loss), float(gradient_norm))
+
+    step(state, config, seed, accept=accept)
+    state.images_seen += 4
+    state.update_ema(100.0, 4)
 
 
 def without_norms(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

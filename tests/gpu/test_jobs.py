@@ -1,0 +1,86 @@
+"""The jobs as a user runs them on a machine with a GPU."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from running import TINY_ARGUMENTS, descendants, kill, result_of, run, start
+
+from scfegan_ray.data import faces
+from scfegan_ray.data.prepared import PreparedDataset
+from scfegan_ray.inference import FaceEditor
+
+pytestmark = [pytest.mark.gpu, pytest.mark.ray]
+
+ON_GPU = (*TINY_ARGUMENTS, "--train.use-gpu", "--train.num-workers", "1", "--train.precision", "auto")
+LONG = (*ON_GPU, "--train.images", "2400", "--train.checkpoint-every-images", "400")
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    """Kill a run and all that it has started after its first checkpoints; give the same command again."""
+    place = tmp_path_factory.mktemp("killed")
+    log, checkpoints = place / "log", place / "runs" / "killed" / "checkpoints"
+    with start("train", *LONG, "--run-name", "killed", cwd=place, log=log) as process:
+        end = time.monotonic() + 180.0
+        while len(list(checkpoints.glob("*/meta.json"))) < 2:
+            assert process.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
+            time.sleep(0.05)
+        kill(descendants(process.pid))
+    done = run("train", *LONG, "--run-name", "killed", cwd=place)
+    return place, result_of(done), done.stderr
+
+
+def test_killed_training_goes_on(resumed: tuple[Path, dict[str, Any], str]) -> None:
+    _, result, log = resumed
+    assert result["images_seen"] == 2400
+    [position] = re.findall(r"resuming at (\d+) images", log)
+    assert 0 < int(position) < 2400
+    settled = json.loads((Path(result["checkpoint"]).parents[1] / "run.json").read_text())
+    wanted = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    assert wanted in json.dumps(settled)
+
+
+def test_registered_version_edits_on_both(resumed: tuple[Path, dict[str, Any], str]) -> None:
+    place, result, _ = resumed
+    image, drawn = faces.draw_face(0, 0, 32).image, np.ones((32, 32), np.uint8)
+    edits = []
+    for device in ("cpu", "cuda"):
+        editor = FaceEditor.from_uri(
+            result["model_uri"], tracking_uri=f"sqlite:///{place}/runs/mlflow.db", device=device
+        )
+        editor.set_image(image)
+        edits.append(editor.edit(drawn, drawn * 0, image).astype(int))
+    assert np.abs(edits[0] - edits[1]).max() <= 1
+
+
+def test_one_worker_too_many_is_refused(tmp_path: Path) -> None:
+    many = str(torch.cuda.device_count() + 1)
+    done = run("train", *ON_GPU, "--train.num-workers", many, "--run-name", "many", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "GPU" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.network
+def test_edges_found_on_the_gpu_are_the_cpus(tmp_path: Path) -> None:
+    sketches = []
+    for name, share in (("gpu", "0.5"), ("cpu", "0")):
+        arguments = ("--data.sketch.detector", "hed", "--data.sketch.precision", "float32")
+        done = run(
+            "prepare_data",
+            *(*("--data.num-embedded", "24", "--data.size-px", "64", "--model.num-downsamples", "2"), *arguments),
+            *("--data.gpus-per-actor", share, "--data.prepared", name),
+            cwd=tmp_path,
+        )
+        result_of(done)
+        dataset = PreparedDataset.open(str(tmp_path / name))
+        sketches.append(np.stack([dataset.row(at)["sketch"] for at in range(dataset.info.num_train)]))
+    assert sketches[0].any()
+    assert (sketches[0] != sketches[1]).mean() < 0.002

@@ -1,0 +1,193 @@
+"""Updates, checkpoints and networks on a GPU give what they give on a CPU, rounded as the settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hed import random_arrays
+from torch import Tensor
+from updates import features_on, step, watched_step, without_norms
+
+from scfegan_ray.config import Config, ModelConfig
+from scfegan_ray.data.sketches import HedDetector
+from scfegan_ray.inference import FaceEditor
+from scfegan_ray.precision import set_tf32, tf32
+from scfegan_ray.training import checkpoint
+from scfegan_ray.training.state import TrainingState
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def wide(tiny: Config) -> Config:
+    """Return a config whose layers are wide enough for a GPU's tensor cores."""
+    model = ModelConfig(base_channels=32, num_downsamples=4, discriminator_base_channels=32, discriminator_num_layers=4)
+    return replace(tiny, model=model)
+
+
+@pytest.fixture(autouse=True)
+def _full_float32() -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    set_tf32(convolutions=False, products=False)  # as a worker begins
+    yield
+    set_tf32(convolutions=before[0], products=before[1])
+
+
+@pytest.fixture
+def _repeatable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def updated(config: Config, device: str, **options: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Return the parts of the loss, and each network's gradient as one vector, of a first update."""
+    state = TrainingState.build(config, device)
+    values = without_norms(step(state, config, **options))
+    gradients = {
+        name: torch.cat([one.grad.flatten() for one in network.parameters() if one.grad is not None]).double().cpu()
+        for name, network in (("generator", state.generator), ("discriminator", state.discriminator))
+    }
+    return {name: float(value) for name, value in values.items()}, gradients
+
+
+def away(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize(
+    ("precision", "allow_tf32", "of_losses", "of_gradients"),
+    [
+        (torch.float32, "off", 1e-4, 1e-3),
+        (torch.float32, "networks", 5e-3, 2e-2),
+        (torch.float32, "all", 5e-3, 2e-2),
+        (torch.bfloat16, "off", 3e-2, 0.15),
+    ],
+)
+@pytest.mark.parametrize("penalty_in", ["discriminator", "generator"])
+def test_update_is_the_cpus(
+    wide: Config, penalty_in: str, precision: torch.dtype, allow_tf32: str, of_losses: float, of_gradients: float
+) -> None:
+    config = replace(wide, losses=replace(wide.losses, real_score_penalty_in=penalty_in))
+    wanted, gradients = updated(config, "cpu")
+    found, ours = updated(config, "cuda", precision=precision, allow_tf32=allow_tf32)
+    assert found == {name: pytest.approx(value, rel=of_losses, abs=of_losses) for name, value in wanted.items()}
+    for name, gradient in gradients.items():
+        assert away(ours[name], gradient) < of_gradients, name
+
+
+def test_tf32_rounds_where_it_is_allowed_and_nowhere_else(wide: Config) -> None:
+    exact = updated(wide, "cpu")[1]
+    found = {allowed: updated(wide, "cuda", allow_tf32=allowed)[1] for allowed in ("off", "networks", "all")}
+    rounded = {
+        (allowed, name): away(gradients[name], exact[name]) > 3e-5
+        for allowed, gradients in found.items()
+        for name in exact
+    }
+    assert rounded["off", "generator"] is rounded["off", "discriminator"] is False
+    assert rounded["networks", "generator"] is rounded["all", "generator"] is rounded["all", "discriminator"] is True
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+@pytest.mark.parametrize("what", ["convolutions", "products"])
+def test_backward_rounds_as_forward_does(what: str, allowed: bool) -> None:
+    """A backward runs in a thread of autograd's own, after whatever was set here before."""
+    draw = torch.Generator().manual_seed(0)
+    given = torch.randn(4, 64, 24, 24, generator=draw)
+    weight = torch.randn(64, 64, 3, 3, generator=draw)
+    if what == "products":
+        given, weight = given.reshape(4, 64, -1), torch.randn(4, 96, 64, generator=draw)
+
+    def gradients(device: str, dtype: torch.dtype) -> list[Tensor]:
+        x, w = (one.to(device, dtype).requires_grad_() for one in (given, weight))
+        y = torch.nn.functional.conv2d(x, w) if what == "convolutions" else w @ x
+        (y * y).sum().backward()
+        assert x.grad is not None and w.grad is not None
+        return [one.detach().double().cpu() for one in (y, x.grad, w.grad)]
+
+    exact = gradients("cpu", torch.float64)
+    set_tf32(convolutions=not allowed, products=not allowed)
+    with tf32(convolutions=allowed, products=allowed):
+        found = gradients("cuda", torch.float32)
+    assert [away(one, wanted) > 2e-5 for one, wanted in zip(found, exact, strict=True)] == [allowed] * 3
+
+
+@pytest.mark.usefixtures("_repeatable")
+@pytest.mark.parametrize("returns", [False, True])
+def test_resumed_training_is_bit_identical(wide: Config, tmp_path: Path, returns: bool) -> None:
+    def trained_on(state: TrainingState, seeds: range) -> None:
+        for seed in seeds:
+            watched_step(state, wide, seed)
+
+    state = TrainingState.build(wide, "cuda")
+    assert state.generator.bottleneck[0].weight.is_contiguous(memory_format=torch.channels_last)
+    trained_on(state, range(2))
+    checkpoint.write(checkpoint.capture(state, wide), tmp_path)
+    loaded = TrainingState.build(replace(wide, seed=99), "cuda")
+    if returns:  # as a rollback does: into a state that was trained
+        trained_on(loaded, range(9, 11))
+    checkpoint.load(loaded, tmp_path)
+    trained_on(state, range(2, 5))
+    trained_on(loaded, range(2, 5))
+    assert loaded.weights_sha256() == state.weights_sha256()
+    for name in ("generator_optimizer", "discriminator_optimizer"):
+        for mine, theirs in zip(*(getattr(one, name).state.items() for one in (state, loaded)), strict=True):
+            for moment in ("exp_avg", "exp_avg_sq"):
+                assert torch.equal(mine[1][moment], theirs[1][moment])
+                assert theirs[1][moment].stride() == theirs[0].stride()
+
+
+def test_checkpoint_of_a_gpu_goes_on_on_a_cpu_and_back(wide: Config, tmp_path: Path) -> None:
+    state = TrainingState.build(wide, "cuda")
+    watched_step(state, wide, 0)
+    digest = state.weights_sha256()
+    for at, device in enumerate(("cpu", "cuda")):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        checkpoint.write(checkpoint.capture(state, wide), folder)
+        state = TrainingState.build(replace(wide, seed=99), device)
+        checkpoint.load(state, folder)
+        assert state.weights_sha256() == digest
+    watched_step(state, wide, 1)
+    assert state.weights_sha256() != digest
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, of its own parts
+def test_compiled_networks_give_the_same(wide: Config) -> None:
+    wanted, _ = updated(wide, "cuda")
+    state = TrainingState.build(wide, "cuda")
+    state.generator.compile()
+    features_on(torch.device("cuda", 0)).compile()
+    try:
+        found = {name: float(value) for name, value in without_norms(step(state, wide)).items()}
+    finally:
+        features_on.cache_clear()
+    assert found == {name: pytest.approx(value, rel=1e-4, abs=1e-4) for name, value in wanted.items()}
+
+
+def test_editor_gives_what_it_gives_on_a_cpu(wide: Config) -> None:
+    rng = np.random.default_rng(0)
+    image, color = rng.integers(0, 256, (2, 64, 48, 3), np.uint8)
+    mask, sketch = rng.integers(0, 2, (2, 64, 48), np.uint8)
+    results = []
+    for device in ("cpu", "cuda"):
+        editor = FaceEditor(TrainingState.build(wide).ema, wide, device)
+        editor.set_image(image)
+        results.append(editor.edit(mask, sketch, color))
+    assert np.abs(results[0].astype(int) - results[1]).max() <= 1
+    assert (results[1][mask == 0] == image[mask == 0]).all()
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+def test_edges_are_the_cpus(precision: torch.dtype, tolerance: float) -> None:
+    arrays, images = random_arrays(), np.random.default_rng(0).integers(0, 256, (3, 96, 80, 3), np.uint8)
+    wanted = HedDetector(arrays)(images)
+    found = HedDetector(arrays, precision, torch.device("cuda"))(images)
+    assert np.abs(found - wanted).mean() < tolerance * wanted.std()
