@@ -30,6 +30,7 @@ _INTERRUPTED = "error: interrupted; run the same command again to go on"
 _INTERRUPTED_CODE = 130
 
 _ANSWER_SECONDS = 10.0
+_REASON_CHARACTERS = 400
 
 _NUMBER = re.compile(r"[\d.]+(e[+-]?\d+)?")
 
@@ -292,7 +293,12 @@ def _check_answer(address: str) -> None:
 
 def _refusal(address: str | None, error: Exception) -> ConfigError:
     """Say in one line why Ray could not be started or joined."""
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400].rstrip('.')}"
+    said = " ".join(str(error).split()).rstrip(".")
+    if len(said) > _REASON_CHARACTERS:
+        said = (
+            f"{said[: _REASON_CHARACTERS // 2]} … {said[-_REASON_CHARACTERS // 2 :]}"  # a traceback ends with its cause
+        )
+    reason = f"{type(error).__name__}: {said}"
     if address is None:
         return ConfigError(
             f"cannot start Ray on this machine ({reason}); its logs are in {os.environ.get('RAY_TMPDIR')}/ray"

@@ -19,6 +19,7 @@ from scfegan_ray.data import decoding
 from scfegan_ray.errors import CheckpointError, DataError
 from scfegan_ray.models import editing
 from scfegan_ray.models.generator import Generator
+from scfegan_ray.precision import check_available
 from scfegan_ray.training import checkpoint
 from scfegan_ray.training.store import CheckpointStore
 
@@ -35,11 +36,15 @@ class FaceEditor:
         generator: trained generator.
         config: of its training.
         device: where to compute.
+
+    Raises:
+        ConfigError: it is a GPU, and torch sees none.
     """
 
     def __init__(self, generator: Generator, config: Config, device: torch.device | str = "cpu") -> None:
         self.config = config
         self._device = torch.device(device)
+        check_available(self._device, 'give device="cpu"')
         generator.silence_untrained_taps(config.data.size_px)
         self._model = editing.EditingModel(generator).requires_grad_(False).eval().to(self._device)
         self._image: NDArray[np.uint8] | None = None
@@ -59,6 +64,7 @@ class FaceEditor:
         Raises:
             ModelError: there is no such model, or it does not fit.
             CheckpointError: the folder is none of these.
+            ConfigError: `device` is a GPU, and torch sees none.
             StorageError: the storage cannot be read.
         """
         text = os.fspath(uri)

@@ -1,7 +1,7 @@
-"""Places on a file system that every node of a cluster must see: looked for before work starts, and by late nodes.
+"""What every node of a cluster is asked before work starts, above all whether it sees the places on a file system.
 
-The driver leaves a marker file in each folder that is written to; where files are only read, their names tell. Shared
-file systems and several nodes on one machine pass.
+Of those, the driver leaves a marker file in each folder that is written to; where files are only read, their names
+tell. Shared file systems and several nodes on one machine pass. Nodes that come late look when they start.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import contextlib
 import os
 import socket
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
@@ -20,6 +21,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scfegan_ray import storage
 from scfegan_ray.errors import ConfigError
+
+ResultT = TypeVar("ResultT")
 
 _NAMES = 8
 _PATIENCE_SECONDS = 60.0
@@ -77,7 +80,7 @@ def seen_by_all(written: Mapping[str, str | None], read: Mapping[str, str | None
             storage.write_bytes(marker, b"")
             markers.append((marker, setting))
         landmarks = Landmarks((*markers, *files))
-        _ask(landmarks, [node["NodeID"] for node in nodes])
+        ask(landmarks.check, [node["NodeID"] for node in nodes])
         yield landmarks
     finally:
         for marker, _ in markers:
@@ -91,24 +94,44 @@ def _names(uri: str) -> list[str]:
     return [str(place), *(str(place / name) for name in names[:: -(-len(names) // _NAMES) or 1])]
 
 
-def _ask(landmarks: Landmarks, nodes: list[str]) -> None:
-    look = ray.remote(num_cpus=0, max_retries=0)(_look)
+def able(resources: Mapping[str, float]) -> list[str]:
+    """Return the ids of the living nodes that have these resources, whether or not something else uses them."""
+    return [
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and all(node["Resources"].get(name, 0.0) >= number for name, number in resources.items())
+    ]
+
+
+def ask(question: Callable[[], ResultT], nodes: list[str]) -> list[ResultT]:
+    """Ask each of some nodes, in a task that takes no resources: it sees its node's GPUs without waiting for them.
+
+    Returns:
+        The answers; a node that went away, or is too busy to say, gives none.
+
+    Raises:
+        ConfigError: what one of the nodes raised.
+    """
+    task = ray.remote(num_cpus=0, max_retries=0)(_answer)
     asked = [
-        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(landmarks)
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(question)
         for node in nodes
     ]
-    for answer in asked:
+    answers = []
+    for one in asked:
         try:
-            said = ray.get(answer, timeout=_PATIENCE_SECONDS)
+            answer = ray.get(one, timeout=_PATIENCE_SECONDS)
         except (RayError, GetTimeoutError):
-            continue  # a node that went away, or is too busy to say; its workers look once more
-        if said:
-            raise ConfigError(said)
+            continue
+        if isinstance(answer, ConfigError):
+            raise answer
+        answers.append(answer)
+    return answers
 
 
-def _look(landmarks: Landmarks) -> str:
+def _answer(question: Callable[[], ResultT]) -> ResultT | ConfigError:
+    # What a task raises prints the whole traceback of its node.
     try:
-        landmarks.check()
+        return question()
     except ConfigError as error:
-        return str(error)
-    return ""
+        return error

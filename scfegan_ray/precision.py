@@ -30,6 +30,23 @@ def has_bfloat16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def check_available(device: torch.device, otherwise: str) -> None:
+    """Refuse a GPU that torch cannot use.
+
+    Args:
+        device: what shall compute.
+        otherwise: how to do without a GPU.
+
+    Raises:
+        ConfigError: torch sees none, as where it was built without CUDA.
+    """
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"torch {torch.__version__} sees no GPU on {platform.node()}; see with nvidia-smi whether its driver does, "
+            f"install a torch built for CUDA there, or {otherwise}"
+        )
+
+
 def check_native(precision: torch.dtype, device: torch.device) -> None:
     """Refuse a type that this machine would have to emulate, many times slower.
 

@@ -211,6 +211,7 @@ def test_cluster_with_another_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_ray_says_when_it_cannot_be_joined_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     error = RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.40.0\n    Python: 3.10.1")
+    assert "ValueError: what counts)" in str(cli._refusal(None, RuntimeError("log " * 500 + "ValueError: what counts")))
     said = str(cli._refusal("head:6379", error))
     assert "cluster was started with: Ray: 2.40.0 Python: 3.10.1)" in said
     assert "use its versions of Python and Ray" in said

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import torch
 from running import run_code
 
 from scfegan_ray import nodes
@@ -21,12 +24,12 @@ def see(monkeypatch: pytest.MonkeyPatch, there: list[dict[str, Any]]) -> list[li
     """Let Ray have some nodes, which look from this process; return who is asked."""
     asked: list[list[str]] = []
 
-    def ask(landmarks: nodes.Landmarks, names: list[str]) -> None:
+    def ask(question: Callable[[], None], names: list[str]) -> None:
         asked.append(names)
-        landmarks.check()
+        question()
 
     monkeypatch.setattr(ray, "nodes", lambda: there)
-    monkeypatch.setattr(nodes, "_ask", ask)
+    monkeypatch.setattr(nodes, "ask", ask)
     return asked
 
 
@@ -68,19 +71,30 @@ def test_node_that_does_not_see_a_place_says_so(setting: str, tmp_path: Path, mo
 
 _APART = """
 import os, subprocess, sys, tempfile
+from dataclasses import replace
 import ray
 from ray.cluster_utils import Cluster
 from scfegan_ray import nodes
+from scfegan_ray.config import Config
 from scfegan_ray.errors import ConfigError
+from scfegan_ray.training import launch
 cluster = Cluster()
 cluster.add_node(num_cpus=1, include_dashboard=False, object_store_memory=10**8)
-cluster.add_node(num_cpus=1, object_store_memory=10**8)
+cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=10**8)
 ray.init(address=cluster.address)
 with nodes.seen_by_all({{"storage.path": {place!r}}}, {{}}) as landmarks:
     assert landmarks.files
     os.unlink(landmarks.files[0][0])
     try:
-        nodes._ask(landmarks, [node["NodeID"] for node in ray.nodes()])
+        nodes.ask(landmarks.check, [node["NodeID"] for node in ray.nodes()])
+    except ConfigError as error:
+        print(error, flush=True)
+config = Config()
+for use_gpu in (False, True):
+    train = replace(config.train, use_gpu=use_gpu, num_workers=1)
+    try:
+        launch.check_resources(replace(config, train=train))
+        print("fits", flush=True)
     except ConfigError as error:
         print(error, flush=True)
 ray.shutdown()
@@ -91,5 +105,10 @@ cluster.shutdown()
 @pytest.mark.ray
 def test_each_node_of_a_cluster_is_asked(tmp_path: Path) -> None:
     environment = {"RAY_TMPDIR": f"/tmp/scfegan-{os.getuid()}", "RAY_AUTH_MODE": "disabled"}
-    said = run_code(_APART.format(place=str(tmp_path)), tmp_path, environment).splitlines()[-1]
-    assert said.startswith("storage.path is on one node's own disk: node ")
+    place, cpu, gpu = run_code(_APART.format(place=str(tmp_path)), tmp_path, environment).splitlines()[-3:]
+    assert place.startswith("storage.path is on one node's own disk: node ")
+    assert cpu == "fits"
+    if torch.cuda.is_available():
+        assert gpu == "fits"
+    else:
+        assert re.fullmatch(r"torch \S+ sees no GPU on \S+; see with nvidia-smi .*, or give --train\.no-use-gpu", gpu)

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from scfegan_ray.config import Config
 from scfegan_ray.errors import ConfigError
+from scfegan_ray.inference import FaceEditor
 from scfegan_ray.precision import check_native, resolve_precision, set_tf32, tf32
+from scfegan_ray.training import benchmark
+from scfegan_ray.training.state import TrainingState
 
 
 @pytest.mark.parametrize(("setting", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
@@ -39,6 +45,14 @@ def test_a_worker_that_lacks_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch) -
         check_native(torch.float32, torch.device(device))
         with pytest.raises(ConfigError, match=f"the {what} of the worker on .* lacks; .*--train.precision float32"):
             check_native(torch.bfloat16, torch.device(device))
+
+
+def test_a_gpu_that_torch_does_not_see_is_refused(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match='sees no GPU on .*, or give device="cpu"'):
+        FaceEditor(TrainingState.build(tiny).ema, tiny, "cuda")
+    with pytest.raises(ConfigError, match=r"sees no GPU on .*, or give --train\.no-use-gpu"):
+        benchmark.run(replace(tiny, train=replace(tiny.train, use_gpu=True)))
 
 
 def test_tf32_is_said_both_ways_and_put_back() -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from scfegan_ray.config import SketchConfig
 from scfegan_ray.errors import ModelError
-from scfegan_ray.precision import resolve_precision
+from scfegan_ray.precision import check_available, resolve_precision
 from scfegan_ray.weights import hed_arrays
 
 _log = logging.getLogger(__name__)
@@ -251,16 +251,14 @@ def make_detector(config: SketchConfig, device: torch.device | None = None) -> E
         device: where HED computes. Default: the CPU; a GPU that can be seen may be somebody else's.
 
     Raises:
-        ModelError: HED was asked for and its weights cannot be had, or the GPU cannot be used.
+        ModelError: HED was asked for and its weights cannot be had.
+        ConfigError: the GPU cannot be used.
     """
     settled = settle(config)
     if settled.detector == "opencv":
         return OpenCvDetector()
     device = device or torch.device("cpu")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(
-            "torch sees no GPU where Ray assigned one; install torch with CUDA, or give no --data.gpus-per-actor"
-        )
+    check_available(device, "give no --data.gpus-per-actor")
     try:
         arrays = hed_arrays()
     except ModelError as error:

@@ -29,7 +29,7 @@ from scfegan_ray.config import Config
 from scfegan_ray.data import examples, pipeline, prepared, shards, sources
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features, load_features
-from scfegan_ray.precision import autocast, name_of, resolve_precision, set_tf32
+from scfegan_ray.precision import autocast, check_available, name_of, resolve_precision, set_tf32
 from scfegan_ray.training import launch
 from scfegan_ray.training.plain import PlainGenerator, PlainStep
 from scfegan_ray.training.state import TrainingState
@@ -223,7 +223,9 @@ def updates_alone(config_json: str) -> float:
 def _set_up(config: Config) -> torch.device:
     torch.set_num_threads(config.train.threads_per_worker or num_cores())
     set_tf32(convolutions=False, products=False)  # as in a worker
-    return torch.device("cuda" if config.train.use_gpu else "cpu")
+    device = torch.device("cuda" if config.train.use_gpu else "cpu")
+    check_available(device, "give --train.no-use-gpu")
+    return device
 
 
 def _batch(config: Config, device: torch.device) -> tuple[Batch, Tensor]:

@@ -21,7 +21,6 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train.v2.api.callback import UserCallback
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scfegan_ray import config as configuration
 from scfegan_ray import errors, locks, nodes, places, storage, tracking
@@ -30,7 +29,7 @@ from scfegan_ray.config import Config
 from scfegan_ray.data import examples, pipeline, prepared, shards
 from scfegan_ray.errors import ConfigError, DataError, StorageError, deliberate_cause
 from scfegan_ray.models.features import settle_features
-from scfegan_ray.precision import has_bfloat16
+from scfegan_ray.precision import check_available, has_bfloat16
 from scfegan_ray.training import checkpoint, checks
 from scfegan_ray.training.store import CheckpointStore
 from scfegan_ray.training.worker import Outcome, train_worker
@@ -354,10 +353,11 @@ def _resources(config: Config) -> dict[str, float]:
 
 
 def check_resources(config: Config) -> None:
-    """Refuse a run that Ray would let wait for ever.
+    """Refuse a run that Ray would let wait for ever, or whose workers could not use their GPUs.
 
     Raises:
-        ConfigError: the cluster lacks CPUs or GPUs for all workers, and is not said to grow.
+        ConfigError: the cluster lacks CPUs or GPUs for all workers, and is not said to grow; or torch sees no GPU on a
+            node that has one to give.
     """
     there = ray.cluster_resources()
     for name, each in _resources(config).items():
@@ -369,6 +369,9 @@ def check_resources(config: Config) -> None:
                 "lower --train.num-workers or --train.cpus-per-worker, or give --train.wait-for-nodes where the "
                 "cluster grows by itself"
             )
+    if config.train.use_gpu:
+        question = functools.partial(check_available, torch.device("cuda"), "give --train.no-use-gpu")
+        nodes.ask(question, nodes.able(_resources(config)))
 
 
 def check_held_back(dataset: prepared.DatasetInfo, *, needed: bool = False) -> None:
@@ -399,22 +402,15 @@ def settle_precision(config: Config) -> Literal["float32", "bfloat16"]:
     if config.train.precision != "auto":
         return config.train.precision
     each = _resources(config)
-    fitting = [
-        node["NodeID"]
-        for node in ray.nodes()
-        if node["Alive"] and all(node["Resources"].get(name, 0.0) >= number for name, number in each.items())
-    ]
-    if fitting == [ray.get_runtime_context().get_node_id()] and not config.train.use_gpu:
-        return "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
-    ask = ray.remote(num_cpus=0, max_retries=3)(has_bfloat16)
+    fitting = nodes.able(each)
     kind = torch.device("cuda" if config.train.use_gpu else "cpu")
-    asked = [
-        # A task without GPUs of its own sees those of its node, and need not wait for others to leave them.
-        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(kind)
-        for node in fitting
-        # Where nodes are yet to come, the first one that takes a worker.
-    ] or [ask.options(num_cpus=each["CPU"], num_gpus=each.get("GPU", 0.0)).remote(kind)]
-    return "bfloat16" if all(ray.get(asked)) else "float32"
+    if fitting == [ray.get_runtime_context().get_node_id()] and not config.train.use_gpu:
+        return "bfloat16" if has_bfloat16(kind) else "float32"
+    answers = nodes.ask(functools.partial(has_bfloat16, kind), fitting)
+    if not answers:  # nodes are yet to come: the first one that takes a worker tells
+        task = ray.remote(num_cpus=each["CPU"], num_gpus=each.get("GPU", 0.0), max_retries=3)(has_bfloat16)
+        answers = [ray.get(task.remote(kind))]
+    return "bfloat16" if all(answers) else "float32"
 
 
 def check_logins(config: Config) -> None:

@@ -159,7 +159,7 @@ def test_checkpoint_of_a_gpu_goes_on_on_a_cpu_and_back(wide: Config, tmp_path: P
     assert state.weights_sha256() != digest
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, of its own parts
+@pytest.mark.filterwarnings("ignore")  # of the compiler, while it looks at its own parts
 def test_compiled_networks_give_the_same(wide: Config) -> None:
     wanted, _ = updated(wide, "cuda")
     state = TrainingState.build(wide, "cuda")
