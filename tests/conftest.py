@@ -10,18 +10,28 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import s3 as s3_of_tests
 from mlflow import MlflowClient
-from s3 import running as running_s3
 from tiny import TINY
+from torch.export import ExportedProgram
 
 from scfegan_ray.config import Config, StorageConfig
+from scfegan_ray.models import editing
+from scfegan_ray.models.generator import Generator
+from scfegan_ray.training.state import digest_of
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Run a real S3 server with an empty bucket `lab`; the AWS variables that reach it."""
-    with running_s3(tmp_path_factory.mktemp("s3")) as server:
-        yield server.environment
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_of_tests.Server]:
+    """Run a real S3 server with an empty bucket `lab`."""
+    with s3_of_tests.running(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3(s3_server: s3_of_tests.Server) -> dict[str, str]:
+    """Return the AWS variables that reach the S3 server."""
+    return s3_server.environment
 
 
 @pytest.fixture
@@ -46,6 +56,23 @@ def small_place(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
     yield place
     subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _each_program_is_exported_once() -> Iterator[None]:
+    """Keep what is exported: it follows from the weights, most tests want the same ones, and it takes a second."""
+    export = editing.export
+    kept: dict[tuple[object, ...], ExportedProgram] = {}
+
+    def export_once(generator: Generator, size_px: int) -> ExportedProgram:
+        key = digest_of({"": generator.state_dict()}), generator.training, size_px
+        if key not in kept:
+            kept[key] = export(generator, size_px)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(editing, "export", export_once)
+        yield
 
 
 @pytest.fixture(autouse=True)

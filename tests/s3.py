@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import boto3
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 BUCKET = "lab"
@@ -91,6 +92,7 @@ def _create_bucket(environment: dict[str, str], process: subprocess.Popen[bytes]
         aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
         region_name=environment["AWS_REGION"],
+        config=Config(retries={"total_max_attempts": 1}),  # its own pauses are longer than the start
     )
     end = time.monotonic() + _PATIENCE_SECONDS
     while True:
@@ -100,4 +102,4 @@ def _create_bucket(environment: dict[str, str], process: subprocess.Popen[bytes]
         except (BotoCoreError, ClientError) as error:
             if process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"the S3 server does not start: {log.read_text()[-2000:]}") from error
-            time.sleep(0.3)
+            time.sleep(0.05)

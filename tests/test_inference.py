@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY
+from tiny import TINY, maps_of
 
 from scfegan_ray import storage, tracking
 from scfegan_ray.config import Config
@@ -252,11 +252,7 @@ def test_folder_that_is_no_model_is_named(run: tuple[Path, list[np.ndarray]], tm
 def version(tracked: Config) -> tuple[str, str, np.ndarray]:
     """Register a model; its URI, the registry's, and an edit by it."""
     generator = TrainingState.build(tracked).ema
-    side = tracked.data.size_px
-    example = {
-        name: np.zeros((1, side, side, channels), np.uint8)
-        for name, channels in (("image", 3), ("mask", 1), ("sketch", 1), ("color", 3))
-    }
+    example = maps_of(tracked)
     run_id = tracking.start_run(tracked, "tiny", tags={})
     uri = tracking.register(generator, tracked, run_id, weights_sha256="a", tags={}, example=example)
     return uri, tracking.tracking_uri(tracked), edit(FaceEditor(generator, tracked))

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import boto3
 import pytest
+from s3 import Server
 
 from scfegan_ray import locks, storage
 from scfegan_ray.errors import BusyError, StorageError
@@ -63,16 +64,19 @@ def let_go(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0
 
 
-@pytest.fixture(params=["local", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return a folder, or a prefix of an object store, that is not there yet; leases are short."""
-    if request.param == "local":
-        return str(tmp_path / "runs" / "tiny")
-    for name, value in request.getfixturevalue("s3").items():
+@pytest.fixture
+def places(tmp_path: Path, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Return a folder, and a prefix of an object store, that are not there yet; leases are short."""
+    for name, value in s3.items():
         monkeypatch.setenv(name, value)
     for name, value in zip(("LEASE_SECONDS", "_RENEW_SECONDS", "_ASK_SECONDS"), map(float, LEASE), strict=True):
         monkeypatch.setattr(locks, name, value)
-    return f"s3://lab/{tmp_path.name}/tiny"
+    return {"local": str(tmp_path / "runs" / "tiny"), "s3": f"s3://lab/{tmp_path.name}/tiny"}
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, places: dict[str, str]) -> str:
+    return places[request.param]
 
 
 def test_second_process_says_who_is_at_work_and_ends(place: str) -> None:
@@ -87,17 +91,18 @@ def test_second_process_says_who_is_at_work_and_ends(place: str) -> None:
     assert not storage.exists(storage.join(place, ".lock"))
 
 
-def test_patient_process_waits_and_says_so_once(place: str) -> None:
-    with holding(place) as first:
-        assert said(first) == "held"
-        with holding(place, patience=60) as second:
-            assert second.stderr is not None
-            log = second.stderr.readline()
-            time.sleep(float(LEASE[0]))  # it says nothing more, and takes no lease over that is renewed
+def test_patient_process_waits_and_says_so_once(places: dict[str, str]) -> None:
+    with ExitStack() as stack:
+        firsts = [stack.enter_context(holding(place)) for place in places.values()]
+        assert [said(first) for first in firsts] == ["held", "held"]
+        seconds = [stack.enter_context(holding(place, patience=60)) for place in places.values()]
+        logs = [second.stderr.readline() for second in seconds if second.stderr is not None]
+        time.sleep(float(LEASE[0]))  # they say nothing more, and take no lease over that is renewed
+        for first, second, log in zip(firsts, seconds, logs, strict=True):
             let_go(first)
             assert said(second) == "held"
             log += second.communicate("\n", timeout=30)[1]
-    assert log.count(f"run tiny is in use by process {first.pid} on ") == 1
+            assert log.count(f"run tiny is in use by process {first.pid} on ") == 1
 
 
 def test_killed_holder_needs_no_hand(place: str) -> None:
@@ -193,20 +198,17 @@ def test_answer_that_got_lost_loses_no_lease(client: object, s3: dict[str, str])
     assert "taken over" not in out
 
 
-def test_store_that_is_away_loses_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import s3 as s3_server
-
-    with s3_server.running(tmp_path) as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(locks, "_RENEW_SECONDS", 0.2)
-        with locks.held("s3://lab/away", "run tiny") as lock:
-            server.process.send_signal(signal.SIGSTOP)
+def test_store_that_is_away_loses_no_lease(client: object, s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "_RENEW_SECONDS", 0.2)
+    with locks.held("s3://lab/away", "run tiny") as lock:
+        s3_server.process.send_signal(signal.SIGSTOP)
+        try:
             time.sleep(2.0)
-            server.process.send_signal(signal.SIGCONT)
-            time.sleep(1.0)
-            lock.check()
-        assert not storage.exists("s3://lab/away/.lock")
+        finally:
+            s3_server.process.send_signal(signal.SIGCONT)
+        time.sleep(1.0)
+        lock.check()
+    assert not storage.exists("s3://lab/away/.lock")
 
 
 def test_wrong_credentials_are_one_line(client: object, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from scfegan_ray.config import (
     Config,
     DataConfig,
@@ -45,3 +48,10 @@ DATASET = DatasetInfo(
     preparation={},
 )
 """What `dataset.json` of a small prepared dataset may say."""
+
+
+def maps_of(config: Config) -> dict[str, NDArray[np.uint8]]:
+    """Return black maps of one image, as a registered model takes them."""
+    size = config.data.size_px
+    shapes = (("image", 3), ("mask", 1), ("sketch", 1), ("color", 3))
+    return {name: np.zeros((1, size, size, channels), np.uint8) for name, channels in shapes}

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+
 import pytest
 
 from cluster import Cluster
-from scfegan_ray.data import pipeline
+from scfegan_ray.data import faces, pipeline
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _each_face_is_drawn_once() -> Iterator[None]:
+    """Keep what is drawn, for most tests want the same few faces; those of the drawing itself imported it before."""
+
+    @functools.cache
+    def draw_face(seed: int, index: int, size_px: int) -> faces.DrawnFace:
+        drawn = faces.portrait.draw_face(seed, index, size_px)
+        drawn.image.setflags(write=False)
+        drawn.labels.setflags(write=False)
+        return drawn
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faces, "draw_face", draw_face)
+        yield
 
 
 @pytest.fixture
