@@ -215,7 +215,10 @@ def test_mask_of_one_value(value: int, whole: bool) -> None:
 
 
 def icc(name: str) -> bytes:
-    """Return a profile: Display-P3, sRGB, or a gray one of gamma 1 (made here, for Pillow makes none)."""
+    """Return a profile: Display-P3, sRGB, or one made here, for Pillow makes none.
+
+    That is a gray one of gamma 1, or one of a press whose four inks are gray, each halving lightness, all black.
+    """
     if name == "sRGB":
         return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     if name == "Display-P3":
@@ -223,10 +226,17 @@ def icc(name: str) -> bytes:
             profile: bytes = image.info["icc_profile"]
         return profile
     white = struct.pack(">4s4x3i", b"XYZ ", 63190, 65536, 54061)
-    curve = struct.pack(">4s4xI", b"curv", 0)
-    tags = struct.pack(">I4sII4sII", 2, b"wtpt", 156, len(white), b"kTRC", 156 + len(white), len(curve))
-    rest = tags + white + curve
-    head = struct.pack(">I4sI4s4s4s12x4s", 128 + len(rest), b"lcms", 0x02400000, b"mntr", b"GRAY", b"XYZ ", b"acsp")
+    if name == "gray":
+        kinds, tag, how = (b"mntr", b"GRAY", b"XYZ "), b"kTRC", struct.pack(">4s4xI", b"curv", 0)
+    else:
+        kinds, tag = (b"prtr", b"CMYK", b"Lab "), b"A2B0"
+        identity = np.eye(3, dtype=np.int32).ravel() * 65536
+        colors = [((255, 128, 64, 32, 0)[inks.bit_count()], 128, 128) for inks in range(2**4)]
+        how = struct.pack(">4s4x4B9i", b"mft1", 4, 3, 2, 0, *identity)
+        how += bytes(range(256)) * 4 + bytes(np.ravel(colors).tolist()) + bytes(range(256)) * 3
+    tags = struct.pack(">I4sII4sII", 2, b"wtpt", 156, len(white), tag, 156 + len(white), len(how))
+    rest = tags + white + how
+    head = struct.pack(">I4sI4s4s4s12x4s", 128 + len(rest), b"lcms", 0x02400000, *kinds, b"acsp")
     return head.ljust(68, b"\0") + white[8:] + bytes(128 - 80) + rest
 
 
@@ -241,6 +251,17 @@ def test_profile_is_applied() -> None:
     # Half of the light is 188 in sRGB.
     gray = decode(encoded(Image.new("L", (32, 32), 128), icc_profile=icc("gray")))
     assert np.abs(gray.astype(int) - 188).max() <= 1
+
+
+@pytest.mark.parametrize("form", ["TIFF", "JPEG"])
+def test_inks_are_those_of_their_profile(form: str) -> None:
+    profile = icc("press")
+    for inks, gray in (((0, 0, 0, 0), 255), ((255, 0, 0, 0), 119), ((0, 255, 0, 255), 59)):
+        image = Image.new("CMYK", (32, 32), inks)
+        # Lightness 100, 50 and 25 are 255, 119 and 59 in sRGB; as inks without a profile they are no grays.
+        pixels = decode(encoded(image, form, icc_profile=profile))
+        assert np.abs(pixels.astype(int) - gray).max() <= 2, inks
+    assert (decode(encoded(Image.new("CMYK", (32, 32), (255, 0, 0, 0)), "TIFF")) == (0, 255, 255)).all()
 
 
 @pytest.mark.parametrize("profile", [b"no profile", icc("Display-P3")[:150], icc("gray"), icc("sRGB"), b""])
