@@ -294,10 +294,8 @@ def _check_answer(address: str) -> None:
 def _refusal(address: str | None, error: Exception) -> ConfigError:
     """Say in one line why Ray could not be started or joined."""
     said = " ".join(str(error).split()).rstrip(".")
-    if len(said) > _REASON_CHARACTERS:
-        said = (
-            f"{said[: _REASON_CHARACTERS // 2]} … {said[-_REASON_CHARACTERS // 2 :]}"  # a traceback ends with its cause
-        )
+    if len(said) > _REASON_CHARACTERS:  # a traceback ends with its cause
+        said = f"{said[: _REASON_CHARACTERS // 2]} … {said[-_REASON_CHARACTERS // 2 :]}"
     reason = f"{type(error).__name__}: {said}"
     if address is None:
         return ConfigError(

@@ -67,8 +67,8 @@ def seen_by_all(written: Mapping[str, str | None], read: Mapping[str, str | None
         ConfigError: a node does not see one of them.
         StorageError: a folder cannot be written.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
+    everyone = able({})
+    if len(everyone) < 2:
         yield Landmarks()
         return
     folders = {storage.absolute(uri): setting for setting, uri in written.items() if uri and storage.is_local(uri)}
@@ -80,7 +80,7 @@ def seen_by_all(written: Mapping[str, str | None], read: Mapping[str, str | None
             storage.write_bytes(marker, b"")
             markers.append((marker, setting))
         landmarks = Landmarks((*markers, *files))
-        ask(landmarks.check, [node["NodeID"] for node in nodes])
+        ask(landmarks.check, everyone)
         yield landmarks
     finally:
         for marker, _ in markers:

@@ -9,11 +9,13 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+PATIENCE_SECONDS = 180.0
 
 TINY_ARGUMENTS = shlex.split("""
     --data.num-embedded 12 --data.size-px 32 --data.test-fraction 0.25 --data.shard-images 4
@@ -86,6 +88,20 @@ def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     [line] = done.stdout.splitlines()
     values: dict[str, Any] = json.loads(line)
     return values
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen[str], log: Path) -> None:
+    """Wait until something holds, while a process goes on."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not what():
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < end, log.read_text()[-3000:]
+        time.sleep(0.05)
+
+
+def positions(folder: Path) -> list[int]:
+    """Return where there are checkpoints."""
+    return sorted(int(meta.parent.name[-10:]) for meta in folder.glob("checkpoint-*/meta.json"))
 
 
 def descendants(process: int) -> list[int]:

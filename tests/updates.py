@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from scfegan_ray.config import Config
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features, vgg_random
+from scfegan_ray.training import checkpoint
 from scfegan_ray.training.state import TrainingState
 from scfegan_ray.training.step import Outcome, Part, train_step
 
@@ -70,6 +72,42 @@ def watched_step(state: TrainingState, config: Config, seed: int) -> None:
     step(state, config, seed, accept=accept)
     state.images_seen += 4
     state.update_ema(100.0, 4)
+
+
+def saved_and_gone_on(
+    config: Config, folder: Path, *, device: str = "cpu", channels_last: bool | None = None, returns: bool = False
+) -> tuple[TrainingState, TrainingState]:
+    """Return a state after five steps, and one that was loaded after two of them and took the other three, too.
+
+    Args:
+        config: of the run.
+        folder: an existing one, for the checkpoint in between.
+        device: where both are.
+        channels_last: as of `TrainingState.build`.
+        returns: load as a rollback does: into a state that was trained.
+    """
+
+    def train_on(state: TrainingState, *seeds: int) -> None:
+        for seed in seeds:
+            watched_step(state, config, seed)
+
+    state = TrainingState.build(config, device, channels_last=channels_last)
+    train_on(state, 0, 1)
+    checkpoint.write(checkpoint.capture(state, config), folder)
+    loaded = TrainingState.build(replace(config, seed=99), device, channels_last=channels_last)
+    if returns:
+        train_on(loaded, 9, 10)
+    checkpoint.load(loaded, folder)
+    train_on(state, 2, 3, 4)
+    train_on(loaded, 2, 3, 4)
+    return state, loaded
+
+
+def moments(state: TrainingState) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Give each parameter with each of its two moments."""
+    for optimizer in (state.generator_optimizer, state.discriminator_optimizer):
+        for parameter, values in optimizer.state.items():
+            yield from ((parameter, values[name]) for name in ("exp_avg", "exp_avg_sq"))
 
 
 def without_norms(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

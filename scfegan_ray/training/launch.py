@@ -359,8 +359,8 @@ def check_resources(config: Config) -> None:
         ConfigError: the cluster lacks CPUs or GPUs for all workers, and is not said to grow; or torch sees no GPU on a
             node that has one to give.
     """
-    there = ray.cluster_resources()
-    for name, each in _resources(config).items():
+    there, needs = ray.cluster_resources(), _resources(config)
+    for name, each in needs.items():
         fewest = config.train.min_workers or config.train.num_workers
         needed = each * fewest
         if needed > there.get(name, 0.0) and not config.train.wait_for_nodes:
@@ -371,7 +371,7 @@ def check_resources(config: Config) -> None:
             )
     if config.train.use_gpu:
         question = functools.partial(check_available, torch.device("cuda"), "give --train.no-use-gpu")
-        nodes.ask(question, nodes.able(_resources(config)))
+        nodes.ask(question, nodes.able(needs))
 
 
 def check_held_back(dataset: prepared.DatasetInfo, *, needed: bool = False) -> None:

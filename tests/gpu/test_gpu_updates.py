@@ -12,7 +12,7 @@ import pytest
 import torch
 from hed import random_arrays
 from torch import Tensor
-from updates import features_on, step, watched_step, without_norms
+from updates import features_on, moments, saved_and_gone_on, step, watched_step, without_norms
 
 from scfegan_ray.config import Config, ModelConfig
 from scfegan_ray.data.sketches import HedDetector
@@ -33,10 +33,8 @@ def wide(tiny: Config) -> Config:
 
 @pytest.fixture(autouse=True)
 def _full_float32() -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    set_tf32(convolutions=False, products=False)  # as a worker begins
-    yield
-    set_tf32(convolutions=before[0], products=before[1])
+    with tf32(convolutions=False, products=False):  # as a worker begins
+        yield
 
 
 @pytest.fixture
@@ -122,26 +120,12 @@ def test_backward_rounds_as_forward_does(what: str, allowed: bool) -> None:
 @pytest.mark.usefixtures("_repeatable")
 @pytest.mark.parametrize("returns", [False, True])
 def test_resumed_training_is_bit_identical(wide: Config, tmp_path: Path, returns: bool) -> None:
-    def trained_on(state: TrainingState, seeds: range) -> None:
-        for seed in seeds:
-            watched_step(state, wide, seed)
-
-    state = TrainingState.build(wide, "cuda")
+    state, loaded = saved_and_gone_on(wide, tmp_path, device="cuda", returns=returns)
     assert state.generator.bottleneck[0].weight.is_contiguous(memory_format=torch.channels_last)
-    trained_on(state, range(2))
-    checkpoint.write(checkpoint.capture(state, wide), tmp_path)
-    loaded = TrainingState.build(replace(wide, seed=99), "cuda")
-    if returns:  # as a rollback does: into a state that was trained
-        trained_on(loaded, range(9, 11))
-    checkpoint.load(loaded, tmp_path)
-    trained_on(state, range(2, 5))
-    trained_on(loaded, range(2, 5))
     assert loaded.weights_sha256() == state.weights_sha256()
-    for name in ("generator_optimizer", "discriminator_optimizer"):
-        for mine, theirs in zip(*(getattr(one, name).state.items() for one in (state, loaded)), strict=True):
-            for moment in ("exp_avg", "exp_avg_sq"):
-                assert torch.equal(mine[1][moment], theirs[1][moment])
-                assert theirs[1][moment].stride() == theirs[0].stride()
+    for (_, mine), (parameter, theirs) in zip(moments(state), moments(loaded), strict=True):
+        assert torch.equal(mine, theirs)
+        assert theirs.stride() == parameter.stride()
 
 
 def test_checkpoint_of_a_gpu_goes_on_on_a_cpu_and_back(wide: Config, tmp_path: Path) -> None:

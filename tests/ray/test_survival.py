@@ -7,9 +7,8 @@ import os
 import random
 import re
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,18 @@ import s3
 import servers
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
-from running import TINY_ARGUMENTS, descendants, kill, result_of, run, start
+from running import PATIENCE_SECONDS, TINY_ARGUMENTS, descendants, kill, positions, result_of, run, start, wait_for
 
 from scfegan_ray.data import faces
 from scfegan_ray.inference import FaceEditor
 
 pytestmark = pytest.mark.ray
 
-PATIENCE_SECONDS = 180.0
 LONG = (
     *TINY_ARGUMENTS,
     *("--train.images", "480", "--train.checkpoint-every-images", "120", "--train.checkpoint-every-seconds", "0.5"),
     *("--train.checkpoints-to-keep", "3", "--train.max-failures", "3", "--train.log-every-images", "40"),
 )
-
-
-def positions(folder: Path) -> list[int]:
-    """Return where there are checkpoints."""
-    return sorted(int(meta.parent.name[-10:]) for meta in folder.glob("checkpoint-*/meta.json"))
 
 
 def workers_of(process: int) -> list[int]:
@@ -63,14 +56,6 @@ def kill_everything(driver: int) -> None:
 
 def interrupt(driver: int) -> None:
     os.kill(driver, signal.SIGINT)
-
-
-def wait_for(what: Callable[[], object], process: subprocess.Popen[str], log: Path) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not what():
-        assert process.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < end, log.read_text()[-3000:]
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from updates import watched_step
+from updates import moments, saved_and_gone_on, watched_step
 
 from scfegan_ray.config import Config, ModelConfig
 from scfegan_ray.errors import CheckpointError, StorageError
@@ -55,25 +55,12 @@ def test_resumed_training_is_bit_identical(tiny: Config, saved: tuple[TrainingSt
 def test_layout_in_memory_survives_a_checkpoint(
     tiny: Config, tmp_path: Path, channels_last: bool, returns: bool
 ) -> None:
-    state = TrainingState.build(tiny, channels_last=channels_last)
+    state, loaded = saved_and_gone_on(tiny, tmp_path, channels_last=channels_last, returns=returns)
     assert state.generator.bottleneck[0].weight.is_contiguous(memory_format=torch.channels_last) == channels_last
-    for seed in range(2):
-        watched_step(state, tiny, seed)
-    checkpoint.write(checkpoint.capture(state, tiny), tmp_path)
-    loaded = TrainingState.build(replace(tiny, seed=99), channels_last=channels_last)
-    if returns:  # as a rollback does: into a state that was trained
-        for seed in range(9, 11):
-            watched_step(loaded, tiny, seed)
-    checkpoint.load(loaded, tmp_path)
-    for seed in range(2, 5):
-        watched_step(state, tiny, seed)
-        watched_step(loaded, tiny, seed)
     assert loaded.weights_sha256() == state.weights_sha256()
-    for name in ("generator_optimizer", "discriminator_optimizer"):
-        for mine, theirs in zip(*(getattr(one, name).state.items() for one in (state, loaded)), strict=True):
-            for moment in ("exp_avg", "exp_avg_sq"):
-                assert torch.equal(mine[1][moment], theirs[1][moment])
-                assert theirs[1][moment].stride() == theirs[0].stride()
+    for (_, mine), (parameter, theirs) in zip(moments(state), moments(loaded), strict=True):
+        assert torch.equal(mine, theirs)
+        assert theirs.stride() == parameter.stride()
 
 
 def test_checkpoint_of_version_0_1_is_loaded_and_trained_on() -> None:

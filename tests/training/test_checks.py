@@ -54,8 +54,16 @@ def test_name_of_a_run_that_is_no_folder(tiny: Config) -> None:
 
 
 def test_usable_names_pass(tiny: Config) -> None:
-    for name in ("scfegan-generator", "Face editor (2)", "gesichter_ü", "a.b@c", "50%"):
-        tracking.check_names(replace(tiny, tracking=replace(tiny.tracking, model_name=name, experiment=f"{name}/x'y")))
+    def complaint(name: str) -> str | None:
+        config = replace(tiny, tracking=replace(tiny.tracking, model_name=name, experiment=f"{name}/x'y"))
+        try:
+            tracking.check_names(config)
+        except ConfigError as error:
+            return str(error)
+        return None
+
+    names = ("scfegan-generator", "Face editor (2)", "gesichter_ü", "a.b@c", "50%")
+    assert {name: complaint(name) for name in names} == dict.fromkeys(names)
 
 
 def test_room_is_reckoned_from_real_checkpoints(tiny: Config) -> None:
