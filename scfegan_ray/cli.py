@@ -201,7 +201,8 @@ def ray_session(*, dashboard: bool = True) -> Iterator[None]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         try:
-            ray.init(log_to_driver=True, logging_level=logging.WARNING, **own)
+            with _own_process_groups():
+                ray.init(log_to_driver=True, logging_level=logging.WARNING, **own)
         except SystemExit:
             raise KeyboardInterrupt from None  # what Ray's own handler makes of SIGTERM
         except Exception as error:
@@ -214,6 +215,33 @@ def ray_session(*, dashboard: bool = True) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+_leads_a_group = False
+"""What is forked now makes a process group of its own."""
+
+
+@contextlib.contextmanager
+def _own_process_groups() -> Iterator[None]:
+    """Let programs that Ray starts within the context not share the process group of this one.
+
+    `timeout` and many a supervisor send SIGTERM to all of a group; Ray would end before its workers have written a
+    last checkpoint. What happens to this process alone is enough: Ray ends with it.
+    """
+    global _leads_a_group
+    _leads_a_group = True
+    try:
+        yield
+    finally:
+        _leads_a_group = False
+
+
+def _on_fork() -> None:
+    if _leads_a_group:
+        os.setpgrp()
+
+
+os.register_at_fork(after_in_child=_on_fork)
 
 
 def _settle(arguments: ArgumentsT, *, is_own: bool) -> ArgumentsT:

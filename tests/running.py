@@ -110,6 +110,15 @@ def descendants(process: int) -> list[int]:
     return [process, *(one for child in children.stdout.split() for one in descendants(int(child)))]
 
 
+def terminate_group(process: int) -> None:
+    """Send SIGTERM as `timeout` does: to a process and to what it has started that shares its process group."""
+    group = os.getpgid(process)
+    for one in descendants(process):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(one) == group:
+                os.kill(one, signal.SIGTERM)
+
+
 def kill(processes: list[int]) -> None:
     """Kill processes, some of which may have ended."""
     for process in processes:

@@ -18,7 +18,18 @@ import s3
 import servers
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
-from running import PATIENCE_SECONDS, TINY_ARGUMENTS, descendants, kill, positions, result_of, run, start, wait_for
+from running import (
+    PATIENCE_SECONDS,
+    TINY_ARGUMENTS,
+    descendants,
+    kill,
+    positions,
+    result_of,
+    run,
+    start,
+    terminate_group,
+    wait_for,
+)
 
 from scfegan_ray.data import faces
 from scfegan_ray.inference import FaceEditor
@@ -54,10 +65,6 @@ def kill_everything(driver: int) -> None:
     kill(descendants(driver))
 
 
-def interrupt(driver: int) -> None:
-    os.kill(driver, signal.SIGINT)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return the result of a run of two workers that nobody harmed."""
@@ -76,7 +83,7 @@ def cluster(ray_folder: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluste
 def test_killed_training_ends_bit_identical(undisturbed: dict[str, Any], tmp_path: Path) -> None:
     checkpoints, log = tmp_path / "runs" / "killed" / "checkpoints", tmp_path / "killed.log"
     seen = []
-    for harm in (kill_a_worker, kill_everything, interrupt):
+    for harm in (kill_a_worker, kill_everything, terminate_group):
         before = max(positions(checkpoints), default=0)
         process = start("train", *LONG, "--run-name", "killed", cwd=tmp_path, log=log)
         with process:
@@ -91,7 +98,7 @@ def test_killed_training_ends_bit_identical(undisturbed: dict[str, Any], tmp_pat
             process.communicate(timeout=PATIENCE_SECONDS)
         seen.append(positions(checkpoints)[-1])
     assert process.returncode == 130, log.read_text()[-3000:]
-    assert "interrupted; run the same command again to go on" in log.read_text()
+    assert log.read_text().endswith("error: interrupted; run the same command again to go on\n")
     last = run("train", *LONG, "--run-name", "killed", cwd=tmp_path)
     found = result_of(last)
 
