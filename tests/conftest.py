@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,13 @@ from scfegan_ray.config import Config, StorageConfig
 from scfegan_ray.models import editing
 from scfegan_ray.models.generator import Generator
 from scfegan_ray.training.state import digest_of
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heeds_ctrl_c() -> None:
+    """Heed Ctrl-C even in the background of a shell, which has it ignored: jobs inherit that, and heed it so."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -37,9 +37,6 @@ def start(
     log: Path | None = None,
     python: str = sys.executable,
 ) -> subprocess.Popen[str]:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # Tests in the background of a shell ignore Ctrl-C; the jobs they start would inherit that.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.ExitStack() as files:
         # A pipe that nobody reads would hold up a job that has much to say.
         stderr = files.enter_context(log.open("a")) if log else subprocess.PIPE

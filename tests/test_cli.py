@@ -130,6 +130,19 @@ def test_sigterm_acts_like_ctrl_c(number: signal.Signals, capsys: pytest.Capture
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_signal_that_was_ignored_stays_so() -> None:
+    def job(arguments: cli.Arguments) -> dict[str, Any]:
+        signal.raise_signal(signal.SIGINT)
+        return {}
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for the background of a shell, or by nohup
+    try:
+        assert cli.run_job("", cli.Arguments, job, []) == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("error", [ImportError("cannot import half a module"), DataError("no such thing")])
 def test_an_interruption_that_became_another_error_is_one(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     def job(arguments: cli.Arguments) -> dict[str, Any]:

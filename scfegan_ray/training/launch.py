@@ -294,7 +294,7 @@ def _fit(config: Config, settings: dict[str, Any], callbacks: Sequence[UserCallb
                 worker_runtime_env={"env_vars": KEEP_MEMORY},
             ),
         )
-        result = _interruptible(trainer.fit, lambda: stop.set.remote(), lock.check)
+        result = interruptible(trainer.fit, lambda: stop.set.remote(), lock.check)
     return Outcome(**result.return_value)
 
 
@@ -311,10 +311,16 @@ class _StopFlag:
         return self._is_set
 
 
-def _interruptible(work: Callable[[], ResultT], stop: Callable[[], object], check: Callable[[], object]) -> ResultT:
+def interruptible(work: Callable[[], ResultT], stop: Callable[[], object], check: Callable[[], object]) -> ResultT:
     """Do long work; the first Ctrl-C or SIGTERM asks it to stop, the second one is a KeyboardInterrupt.
 
-    Ray Train would abort its workers at the first one, but only where it runs on the main thread.
+    What this process was started to ignore it goes on to ignore. Ray Train would abort its workers at the first one,
+    but only where it runs on the main thread.
+
+    Args:
+        work: is done on another thread.
+        stop: asks it to come to an end.
+        check: is called about twice a second; what it raises ends the wait.
     """
     if threading.current_thread() is not threading.main_thread():
         return work()  # a trial of a search, which Tune ends in its own way
@@ -336,7 +342,11 @@ def _interruptible(work: Callable[[], ResultT], stop: Callable[[], object], chec
         logger.warning("stopping after a last checkpoint; interrupt once more to stop without one")
         stop()
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, on_signal)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         threading.Thread(target=run, name="train", daemon=True).start()
         while not done.done():
