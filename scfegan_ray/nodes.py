@@ -103,6 +103,11 @@ def able(resources: Mapping[str, float]) -> list[str]:
     ]
 
 
+def this_node() -> NodeAffinitySchedulingStrategy:
+    """Return how to schedule what is to live and die with the driver, and with no other node."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def ask(question: Callable[[], ResultT], nodes: list[str]) -> list[ResultT]:
     """Ask each of some nodes, in a task that takes no resources: it sees its node's GPUs without waiting for them.
 

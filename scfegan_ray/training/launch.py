@@ -11,7 +11,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,6 +19,9 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray import ObjectRef
+from ray.actor import ActorHandle
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.callback import UserCallback
 
 from scfegan_ray import config as configuration
@@ -274,86 +276,165 @@ def lasting(
 
 def _fit(config: Config, settings: dict[str, Any], callbacks: Sequence[UserCallback], lock: locks.Lock) -> Outcome:
     """Run the workers to their end; where the user interrupts, let them write a checkpoint first."""
-    stop = ray.remote(num_cpus=0)(_StopFlag).remote()
+    wish = _Wish()
+
+    def check() -> None:
+        lock.check()
+        wish.check()
+
     train = config.train
+    fewest = train.min_workers or train.num_workers
     with tempfile.TemporaryDirectory(prefix="scfegan-ray-", ignore_cleanup_errors=True) as scratch:
-        trainer = ray.train.torch.TorchTrainer(
+        trainer = _Trainer(
             train_worker,
-            train_loop_config=settings | {"stop": stop},
+            train_loop_config=settings | {"stop": wish.flag},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=(train.min_workers, train.num_workers) if train.min_workers else train.num_workers,
+                # A range is waited for without a word, even one of a single number; for a number alone Ray Train
+                # reports a failed start each minute.
+                num_workers=(fewest, train.num_workers)
+                if train.min_workers or train.wait_for_nodes
+                else train.num_workers,
                 use_gpu=train.use_gpu,
                 resources_per_worker=_resources(config),
             ),
             run_config=ray.train.RunConfig(
                 name=config.run_name,
                 storage_path=scratch,  # for Ray's own notes, which nobody needs afterwards
-                failure_config=ray.train.FailureConfig(max_failures=train.max_failures, controller_failure_limit=3),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=train.max_failures,
+                    # Also of starts, which fail after a minute where what the cluster has is in use.
+                    controller_failure_limit=-1 if train.wait_for_nodes else 3,
+                ),
                 callbacks=list(callbacks),
                 logging_config=ray.train.LoggingConfig(log_level="WARNING"),
                 worker_runtime_env={"env_vars": KEEP_MEMORY},
             ),
         )
-        result = interruptible(trainer.fit, lambda: stop.set.remote(), lock.check)
+        try:
+            result = interruptible(trainer.fit, wish.tell, check)
+        except ray.train.ControllerError as error:
+            if isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+                raise ConfigError(
+                    f"no {fewest} workers could be started: the cluster has what they need, but something else uses "
+                    "it; wait until it has ended, or give --train.wait-for-nodes"
+                ) from error
+            raise
     return Outcome(**result.return_value)
 
 
+class _Wish:
+    """The user's wish to end training, which workers ask for; where none is left to heed it, training ends at once."""
+
+    def __init__(self) -> None:
+        # Beside the driver: a node that is lost takes neither it nor the wish along.
+        self.flag = ray.remote(num_cpus=0)(_StopFlag).options(scheduling_strategy=nodes.this_node()).remote()
+        self._told: ObjectRef | None = None
+        self._alive: ObjectRef | None = None
+
+    def tell(self) -> None:
+        """Ask the workers to write a last checkpoint and to end."""
+        self._told = self.flag.set.remote()
+
+    def check(self) -> None:
+        """Look, without waiting, whether a worker is there that will do so.
+
+        Raises:
+            KeyboardInterrupt: none is: it has not started, or is lost.
+        """
+        if self._told is None or not ray.wait([self._told], timeout=0)[0]:
+            return
+        writer = ray.get(self._told)
+        try:
+            if writer is not None and self._alive is None:
+                self._alive = writer.__ray_ready__.remote()
+            elif writer is not None and ray.wait([self._alive], timeout=0)[0]:
+                ray.get(self._alive)
+                self._alive = None
+        except ray.exceptions.RayError:
+            writer = None
+        if writer is None:
+            logger.warning("no worker is at work that could write one")
+            raise KeyboardInterrupt
+
+
 class _StopFlag:
-    """Carries the user's wish to end from the driver to the workers."""
+    """Carries the user's wish to end from the driver to the worker that writes checkpoints."""
 
     def __init__(self) -> None:
         self._is_set = False
+        self._writer: ActorHandle | None = None
 
-    def set(self) -> None:
+    def join(self, writer: ActorHandle) -> None:
+        """Note the worker that will ask from now on."""
+        self._writer = writer
+
+    def set(self) -> ActorHandle | None:
+        """Set it; return the worker that joined last."""
         self._is_set = True
+        return self._writer
 
     def is_set(self) -> bool:
+        """Tell whether training is to end."""
         return self._is_set
 
 
-def interruptible(work: Callable[[], ResultT], stop: Callable[[], object], check: Callable[[], object]) -> ResultT:
-    """Do long work; the first Ctrl-C or SIGTERM asks it to stop, the second one is a KeyboardInterrupt.
+class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
+    """Leaves Ctrl-C to `interruptible`; by itself Ray Train aborts its workers at the first one."""
 
-    What this process was started to ignore it goes on to ignore. Ray Train would abort its workers at the first one,
-    but only where it runs on the main thread.
+    def _register_sigint_handler(self, controller: ActorHandle) -> None:
+        """Register none."""
+
+
+def interruptible(work: Callable[[], ResultT], stop: Callable[[], object], check: Callable[[], object]) -> ResultT:
+    """Do long work; the first Ctrl-C or SIGTERM asks it to stop, the second one is a KeyboardInterrupt within it.
+
+    What this process was started to ignore it goes on to ignore.
 
     Args:
-        work: is done on another thread.
+        work: is done on this thread, as Ray does not survive the end of a process in which another one waits for it.
         stop: asks it to come to an end.
-        check: is called about twice a second; what it raises ends the wait.
+        check: is called about twice a second, on another thread; what it raises is raised within the work.
     """
-    if threading.current_thread() is not threading.main_thread():
+    here = threading.get_ident()
+    if here != threading.main_thread().ident:
         return work()  # a trial of a search, which Tune ends in its own way
-    done: Future[ResultT] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:
-            done.set_exception(error)
-
-    asked = False
+    over, failures, asked = threading.Event(), list[BaseException](), False
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_signal(number: int, frame: object) -> None:
         nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
+        if over.is_set():
+            return
+        if not failures and before[signal.Signals(number)] is signal.SIG_IGN:
+            return
+        if asked or failures:
+            raise KeyboardInterrupt  # nothing else ends a wait for Ray
         asked = True
         logger.warning("stopping after a last checkpoint; interrupt once more to stop without one")
         stop()
 
-    before = {
-        number: signal.signal(number, on_signal)
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
+    def watch() -> None:
+        while not over.wait(0.5):
+            try:
+                check()
+            except BaseException as error:
+                failures.append(error)
+                signal.pthread_kill(here, signal.SIGTERM)
+                return
+
+    watcher = threading.Thread(target=watch, name="check", daemon=True)
+    watcher.start()
     try:
-        threading.Thread(target=run, name="train", daemon=True).start()
-        while not done.done():
-            wait([done], timeout=0.5)  # a wait without an end would keep signals from being handled
-            check()  # what it raises ends the work, too: Ray's workers end with this process's session
-        return done.result()
+        for number in before:
+            signal.signal(number, on_signal)
+        return work()
+    except KeyboardInterrupt:
+        if failures:
+            raise failures[0] from None
+        raise
     finally:
+        over.set()
+        watcher.join()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -370,15 +451,18 @@ def check_resources(config: Config) -> None:
             node that has one to give.
     """
     there, needs = ray.cluster_resources(), _resources(config)
+    fewest = config.train.min_workers or config.train.num_workers
     for name, each in needs.items():
-        fewest = config.train.min_workers or config.train.num_workers
         needed = each * fewest
-        if needed > there.get(name, 0.0) and not config.train.wait_for_nodes:
+        if needed <= there.get(name, 0.0):
+            continue
+        lack = f"{fewest} workers need {needed:g} {name}, the cluster has {there.get(name, 0.0):g}"
+        if not config.train.wait_for_nodes:
             raise ConfigError(
-                f"{fewest} workers need {needed:g} {name}, the cluster has {there.get(name, 0.0):g}; "
-                "lower --train.num-workers or --train.cpus-per-worker, or give --train.wait-for-nodes where the "
-                "cluster grows by itself"
+                f"{lack}; lower --train.num-workers or --train.cpus-per-worker, or give --train.wait-for-nodes where "
+                "the cluster grows by itself"
             )
+        logger.info("%s; they will wait for more nodes", lack)
     if config.train.use_gpu:
         question = functools.partial(check_available, torch.device("cuda"), "give --train.no-use-gpu")
         nodes.ask(question, nodes.able(needs))
@@ -430,8 +514,10 @@ def check_logins(config: Config) -> None:
         StorageError: the nodes of a cluster that was joined lack what the environment holds here.
     """
     here = places.logins(tracking.tracking_uri(config))
-    there = ray.get(ray.remote(num_cpus=0)(places.present).remote(here)) if here else []
-    missing = [name for name in here if name not in there]
+    # Where no node takes a worker yet, those that are there stand for those to come.
+    asked = nodes.able(_resources(config)) or nodes.able({})
+    answers = nodes.ask(functools.partial(places.present, here), asked) if here else []
+    missing = [name for name in here if any(name not in present for present in answers)]
     if missing:
         raise StorageError(
             f"the cluster's nodes have no {' and '.join(missing)}, with which this machine logs in to MLflow; set it "

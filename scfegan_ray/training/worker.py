@@ -105,8 +105,8 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
     Args:
         settings: config: `Config.to_dict()`, its precision settled for all workers; dataset: URI of the prepared data;
             checkpoints: URI of the run's `CheckpointStore`; tracking_uri, run_id: the MLflow run that rank 0 writes to;
-            features: which VGG weights, settled for all workers; stop: actor whose `is_set` tells that training is to
-            end, or None; report: whether metrics of held-back images go to Ray Train, too.
+            features: which VGG weights, settled for all workers; stop: actor that rank 0 joins, and whose `is_set`
+            tells that training is to end, or None; report: whether metrics of held-back images go to Ray Train, too.
 
     Returns:
         `Outcome` as a dict; only rank 0's is read.
@@ -168,7 +168,7 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
     tracker.tags({"features": features.description, "precision": name_of(precision), "tf32": config.train.tf32})
     judge = _Judge(config, dataset, features, device, tracker) if rank == 0 and dataset.info.num_test else None
     writer = CheckpointWriter(store, config.train.checkpoints_to_keep, retry_seconds)
-    stop = _StopRequest(settings["stop"])
+    stop = _StopRequest(settings["stop"] if rank == 0 else None)
     interval = _Interval()
     saved_at, saved_seconds = state.images_seen, time.monotonic()
 
@@ -384,6 +384,8 @@ class _StopRequest:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
+        if actor is not None:
+            actor.join.remote(ray.get_runtime_context().current_actor)
         self._answer: Any = None
         self._asked_at = time.monotonic()
         self._is_set = False
@@ -397,7 +399,7 @@ class _StopRequest:
             if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
                 self._is_set, self._answer = self._is_set or ray.get(self._answer), None
         except ray.exceptions.RayError as error:
-            # With the node it lived on; training can do without.
+            # Its process is gone; training can do without.
             logger.warning("an interrupt will no longer wait for a last checkpoint: %s", error)
             self._actor = self._answer = None
         return self._is_set

@@ -73,9 +73,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture
 def cluster(ray_folder: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Return a cluster whose head has one CPU."""
+    """Return a cluster whose head has one CPU, and soon notices that a node is gone.
+
+    Else Ray Train asks the lost node for workers once more, and waits a minute for them.
+    """
     monkeypatch.setenv("RAY_TMPDIR", ray_folder)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": soon})
     yield cluster
     cluster.shutdown()
 
@@ -138,6 +142,7 @@ def test_lost_node_leaves_one_worker_the_same_batches(
     assert process.returncode == 0, log.read_text()[-3000:]
     found = json.loads(out)
     assert found["images_seen"] == 200
+    assert "an interrupt will no longer wait" not in log.read_text(), "the driver's wish lives beside the driver"
 
     # The same images, holes and noise give the same losses, up to rounding that grows from update to update.
     resumed_at = int(re.findall(r"resuming at (\d+) images", log.read_text())[-1])
