@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from scfegan_ray.config import Config
+from scfegan_ray.config import Config, flatten
 from scfegan_ray.errors import ConfigError, ScFeganError
 from scfegan_ray.presets import PRESETS, preset
 
@@ -96,15 +96,20 @@ def _run(
     description: str, kind: type[ArgumentsT], job: Callable[[ArgumentsT], dict[str, Any]], argv: Sequence[str] | None
 ) -> int:
     try:
-        arguments = _settle(parse(description, kind, sys.argv[1:] if argv is None else argv), is_own=argv is None)
+        try:
+            arguments = parse(description, kind, sys.argv[1:] if argv is None else argv)
+        except BrokenPipeError:
+            raise SystemExit(0) from None  # in the midst of --help
+        arguments = _settle(arguments, is_own=argv is None)
         if arguments.dry_run:
-            print(json.dumps(arguments.config.to_dict(), indent=2))
+            _write(json.dumps(arguments.config.to_dict(), indent=2) + "\n")
             return 0
         with contextlib.redirect_stdout(sys.stderr):
             _set_up_log()
             _set_up_environment()
             result = job(arguments)
     except SystemExit as stop:
+        _write("")
         return stop.code if isinstance(stop.code, int) else 2
     except ScFeganError as error:
         from scfegan_ray import storage
@@ -114,8 +119,17 @@ def _run(
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
         return _INTERRUPTED_CODE
-    print(json.dumps(result), flush=True)
+    _write(json.dumps(result) + "\n")
     return 0
+
+
+def _write(text: str) -> None:
+    """Write to stdout at once; whoever reads it may have gone, as `head` goes when it has seen enough."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
 
 
 class _Interruptions:
@@ -154,8 +168,9 @@ def parse(description: str, kind: type[ArgumentsT], argv: Sequence[str]) -> Argu
     """
     description = f"{description}\n\nPresets: {', '.join(PRESETS)}."
 
-    switches = [f.name.replace("_", "-") for f in fields(kind) if f.default is False]
-    name = _find_preset(argv, switches)
+    own = [f.name for f in fields(kind) if f.default is False]
+    settings = [name for name, value in flatten(Config().to_dict()).items() if isinstance(value, bool)]
+    name = _find_preset(argv, [*own, *settings])
     arguments = tyro.cli(kind, default=kind(config=preset(name)), args=list(argv), description=description)
     if arguments.preset != name:
         raise ConfigError(f"cannot tell which argument is the preset; put {arguments.preset} first")
@@ -163,14 +178,22 @@ def parse(description: str, kind: type[ArgumentsT], argv: Sequence[str]) -> Argu
 
 
 def _find_preset(argv: Sequence[str], switches: Sequence[str]) -> str:
-    """Return the positional argument, which may stand anywhere among the flags and decides the flags' defaults."""
-    without_value = {"-h", "--help"} | {f"--{start}{name}" for name in switches for start in ("", "no-")}
+    """Return the positional argument, which may stand anywhere among the flags and decides the flags' defaults.
+
+    Args:
+        argv: the command line.
+        switches: dotted names of the flags that take no value.
+    """
+    without_value = {"h", "help"}
+    for switch in switches:
+        block, dot, last = switch.rpartition(".")
+        without_value |= {switch, f"{block}{dot}no_{last}"}
     is_value = False
     for token in argv:
         if is_value:
             is_value = False
         elif token.startswith("-"):
-            is_value = "=" not in token and token not in without_value
+            is_value = "=" not in token and token.lstrip("-").replace("-", "_") not in without_value
         elif not _NUMBER.fullmatch(token):  # a number is a further value of a flag that takes several
             return token
     return DEFAULT_PRESET

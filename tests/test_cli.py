@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +17,11 @@ from typing import Any
 
 import grpc
 import pytest
+from running import ROOT
 from servers import free_port
 
 from scfegan_ray import cli
+from scfegan_ray.config import flatten
 from scfegan_ray.errors import ConfigError, DataError
 from scfegan_ray.presets import preset
 
@@ -30,6 +35,9 @@ from scfegan_ray.presets import preset
         (["--data.eyes", "0.3", "0.5", ".7", "5e-1", "small_256"], "small_256"),
         (["--model.dilations", "2", "4", "--run-name", "quickstart", "small_256"], "small_256"),
         (["paper_512", "--seed=3"], "paper_512"),
+        (["--train.wait-for-nodes", "--run-name", "x", "small_256"], "small_256"),
+        (["--train.no-use-gpu", "small_256"], "small_256"),
+        (["--train.no_use_gpu", "--seed", "1", "small_256"], "small_256"),
     ],
 )
 def test_preset_is_found(argv: list[str], name: str) -> None:
@@ -44,9 +52,30 @@ class Extended(cli.Arguments):
     say: str | None = None
 
 
+@pytest.mark.parametrize(
+    "name", [name for name, value in flatten(preset("paper_512").to_dict()).items() if isinstance(value, bool)]
+)
+def test_every_switch_may_stand_before_another_flag(name: str) -> None:
+    block, _, last = name.replace("_", "-").rpartition(".")
+    for switch, value in ((f"--{block}.{last}", True), (f"--{block}.no-{last}", False)):
+        config = cli.parse("", cli.Arguments, [switch, "--run-name", "x", "--seed", "3"]).config
+        assert flatten(config.to_dict())[name] is value
+        assert (config.run_name, config.seed) == ("x", 3)
+
+
 def test_job_may_add_flags() -> None:
     found = cli.parse("", Extended, ["--shout", "small_256", "--say", "hello", "--seed", "2"])
     assert (found.shout, found.say, found.preset, found.config.seed) == (True, "hello", "small_256", 2)
+
+
+@pytest.mark.parametrize("flag", ["--help", "--dry-run"])
+def test_reader_may_go_before_the_end(flag: str) -> None:
+    command = [sys.executable, str(ROOT / "jobs" / "train.py"), flag]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_override_changes_only_what_it_names() -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,13 +74,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture
 def cluster(ray_folder: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Return a cluster whose head has one CPU, and soon notices that a node is gone.
-
-    Else Ray Train asks the lost node for workers once more, and waits a minute for them.
-    """
+    """Return a cluster whose head has one CPU."""
     monkeypatch.setenv("RAY_TMPDIR", ray_folder)
-    soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": soon})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     yield cluster
     cluster.shutdown()
 
@@ -129,7 +126,8 @@ def test_lost_node_leaves_one_worker_the_same_batches(
         *LONG,
         *("--train.images", "200", "--train.cpus-per-worker", "1", "--train.min-workers", "1", "--run-name", "fewer"),
         cwd=tmp_path,
-        environment={"RAY_ADDRESS": cluster.address},
+        # For up to 20 s Ray Train asks for the node that is gone; each time it waits so long for its workers.
+        environment={"RAY_ADDRESS": cluster.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"},
         log=log,
     )
     with process:
@@ -153,6 +151,43 @@ def test_lost_node_leaves_one_worker_the_same_batches(
     for step in later:
         assert fewer[step] == pytest.approx(expected[step], rel=2e-2)
         assert expected[step] != pytest.approx(expected[step - 40], rel=5e-2), "the next loss would not pass for it"
+
+
+def test_run_waits_for_nodes_and_ends_at_once_where_nobody_trains(cluster: Cluster, tmp_path: Path) -> None:
+    log = tmp_path / "waits.log"
+
+    def begin(already: int) -> subprocess.Popen[str]:
+        process = start(
+            "train",
+            *TINY_ARGUMENTS,
+            *("--train.images", "1000000", "--train.cpus-per-worker", "1", "--train.wait-for-nodes"),
+            *("--run-name", "waits"),
+            cwd=tmp_path,
+            environment={"RAY_ADDRESS": cluster.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1"},
+            log=log,
+        )
+        wait_for(lambda: log.read_text().count("run waits, MLflow run") > already, process, log)
+        return process
+
+    with begin(0) as process:
+        time.sleep(8.0)  # Ray Train would have tried four times, a second each
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    text = log.read_text()
+    assert process.returncode == 130, text[-3000:]
+    assert "2 workers need 2 CPU, the cluster has 1; they will wait for more nodes" in text
+    assert "no worker is at work" in text and "Traceback" not in text
+
+    with begin(1) as process:
+        cluster.add_node(num_cpus=1)
+        wait_for(lambda: max(positions(tmp_path / "runs" / "waits" / "checkpoints"), default=0) > 0, process, log)
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: log.read_text().count("stopping after a last checkpoint") > 1, process, log)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130, log.read_text()[-3000:]
+    assert log.read_text().endswith("error: interrupted; run the same command again to go on\n")
 
 
 def test_servers_may_go_away_for_a_while(tmp_path: Path) -> None:
