@@ -92,7 +92,9 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen[str], log: Pa
     end = time.monotonic() + PATIENCE_SECONDS
     while not what():
         assert process.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < end, log.read_text()[-3000:]
+        if time.monotonic() > end:
+            process.kill()
+            raise AssertionError(log.read_text()[-3000:])
         time.sleep(0.05)
 
 

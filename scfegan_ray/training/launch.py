@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import signal
 import tempfile
 import threading
@@ -283,17 +284,16 @@ def _fit(config: Config, settings: dict[str, Any], callbacks: Sequence[UserCallb
         wish.check()
 
     train = config.train
-    fewest = train.min_workers or train.num_workers
+    if train.wait_for_nodes and not train.min_workers:
+        # Else Ray Train reports a failed start, at length, each minute. With a range of numbers it waits quietly, but
+        # may ask for a node that was lost, and has to think again.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(24 * 3600))
     with tempfile.TemporaryDirectory(prefix="scfegan-ray-", ignore_cleanup_errors=True) as scratch:
         trainer = _Trainer(
             train_worker,
             train_loop_config=settings | {"stop": wish.flag},
             scaling_config=ray.train.ScalingConfig(
-                # A range is waited for without a word, even one of a single number; for a number alone Ray Train
-                # reports a failed start each minute.
-                num_workers=(fewest, train.num_workers)
-                if train.min_workers or train.wait_for_nodes
-                else train.num_workers,
+                num_workers=(train.min_workers, train.num_workers) if train.min_workers else train.num_workers,
                 use_gpu=train.use_gpu,
                 resources_per_worker=_resources(config),
             ),
@@ -302,7 +302,7 @@ def _fit(config: Config, settings: dict[str, Any], callbacks: Sequence[UserCallb
                 storage_path=scratch,  # for Ray's own notes, which nobody needs afterwards
                 failure_config=ray.train.FailureConfig(
                     max_failures=train.max_failures,
-                    # Also of starts, which fail after a minute where what the cluster has is in use.
+                    # Of starts, which fail after a while where the cluster lacks what they need, or it is in use.
                     controller_failure_limit=-1 if train.wait_for_nodes else 3,
                 ),
                 callbacks=list(callbacks),
@@ -314,6 +314,7 @@ def _fit(config: Config, settings: dict[str, Any], callbacks: Sequence[UserCallb
             result = interruptible(trainer.fit, wish.tell, check)
         except ray.train.ControllerError as error:
             if isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+                fewest = train.min_workers or train.num_workers
                 raise ConfigError(
                     f"no {fewest} workers could be started: the cluster has what they need, but something else uses "
                     "it; wait until it has ended, or give --train.wait-for-nodes"
