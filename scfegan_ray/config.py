@@ -395,7 +395,8 @@ class TrainConfig:
     memory traffic is the limit, as on GPUs; on CPUs, where convolutions are most of the work, it made an update
     at 64 px a tenth slower."""
     wait_for_nodes: bool = False
-    """Let the workers wait for nodes that an autoscaling cluster will add, instead of refusing to start."""
+    """Let the workers wait for nodes that an autoscaling cluster will add, or for what others use, as long as it takes,
+    instead of refusing to start."""
     threads_per_worker: int = 0
     """torch threads per worker; 0 shares the machine's cores among its workers."""
     loader_threads: int = 2
