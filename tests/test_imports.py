@@ -14,6 +14,7 @@ WITH_RAY = {
     "training.benchmark",
     "training.worker",
     "training.launch",
+    "training.stopping",
     "tuning",
 }
 WITH_MLFLOW = {

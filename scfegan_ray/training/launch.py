@@ -7,9 +7,7 @@ import functools
 import json
 import logging
 import os
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +18,6 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.callback import UserCallback
@@ -33,7 +30,7 @@ from scfegan_ray.data import examples, pipeline, prepared, shards
 from scfegan_ray.errors import ConfigError, DataError, StorageError, deliberate_cause
 from scfegan_ray.models.features import settle_features
 from scfegan_ray.precision import check_available, has_bfloat16
-from scfegan_ray.training import checkpoint, checks
+from scfegan_ray.training import checkpoint, checks, stopping
 from scfegan_ray.training.store import CheckpointStore
 from scfegan_ray.training.worker import Outcome, train_worker
 
@@ -277,7 +274,7 @@ def lasting(
 
 def _fit(config: Config, settings: dict[str, Any], callbacks: Sequence[UserCallback], lock: locks.Lock) -> Outcome:
     """Run the workers to their end; where the user interrupts, let them write a checkpoint first."""
-    wish = _Wish()
+    wish = stopping.Wish()
 
     def check() -> None:
         lock.check()
@@ -311,7 +308,7 @@ def _fit(config: Config, settings: dict[str, Any], callbacks: Sequence[UserCallb
             ),
         )
         try:
-            result = interruptible(trainer.fit, wish.tell, check)
+            result = stopping.interruptible(trainer.fit, wish.tell, check)
         except ray.train.ControllerError as error:
             if isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
                 fewest = train.min_workers or train.num_workers
@@ -323,121 +320,11 @@ def _fit(config: Config, settings: dict[str, Any], callbacks: Sequence[UserCallb
     return Outcome(**result.return_value)
 
 
-class _Wish:
-    """The user's wish to end training, which workers ask for; where none is left to heed it, training ends at once."""
-
-    def __init__(self) -> None:
-        # Beside the driver: a node that is lost takes neither it nor the wish along.
-        self.flag = ray.remote(num_cpus=0)(_StopFlag).options(scheduling_strategy=nodes.this_node()).remote()
-        self._told: ObjectRef | None = None
-        self._alive: ObjectRef | None = None
-
-    def tell(self) -> None:
-        """Ask the workers to write a last checkpoint and to end."""
-        self._told = self.flag.set.remote()
-
-    def check(self) -> None:
-        """Look, without waiting, whether a worker is there that will do so.
-
-        Raises:
-            KeyboardInterrupt: none is: it has not started, or is lost.
-        """
-        if self._told is None or not ray.wait([self._told], timeout=0)[0]:
-            return
-        writer = ray.get(self._told)
-        try:
-            if writer is not None and self._alive is None:
-                self._alive = writer.__ray_ready__.remote()
-            elif writer is not None and ray.wait([self._alive], timeout=0)[0]:
-                ray.get(self._alive)
-                self._alive = None
-        except ray.exceptions.RayError:
-            writer = None
-        if writer is None:
-            logger.warning("no worker is at work that could write one")
-            raise KeyboardInterrupt
-
-
-class _StopFlag:
-    """Carries the user's wish to end from the driver to the worker that writes checkpoints."""
-
-    def __init__(self) -> None:
-        self._is_set = False
-        self._writer: ActorHandle | None = None
-
-    def join(self, writer: ActorHandle) -> None:
-        """Note the worker that will ask from now on."""
-        self._writer = writer
-
-    def set(self) -> ActorHandle | None:
-        """Set it; return the worker that joined last."""
-        self._is_set = True
-        return self._writer
-
-    def is_set(self) -> bool:
-        """Tell whether training is to end."""
-        return self._is_set
-
-
 class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
-    """Leaves Ctrl-C to `interruptible`; by itself Ray Train aborts its workers at the first one."""
+    """Leaves Ctrl-C to `stopping.interruptible`; by itself Ray Train aborts its workers at the first one."""
 
     def _register_sigint_handler(self, controller: ActorHandle) -> None:
         """Register none."""
-
-
-def interruptible(work: Callable[[], ResultT], stop: Callable[[], object], check: Callable[[], object]) -> ResultT:
-    """Do long work; the first Ctrl-C or SIGTERM asks it to stop, the second one is a KeyboardInterrupt within it.
-
-    What this process was started to ignore it goes on to ignore.
-
-    Args:
-        work: is done on this thread, as Ray does not survive the end of a process in which another one waits for it.
-        stop: asks it to come to an end.
-        check: is called about twice a second, on another thread; what it raises is raised within the work.
-    """
-    here = threading.get_ident()
-    if here != threading.main_thread().ident:
-        return work()  # a trial of a search, which Tune ends in its own way
-    over, failures, asked = threading.Event(), list[BaseException](), False
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def on_signal(number: int, frame: object) -> None:
-        nonlocal asked
-        if over.is_set():
-            return
-        if not failures and before[signal.Signals(number)] is signal.SIG_IGN:
-            return
-        if asked or failures:
-            raise KeyboardInterrupt  # nothing else ends a wait for Ray
-        asked = True
-        logger.warning("stopping after a last checkpoint; interrupt once more to stop without one")
-        stop()
-
-    def watch() -> None:
-        while not over.wait(0.5):
-            try:
-                check()
-            except BaseException as error:
-                failures.append(error)
-                signal.pthread_kill(here, signal.SIGTERM)
-                return
-
-    watcher = threading.Thread(target=watch, name="check", daemon=True)
-    watcher.start()
-    try:
-        for number in before:
-            signal.signal(number, on_signal)
-        return work()
-    except KeyboardInterrupt:
-        if failures:
-            raise failures[0] from None
-        raise
-    finally:
-        over.set()
-        watcher.join()
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _resources(config: Config) -> dict[str, float]:

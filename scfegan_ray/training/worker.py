@@ -33,6 +33,7 @@ from scfegan_ray.tracking import Tracker, open_tracker
 from scfegan_ray.training import checkpoint
 from scfegan_ray.training.state import TrainingState
 from scfegan_ray.training.step import Part, train_step
+from scfegan_ray.training.stopping import StopRequest
 from scfegan_ray.training.store import CheckpointStore, CheckpointWriter
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,6 @@ GRID_SIDE_PX = 128
 
 _GO_ON, _STOP, _FAIL = 0.0, 1.0, 2.0
 """What rank 0 wants of all ranks."""
-_ASK_EVERY_SECONDS = 1.0
 _SETTLING_UPDATES = 3
 """Updates that do not count for the speed: libraries choose their ways in them."""
 
@@ -168,7 +168,7 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
     tracker.tags({"features": features.description, "precision": name_of(precision), "tf32": config.train.tf32})
     judge = _Judge(config, dataset, features, device, tracker) if rank == 0 and dataset.info.num_test else None
     writer = CheckpointWriter(store, config.train.checkpoints_to_keep, retry_seconds)
-    stop = _StopRequest(settings["stop"] if rank == 0 else None)
+    stop = StopRequest(settings["stop"] if rank == 0 else None)
     interval = _Interval()
     saved_at, saved_seconds = state.images_seen, time.monotonic()
 
@@ -379,32 +379,6 @@ class _Interval:
         return found
 
 
-class _StopRequest:
-    """Knows whether the driver wants training to end, without ever waiting for it."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-        if actor is not None:
-            actor.join.remote(ray.get_runtime_context().current_actor)
-        self._answer: Any = None
-        self._asked_at = time.monotonic()
-        self._is_set = False
-
-    def is_set(self) -> bool:
-        """Tell what is known by now."""
-        now = time.monotonic()
-        try:
-            if self._actor is not None and self._answer is None and now - self._asked_at > _ASK_EVERY_SECONDS:
-                self._answer, self._asked_at = self._actor.is_set.remote(), now
-            if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-                self._is_set, self._answer = self._is_set or ray.get(self._answer), None
-        except ray.exceptions.RayError as error:
-            # Its process is gone; training can do without.
-            logger.warning("an interrupt will no longer wait for a last checkpoint: %s", error)
-            self._actor = self._answer = None
-        return self._is_set
-
-
 class _Means:
     """Adds values up, and gives their means over updates and workers."""
 
@@ -430,7 +404,7 @@ class _Means:
         return dict(zip(names, means.tolist(), strict=True))
 
 
-def _wish_of(writer: CheckpointWriter, stop: _StopRequest, outcome: Outcome) -> float:
+def _wish_of(writer: CheckpointWriter, stop: StopRequest, outcome: Outcome) -> float:
     try:
         writer.check()
     except StorageError as error:

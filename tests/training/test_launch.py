@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import signal
-import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +15,10 @@ import ray
 from mlflow import MlflowClient
 from tiny import DATASET
 
-from scfegan_ray import locks, tracking
+from scfegan_ray import tracking
 from scfegan_ray.config import Config
 from scfegan_ray.data.prepared import DatasetInfo
-from scfegan_ray.errors import ConfigError, DataError, ModelError, StorageError
+from scfegan_ray.errors import ConfigError, DataError, ModelError
 from scfegan_ray.models import features
 from scfegan_ray.training import launch
 
@@ -167,40 +165,3 @@ def test_features_that_cannot_be_had_end_a_run_before_it_prepares(
     monkeypatch.setattr(launch.pipeline, "ensure_prepared", lambda config: pytest.fail("prepares"))
     with pytest.raises(ModelError, match="no network; or give --losses.features a file"):
         launch.train(replace(tiny, losses=replace(tiny.losses, features="hed")))
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_first_signal_asks_to_stop_and_the_second_ends(number: signal.Signals) -> None:
-    asked = threading.Event()
-    before = signal.getsignal(number)
-
-    def work() -> str:
-        signal.raise_signal(number)
-        return "stopped" if asked.wait(10) else "not asked"
-
-    assert launch.interruptible(work, asked.set, lambda: None) == "stopped"
-    assert signal.getsignal(number) is before
-
-    asked.clear()
-    with pytest.raises(KeyboardInterrupt):
-        launch.interruptible(work, lambda: signal.raise_signal(number), lambda: None)
-    assert signal.getsignal(number) is before
-
-
-def test_a_signal_that_is_ignored_does_not_stop_training() -> None:
-    asked = threading.Event()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        launch.interruptible(lambda: signal.raise_signal(signal.SIGINT), asked.set, lambda: None)
-        assert not asked.is_set()
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_a_lock_that_was_lost_ends_training() -> None:
-    lock, over = locks.Lock("run tiny"), threading.Event()
-    lock.lose("process 7 on elsewhere")
-    with pytest.raises(StorageError, match="run tiny was taken over by process 7 on elsewhere"):
-        launch.interruptible(lambda: over.wait(10), over.set, lock.check)
-    over.set()
