@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
 _ASK_EVERY_SECONDS = 1.0
+_MOMENT_SECONDS = 10.0
 
 
 def interruptible(work: Callable[[], ResultT], stop: Callable[[], object], check: Callable[[], object]) -> ResultT:
@@ -88,6 +89,7 @@ class Wish:
         self.flag = ray.remote(num_cpus=0)(_StopFlag).options(scheduling_strategy=nodes.this_node()).remote()
         self._told: ObjectRef | None = None
         self._alive: ObjectRef | None = None
+        self._lost_at: float | None = None
 
     def tell(self) -> None:
         """Ask the workers to write a last checkpoint and to end."""
@@ -101,19 +103,22 @@ class Wish:
         """
         if self._told is None or not ray.wait([self._told], timeout=0)[0]:
             return
-        writer = None
         try:
             writer = ray.get(self._told)
-            if writer is not None and self._alive is None:
-                self._alive = writer.__ray_ready__.remote()
-            elif writer is not None and ray.wait([self._alive], timeout=0)[0]:
-                ray.get(self._alive)
-                self._alive = None
+            if writer is not None:
+                if self._alive is None:
+                    self._alive = writer.__ray_ready__.remote()
+                elif ray.wait([self._alive], timeout=0)[0]:
+                    ray.get(self._alive)
+                    self._alive = None
+                return
         except ray.exceptions.RayError:
-            writer = None
-        if writer is None:
-            logger.warning("no worker is at work that could write one")
-            raise KeyboardInterrupt
+            # One that has done so ends, too, and a moment later training does.
+            self._lost_at = self._lost_at or time.monotonic()
+            if time.monotonic() - self._lost_at < _MOMENT_SECONDS:
+                return
+        logger.warning("no worker is at work that could write one")
+        raise KeyboardInterrupt
 
 
 class _StopFlag:

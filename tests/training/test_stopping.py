@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from scfegan_ray import locks
 from scfegan_ray.errors import StorageError
@@ -54,3 +56,47 @@ def test_a_lock_that_was_lost_ends_training(before: Any) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+class Fakes:
+    """Stands for Ray: what is asked is answered at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.writer: object = SimpleNamespace(__ray_ready__=SimpleNamespace(remote=lambda: "ready"))
+        self.is_alive = True
+        flag = SimpleNamespace(set=SimpleNamespace(remote=lambda: "told"))
+        made = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: flag))
+        monkeypatch.setattr(ray, "remote", lambda **_: lambda kind: made)
+        monkeypatch.setattr(ray, "wait", lambda refs, timeout: (refs, []))
+        monkeypatch.setattr(ray, "get", self._get)
+        monkeypatch.setattr(stopping.nodes, "this_node", lambda: None)
+
+    def _get(self, ref: str) -> object:
+        if ref == "told":
+            return self.writer
+        if not self.is_alive:
+            raise ray.exceptions.RayActorError
+        return True
+
+
+def test_worker_that_is_lost_is_waited_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes, wish = Fakes(monkeypatch), stopping.Wish()
+    wish.check()
+    wish.tell()
+    for _ in range(4):
+        wish.check()
+    fakes.is_alive = False
+    for _ in range(4):
+        wish.check()  # it may have written its checkpoint: training ends by itself
+    monkeypatch.setattr(stopping, "_MOMENT_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        wish.check()
+
+
+def test_worker_that_never_came_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes, wish = Fakes(monkeypatch), stopping.Wish()
+    fakes.writer = None
+    wish.check()
+    wish.tell()
+    with pytest.raises(KeyboardInterrupt):
+        wish.check()
