@@ -96,11 +96,7 @@ def _run(
     description: str, kind: type[ArgumentsT], job: Callable[[ArgumentsT], dict[str, Any]], argv: Sequence[str] | None
 ) -> int:
     try:
-        try:
-            arguments = parse(description, kind, sys.argv[1:] if argv is None else argv)
-        except BrokenPipeError:
-            raise SystemExit(0) from None  # in the midst of --help
-        arguments = _settle(arguments, is_own=argv is None)
+        arguments = _settle(parse(description, kind, sys.argv[1:] if argv is None else argv), is_own=argv is None)
         if arguments.dry_run:
             _write(json.dumps(arguments.config.to_dict(), indent=2) + "\n")
             return 0
@@ -171,7 +167,10 @@ def parse(description: str, kind: type[ArgumentsT], argv: Sequence[str]) -> Argu
     own = [f.name for f in fields(kind) if f.default is False]
     settings = [name for name, value in flatten(Config().to_dict()).items() if isinstance(value, bool)]
     name = _find_preset(argv, [*own, *settings])
-    arguments = tyro.cli(kind, default=kind(config=preset(name)), args=list(argv), description=description)
+    try:
+        arguments = tyro.cli(kind, default=kind(config=preset(name)), args=list(argv), description=description)
+    except BrokenPipeError:
+        raise SystemExit(0) from None  # whoever reads the help has seen enough
     if arguments.preset != name:
         raise ConfigError(f"cannot tell which argument is the preset; put {arguments.preset} first")
     return arguments

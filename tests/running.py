@@ -87,15 +87,28 @@ def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return values
 
 
+def wait_until(what: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while not what():
+        if time.monotonic() > end:
+            raise TimeoutError(f"it does not hold after {seconds:g} s")
+        time.sleep(0.05)
+
+
 def wait_for(what: Callable[[], object], process: subprocess.Popen[str], log: Path) -> None:
     """Wait until something holds, while a process goes on."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not what():
-        assert process.poll() is None, log.read_text()[-3000:]
-        if time.monotonic() > end:
-            process.kill()
-            raise AssertionError(log.read_text()[-3000:])
-        time.sleep(0.05)
+
+    def holds() -> object:
+        found = what()
+        assert found or process.poll() is None, log.read_text()[-3000:]
+        return found
+
+    try:
+        wait_until(holds)
+    except TimeoutError:
+        process.kill()
+        raise AssertionError(log.read_text()[-3000:]) from None
 
 
 def positions(folder: Path) -> list[int]:

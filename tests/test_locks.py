@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import boto3
 import pytest
 from botocore.exceptions import EndpointConnectionError
+from running import wait_until
 
 from scfegan_ray import locks, storage
 from scfegan_ray.errors import BusyError, StorageError
@@ -166,13 +167,6 @@ def test_place_that_cannot_be_written(tmp_path: Path) -> None:
         pass
 
 
-def wait_until(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def client(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> object:
     for name, value in s3.items():
@@ -220,10 +214,10 @@ def test_store_that_is_away_loses_no_lease(client: object, monkeypatch: pytest.M
     monkeypatch.setattr(locks, "_client", lambda: mine)
     with locks.held("s3://lab/away", "run tiny") as lock:
         is_away.set()
-        wait_until(lambda: len(failures) > 6)  # three tries a renewal
+        wait_until(lambda: len(failures) > 6, 30)  # three tries a renewal
         is_away.clear()
         count = len(renewals)
-        wait_until(lambda: len(renewals) > count + 1)
+        wait_until(lambda: len(renewals) > count + 1, 30)
         lock.check()
     assert not storage.exists("s3://lab/away/.lock")
 

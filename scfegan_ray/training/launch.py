@@ -311,10 +311,9 @@ def _fit(config: Config, settings: dict[str, Any], callbacks: Sequence[UserCallb
             result = stopping.interruptible(trainer.fit, wish.tell, check)
         except ray.train.ControllerError as error:
             if isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
-                fewest = train.min_workers or train.num_workers
                 raise ConfigError(
-                    f"no {fewest} workers could be started: the cluster has what they need, but something else uses "
-                    "it; wait until it has ended, or give --train.wait-for-nodes"
+                    f"no {_fewest_workers(config)} workers could be started: the cluster has what they need, but "
+                    "something else uses it; wait until it has ended, or give --train.wait-for-nodes"
                 ) from error
             raise
     return Outcome(**result.return_value)
@@ -331,6 +330,10 @@ def _resources(config: Config) -> dict[str, float]:
     return {"CPU": config.train.cpus_per_worker} | ({"GPU": 1} if config.train.use_gpu else {})
 
 
+def _fewest_workers(config: Config) -> int:
+    return config.train.min_workers or config.train.num_workers
+
+
 def check_resources(config: Config) -> None:
     """Refuse a run that Ray would let wait for ever, or whose workers could not use their GPUs.
 
@@ -338,8 +341,7 @@ def check_resources(config: Config) -> None:
         ConfigError: the cluster lacks CPUs or GPUs for all workers, and is not said to grow; or torch sees no GPU on a
             node that has one to give.
     """
-    there, needs = ray.cluster_resources(), _resources(config)
-    fewest = config.train.min_workers or config.train.num_workers
+    there, needs, fewest = ray.cluster_resources(), _resources(config), _fewest_workers(config)
     for name, each in needs.items():
         needed = each * fewest
         if needed <= there.get(name, 0.0):

@@ -41,13 +41,13 @@ def interruptible(work: Callable[[], ResultT], stop: Callable[[], object], check
     if here != threading.main_thread().ident:
         return work()  # a trial of a search, which Tune ends in its own way
     over, failures, asked = threading.Event(), list[BaseException](), False
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_signal(number: int, frame: object) -> None:
         nonlocal asked
         if over.is_set():
             return
-        if not failures and before[signal.Signals(number)] is signal.SIG_IGN:
+        if not failures and before[number] is signal.SIG_IGN:
             return
         if asked or failures:
             raise KeyboardInterrupt  # nothing else ends a wait for Ray
@@ -88,7 +88,6 @@ class Wish:
         # Beside the driver: a node that is lost takes neither it nor the wish along.
         self.flag = ray.remote(num_cpus=0)(_StopFlag).options(scheduling_strategy=nodes.this_node()).remote()
         self._told: ObjectRef | None = None
-        self._alive: ObjectRef | None = None
         self._lost_at: float | None = None
 
     def tell(self) -> None:
@@ -96,22 +95,20 @@ class Wish:
         self._told = self.flag.set.remote()
 
     def check(self) -> None:
-        """Look, without waiting, whether a worker is there that will do so.
+        """Look whether a worker is there that will do so; once told, this may take seconds.
 
         Raises:
             KeyboardInterrupt: none is: it has not started, or is lost.
         """
-        if self._told is None or not ray.wait([self._told], timeout=0)[0]:
+        if self._told is None:
             return
         try:
-            writer = ray.get(self._told)
+            writer = ray.get(self._told, timeout=_ASK_EVERY_SECONDS)
             if writer is not None:
-                if self._alive is None:
-                    self._alive = writer.__ray_ready__.remote()
-                elif ray.wait([self._alive], timeout=0)[0]:
-                    ray.get(self._alive)
-                    self._alive = None
+                ray.get(writer.__ray_ready__.remote(), timeout=_ASK_EVERY_SECONDS)
                 return
+        except ray.exceptions.GetTimeoutError:
+            return  # it is busy, or Ray has not noticed yet that it is lost
         except ray.exceptions.RayError:
             # One that has done so ends, too, and a moment later training does.
             self._lost_at = self._lost_at or time.monotonic()

@@ -67,11 +67,10 @@ class Fakes:
         flag = SimpleNamespace(set=SimpleNamespace(remote=lambda: "told"))
         made = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: flag))
         monkeypatch.setattr(ray, "remote", lambda **_: lambda kind: made)
-        monkeypatch.setattr(ray, "wait", lambda refs, timeout: (refs, []))
         monkeypatch.setattr(ray, "get", self._get)
         monkeypatch.setattr(stopping.nodes, "this_node", lambda: None)
 
-    def _get(self, ref: str) -> object:
+    def _get(self, ref: str, timeout: float) -> object:
         if ref == "told":
             return self.writer
         if not self.is_alive:
