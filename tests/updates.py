@@ -16,7 +16,7 @@ from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features, vgg_random
 from scfegan_ray.training import checkpoint
 from scfegan_ray.training.state import TrainingState
-from scfegan_ray.training.step import Outcome, Part, train_step
+from scfegan_ray.training.step import Pass, Update, train_step
 
 CPU = torch.device("cpu")
 FEATURES = vgg_random()
@@ -38,15 +38,15 @@ def make_batch(seed: int = 0, number: int = 2, device: torch.device = CPU) -> tu
     return Batch.from_arrays(arrays | {"mask": mask}, device), interpolation
 
 
-def cut(batch: Batch, interpolation: torch.Tensor, *sizes: int) -> list[Part]:
+def cut(batch: Batch, interpolation: torch.Tensor, *sizes: int) -> list[Pass]:
     maps = {field.name: getattr(batch, field.name).split(sizes) for field in fields(Batch)}
     return [
-        Part(Batch(**{name: pieces[at] for name, pieces in maps.items()}), position)
+        Pass(Batch(**{name: pieces[at] for name, pieces in maps.items()}), position)
         for at, position in enumerate(interpolation.split(sizes))
     ]
 
 
-def update(state: TrainingState, config: Config, parts: Sequence[Part], **options: Any) -> Outcome:
+def update(state: TrainingState, config: Config, parts: Sequence[Pass], **options: Any) -> Update:
     return train_step(
         state,
         parts,
@@ -60,7 +60,7 @@ def update(state: TrainingState, config: Config, parts: Sequence[Part], **option
 
 def step(state: TrainingState, config: Config, seed: int = 0, **options: Any) -> dict[str, torch.Tensor]:
     device = next(state.generator.parameters()).device
-    return update(state, config, [Part(*make_batch(seed, device=device))], **options).values
+    return update(state, config, [Pass(*make_batch(seed, device=device))], **options).values
 
 
 def watched_step(state: TrainingState, config: Config, seed: int) -> None:

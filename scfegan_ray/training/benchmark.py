@@ -33,7 +33,7 @@ from scfegan_ray.precision import autocast, check_available, name_of, resolve_pr
 from scfegan_ray.training import launch
 from scfegan_ray.training.plain import PlainGenerator, PlainStep
 from scfegan_ray.training.state import TrainingState
-from scfegan_ray.training.step import Part, train_step
+from scfegan_ray.training.step import Pass, train_step
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +263,7 @@ def _step(
 ) -> dict[str, Tensor]:
     return train_step(
         state,
-        [Part(batch, interpolation)],
+        [Pass(batch, interpolation)],
         features,
         config.losses,
         generator=state.generator,

@@ -78,7 +78,7 @@ class Sentinel:
         return "" if accepted else self._last_reason
 
     @property
-    def is_calm(self) -> bool:
+    def last_was_accepted(self) -> bool:
         """Whether the last batch was accepted, so that the state is worth keeping."""
         return self._skipped_in_a_row == 0
 

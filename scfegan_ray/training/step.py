@@ -17,7 +17,7 @@ from scfegan_ray.precision import autocast, tf32
 from scfegan_ray.training.state import TrainingState
 
 
-class Part(NamedTuple):
+class Pass(NamedTuple):
     """Images that go through the networks together.
 
     Attributes:
@@ -29,11 +29,11 @@ class Part(NamedTuple):
     interpolation: Tensor
 
 
-class Outcome(NamedTuple):
+class Update(NamedTuple):
     """What came of an update.
 
     Attributes:
-        values: unweighted loss parts, totals and norms of the gradients, detached scalars, named `generator/...` and
+        values: unweighted loss terms, totals and norms of the gradients, detached scalars, named `generator/...` and
             `discriminator/...`; where asked for, also `gradient_norm/...`.
         accepted: False where the update was refused; then `values` holds what was known by then.
     """
@@ -48,7 +48,7 @@ def _accept_all(name: str, loss: Tensor, gradient_norm: Tensor) -> bool:
 
 def train_step(
     state: TrainingState,
-    parts: Sequence[Part],
+    passes: Sequence[Pass],
     features: Features,
     config: LossConfig,
     *,
@@ -60,15 +60,15 @@ def train_step(
     keep_graph: bool = True,
     accept: Callable[[str, Tensor, Tensor], bool] = _accept_all,
     with_gradient_norms: bool = False,
-) -> Outcome:
+) -> Update:
     """Update both networks.
 
-    Each wrapped network runs forward once and backward once for each part; the gradients add up, and only the last
-    part's backward makes DDP send anything.
+    Each wrapped network runs forward once and backward once for each pass; the gradients add up, and only the last
+    pass's backward makes DDP send anything.
 
     Args:
         state: its networks' weights and optimizers change; its position and moving average are the caller's.
-        parts: this worker's images.
+        passes: this worker's images.
         features: frozen VGG-16.
         config: loss weights.
         generator: `state.generator`, or its DDP wrapper.
@@ -80,49 +80,49 @@ def train_step(
             of the generator's update; "all" for the discriminator's update, hence the penalty, and the Gram matrices,
             too.
         images_per_worker: images of the global batch divided by the number of workers, which makes images count the
-            same where workers' shares differ. Default: the images of `parts`.
-        keep_graph: let the generator's one forward serve both updates, which keeps all parts' activations meanwhile.
+            same where workers' shares differ. Default: the images of `passes`.
+        keep_graph: let the generator's one forward serve both updates, which keeps all passes' activations meanwhile.
             Otherwise it runs a second time for its own update. DDP sends something in some forwards, so this must be
             the same on all workers.
         accept: asked with a network's name, this worker's total and the norm of the averaged gradient, before that
             network's weights change; the rest of the update is left out where it says no.
         with_gradient_norms: also measure the gradient of each weighted term of the generator's loss with respect to
-            the generated images of the first part (`losses.gradient_norms`).
+            the generated images of the first pass (`losses.gradient_norms`).
 
     Raises:
-        ValueError: several parts shall keep their graphs under DDP.
+        ValueError: several passes shall keep their graphs under DDP.
     """
-    if keep_graph and len(parts) > 1 and isinstance(generator, nn.parallel.DistributedDataParallel):
+    if keep_graph and len(passes) > 1 and isinstance(generator, nn.parallel.DistributedDataParallel):
         raise ValueError("DDP would send in the first of several backwards; give keep_graph=False")
-    reduced = autocast(precision, parts[0].batch.mask.device)
+    reduced = autocast(precision, passes[0].batch.mask.device)
     networks, everything = allow_tf32 != "off", allow_tf32 == "all"
-    each = images_per_worker or sum(len(part.interpolation) for part in parts)
-    shares = [len(part.interpolation) / each for part in parts]
+    each = images_per_worker or sum(len(one.interpolation) for one in passes)
+    shares = [len(one.interpolation) / each for one in passes]
     values: dict[str, Tensor] = {}
 
     def add(found: Mapping[str, Tensor], share: float) -> None:
         for name, value in found.items():
             values[name] = values.get(name, 0.0) + share * value.detach()
 
-    def generate(network: nn.Module, part: Part) -> Tensor:
+    def generate(network: nn.Module, one: Pass) -> Tensor:
         with reduced:
-            image: Tensor = network(part.batch.generator_input())
+            image: Tensor = network(one.batch.generator_input())
         return image.float()
 
     with tf32(convolutions=networks, products=everything):
         if keep_graph:
-            generated = [generate(generator, part) for part in parts]
+            generated = [generate(generator, one) for one in passes]
         else:
             with torch.no_grad():
-                generated = [generate(state.generator, part) for part in parts]
+                generated = [generate(state.generator, one) for one in passes]
 
     # Discriminator: real images up, composites down, its gradient in the hole near 1.
     with tf32(convolutions=everything, products=everything):
         state.discriminator.advance_spectral_norm()
         state.discriminator_optimizer.zero_grad(set_to_none=True)
-        for at, (part, share) in enumerate(zip(parts, shares, strict=True)):
-            batch = part.batch
-            with _sending(discriminator, at == len(parts) - 1):
+        for at, (one, share) in enumerate(zip(passes, shares, strict=True)):
+            batch = one.batch
+            with _sending(discriminator, at == len(passes) - 1):
                 with reduced:
                     total, found = losses.discriminator_loss(
                         discriminator,
@@ -130,7 +130,7 @@ def train_step(
                         batch.composite(generated[at]).detach(),
                         batch.conditions(),
                         batch.mask,
-                        part.interpolation,
+                        one.interpolation,
                         config,
                     )
                 (share * total).backward()  # type: ignore[no-untyped-call]
@@ -139,17 +139,17 @@ def train_step(
                 share,
             )
     if not _update("discriminator", state.discriminator, state.discriminator_optimizer, values, accept):
-        return Outcome(values, False)
+        return Update(values, False)
 
     # Generator: judged by the plain discriminator, whose weights want no gradient now, so nothing is sent for them.
     with tf32(convolutions=networks, products=everything):
         state.discriminator.requires_grad_(False)
         state.discriminator.advance_spectral_norm()
         state.generator_optimizer.zero_grad(set_to_none=True)
-        for at, (part, share) in enumerate(zip(parts, shares, strict=True)):
-            batch, conditions = part.batch, part.batch.conditions()
-            with _sending(generator, at == len(parts) - 1):
-                image = generated[at] if keep_graph else generate(generator, part)
+        for at, (one, share) in enumerate(zip(passes, shares, strict=True)):
+            batch, conditions = one.batch, one.batch.conditions()
+            with _sending(generator, at == len(passes) - 1):
+                image = generated[at] if keep_graph else generate(generator, one)
                 with reduced:
                     fake_scores = state.discriminator(batch.composite(image), conditions)
                     real_scores = None
@@ -166,7 +166,7 @@ def train_step(
                 (share * total).backward()  # type: ignore[no-untyped-call]
             add({"generator/total": total} | {f"generator/{name}": term for name, (_, term) in terms.items()}, share)
     state.discriminator.requires_grad_(True)
-    return Outcome(values, _update("generator", state.generator, state.generator_optimizer, values, accept))
+    return Update(values, _update("generator", state.generator, state.generator_optimizer, values, accept))
 
 
 def _update(

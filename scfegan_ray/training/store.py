@@ -1,4 +1,4 @@
-"""Where a run keeps its checkpoints, and the thread that writes them beside training."""
+"""Where a run keeps its checkpoints, the thread that writes them beside training, and how a state comes back to one."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from scfegan_ray import storage
 from scfegan_ray.errors import CheckpointError, StorageError
-from scfegan_ray.training import checkpoint
+from scfegan_ray.training import checkpoint, ranks
 from scfegan_ray.training.checkpoint import Snapshot
+from scfegan_ray.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
 
 _PREFIX = "checkpoint-"
 _SCORE = "objective"
@@ -163,3 +167,65 @@ class CheckpointWriter:
         logger.info("wrote %s in %.1f s", self._store.uri(name), time.monotonic() - started)
         self._store.prune(self._keep)
         return name
+
+
+def load_latest(state: TrainingState, store: CheckpointStore, retry_seconds: float) -> str | None:
+    """Bring every rank's state to the newest checkpoint that is sound, as rank 0 finds it.
+
+    Args:
+        state: to be changed.
+        store: of the run.
+        retry_seconds: how long storage that fails is tried again.
+
+    Returns:
+        The checkpoint's name, None where there is no checkpoint.
+
+    Raises:
+        CheckpointError: there are some, and none is sound.
+        StorageError: they cannot be read, not even after a while.
+    """
+
+    def load(name: str) -> None:
+        with store.open(name) as folder:
+            checkpoint.load(state, folder)
+
+    def newest_sound() -> str | None:
+        trouble: CheckpointError | None = None
+        for name in reversed(store.names()):
+            try:
+                load(name)
+                return name
+            except CheckpointError as error:
+                logger.warning("%s", error)
+                trouble = trouble or error
+        if trouble is not None:
+            raise trouble
+        return None
+
+    def patiently(work: Callable[[], ResultT]) -> ResultT:
+        return storage.retrying(work, retry_seconds, logger.warning)
+
+    rank = ranks.rank()
+    name = ranks.together(lambda: patiently(newest_sound) if rank == 0 else None)
+    if name is not None:
+        ranks.together(lambda: patiently(lambda: load(name)) if rank != 0 else None)
+    return name
+
+
+def go_back(state: TrainingState, store: CheckpointStore, retry_seconds: float) -> None:
+    """Bring every rank's state back to the last checkpoint, but for what the sentinel has learnt since.
+
+    Raises:
+        DivergenceError: that was done often enough.
+        CheckpointError: there is no sound checkpoint.
+        StorageError: the last checkpoint cannot be read.
+    """
+    memory = state.sentinel.state()
+    load_latest(state, store, retry_seconds)
+    state.sentinel.load(memory)
+    state.sentinel.roll_back(state.images_seen)
+    logger.warning(
+        "went back to %d images; learning rates are now multiplied by %g, and what follows comes in another order",
+        state.images_seen,
+        state.sentinel.rate_scale,
+    )

@@ -16,7 +16,7 @@ from scfegan_ray.images import Batch
 from scfegan_ray.models.features import vgg_random
 from scfegan_ray.training.plain import PlainStep
 from scfegan_ray.training.state import TrainingState
-from scfegan_ray.training.step import Part, train_step
+from scfegan_ray.training.step import Pass, train_step
 
 META = torch.device("meta")
 
@@ -42,7 +42,7 @@ def on_meta(config: Config) -> TrainingState:
     return state
 
 
-def meta_parts(*sizes: int) -> list[Part]:
+def meta_parts(*sizes: int) -> list[Pass]:
     batch, interpolation = make_batch(number=sum(sizes))
     maps = {name: getattr(batch, name).to(META) for name in Batch.__slots__}
     return cut(Batch(**maps), interpolation.to(META), *sizes)
@@ -151,7 +151,7 @@ def test_tf32_goes_where_it_is_allowed_forward_and_backward(
 
 def test_tf32_changes_nothing_on_a_processor(tiny: Config) -> None:
     off, on = TrainingState.build(tiny), TrainingState.build(tiny)
-    parts = [Part(*make_batch())]
+    parts = [Pass(*make_batch())]
     update(off, tiny, parts)
     update(on, tiny, parts, allow_tf32="all")
     assert off.weights_sha256() == on.weights_sha256()

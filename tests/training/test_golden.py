@@ -19,7 +19,7 @@ from scfegan_ray.data import colors, examples, faces, parsing, sketches
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import vgg_random
 from scfegan_ray.training.state import TrainingState
-from scfegan_ray.training.step import Part, train_step
+from scfegan_ray.training.step import Pass, train_step
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "loss_curve.json"
 NUM_STEPS = 6
@@ -55,7 +55,7 @@ def curve() -> list[dict[str, float]]:
         )
         parts = train_step(
             state,
-            [Part(Batch.from_arrays(arrays, torch.device("cpu")), torch.from_numpy(arrays["interpolation"]))],
+            [Pass(Batch.from_arrays(arrays, torch.device("cpu")), torch.from_numpy(arrays["interpolation"]))],
             features,
             config.losses,
             generator=state.generator,

@@ -77,11 +77,11 @@ def test_refused_losses_do_not_become_usual() -> None:
 
 def test_skipped_batches_are_counted_and_too_many_in_a_row_lead_back() -> None:
     sentinel = settled()
-    assert sentinel.is_calm
+    assert sentinel.last_was_accepted
     assert skip(sentinel, 2) == "the generator's loss is nan"
-    assert not sentinel.is_calm and not sentinel.must_roll_back
+    assert not sentinel.last_was_accepted and not sentinel.must_roll_back
     assert sentinel.conclude(sentinel.accept("generator", 2.0, 1.0)) == ""
-    assert sentinel.is_calm, "one good batch is enough"
+    assert sentinel.last_was_accepted, "one good batch is enough"
     skip(sentinel, 2)
     assert not sentinel.must_roll_back
     skip(sentinel, 1)
@@ -94,7 +94,7 @@ def test_going_back_slows_down_and_draws_anew() -> None:
     for position in (400, 400):
         skip(sentinel, 3)
         sentinel.roll_back(position)
-        assert sentinel.is_calm and not sentinel.must_roll_back
+        assert sentinel.last_was_accepted and not sentinel.must_roll_back
     assert sentinel.rate_scale == 0.25
     assert sentinel.reseeded_at == (400, 400)
     assert sentinel.num_skipped == 6, "over the whole run"

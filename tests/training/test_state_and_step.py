@@ -13,7 +13,7 @@ from scfegan_ray import losses
 from scfegan_ray.config import Config, LossConfig, OptimizationConfig
 from scfegan_ray.training import state as states
 from scfegan_ray.training.state import TrainingState
-from scfegan_ray.training.step import Part
+from scfegan_ray.training.step import Pass
 
 
 def weights(state: TrainingState, name: str) -> dict[str, torch.Tensor]:
@@ -136,7 +136,7 @@ def test_passes_add_up_to_one_update(tiny: Config, sizes: tuple[int, ...], keep_
         # Adam's first step is as long as the rate for the smallest gradient, whose sign is a matter of rounding.
         optimizer.param_groups[0]["eps"] = 1e-4
     batch, interpolation = make_batch(number=4)
-    expected = update(whole, tiny, [Part(batch, interpolation)])
+    expected = update(whole, tiny, [Pass(batch, interpolation)])
     found = update(cut_up, tiny, cut(batch, interpolation, *sizes), keep_graph=keep_graph)
     assert_near(found.values, expected.values)
     assert_near(gradients(cut_up), gradients(whole))
@@ -163,7 +163,7 @@ def test_images_count_the_same_whatever_the_workers_shares(tiny: Config, shares:
 
     alone, workers = at_rest(), [at_rest() for _ in shares]
     batch, interpolation = make_batch(number=4)
-    expected = update(alone, tiny, [Part(batch, interpolation)]).values
+    expected = update(alone, tiny, [Pass(batch, interpolation)]).values
     parts = cut(batch, interpolation, *shares)
     found = [
         update(state, tiny, [part], images_per_worker=4 / len(shares)).values
@@ -189,7 +189,7 @@ def test_refused_update_leaves_weights_and_moments(tiny: Config, refused: str) -
         asked.append(name)
         return name != refused
 
-    values, accepted = update(state, tiny, [Part(*make_batch(1))], accept=accept)
+    values, accepted = update(state, tiny, [Pass(*make_batch(1))], accept=accept)
     assert not accepted
     untouched = ("discriminator", "generator") if refused == "discriminator" else ("generator",)
     assert asked == ["discriminator", "generator"][: 3 - len(untouched)]
@@ -200,7 +200,7 @@ def test_refused_update_leaves_weights_and_moments(tiny: Config, refused: str) -
             float(moments["step"]) for moments in getattr(state, f"{name}_optimizer").state_dict()["state"].values()
         }
         assert steps == {1.0 if name in untouched else 2.0}
-    assert update(state, tiny, [Part(*make_batch(2))]).accepted, "training goes on"
+    assert update(state, tiny, [Pass(*make_batch(2))]).accepted, "training goes on"
     assert not same(weights(state, "discriminator"), weights(before, "discriminator"))
 
 
@@ -230,12 +230,12 @@ def test_sentinel_keeps_damaged_images_out_of_the_weights(tiny: Config) -> None:
 
     batch, interpolation = make_batch(1)
     batch.ground_truth[0, 0, 0, 0] = float("nan")
-    accepted = update(state, tiny, [Part(batch, interpolation)], accept=accept).accepted
+    accepted = update(state, tiny, [Pass(batch, interpolation)], accept=accept).accepted
     assert not accepted
     assert state.sentinel.conclude(accepted) == "the discriminator's loss is nan"
     for name in ("generator", "discriminator"):
         assert same(weights(state, name), weights(before, name)), name
-    assert update(state, tiny, [Part(*make_batch(2))], accept=accept).accepted
+    assert update(state, tiny, [Pass(*make_batch(2))], accept=accept).accepted
     assert all(
         value.isfinite().all() for network in state.networks().values() for value in network.state_dict().values()
     )
@@ -249,7 +249,7 @@ def test_gradient_norms_are_those_of_the_weighted_terms(tiny: Config, penalty_in
     values = update(
         state,
         config,
-        [Part(batch, interpolation)],
+        [Pass(batch, interpolation)],
         with_gradient_norms=True,
         accept=lambda name, loss, norm: name == "discriminator",
     ).values

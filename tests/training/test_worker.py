@@ -1,355 +1,48 @@
-"""The loop of a worker, in this process: Ray Train's local mode starts nothing."""
+"""What Ray Train's worker does around the loop, in this process: its local mode starts nothing."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray.train
 import ray.train.torch
-import torch
-from running import run_code
-from safetensors.torch import load_file
 from tiny import TINY
 
-from cluster import Cluster
-from scfegan_ray import evaluation, precision
-from scfegan_ray.config import Config, OptimizationConfig, SentinelConfig
-from scfegan_ray.data import pipeline, prepared
-from scfegan_ray.errors import StorageError
-from scfegan_ray.tracking import NullTracker
-from scfegan_ray.training import worker
-from scfegan_ray.training.store import CheckpointStore
-from scfegan_ray.training.worker import Outcome, train_worker
+from scfegan_ray.config import Config
+from scfegan_ray.training.loop import Outcome
+from scfegan_ray.training.worker import train_worker
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray Train's, of its own ways
 
-CONFIG = replace(TINY, train=replace(TINY.train, num_workers=1, checkpoint_every_images=1000, images=24))
 
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Prepare the tiny config's faces without Ray."""
-    place = str(tmp_path_factory.mktemp("prepared") / "made")
-    config = replace(TINY, data=replace(TINY.data, prepared=place))
-    with pytest.MonkeyPatch.context() as patch:
-        made = Cluster()
-        patch.setattr(pipeline, "_run", made.run)
-        return pipeline.prepare(config, session=made.session).uri
-
-
-class Loop:
-    """Runs the loop of one worker and reads what it left."""
-
-    def __init__(self, dataset: str, folder: Path) -> None:
-        self.dataset, self.folder = dataset, folder
-        self.store = CheckpointStore(str(folder / "checkpoints"))
-        self.run_id: str | None = None
-
-    def __call__(self, config: Config) -> Outcome:
-        settings = {
-            "config": config.to_dict(),
-            "dataset": self.dataset,
-            "checkpoints": self.store.place,
-            "tracking_uri": f"sqlite:///{self.folder}/mlflow.db",
-            "run_id": self.run_id,
-            "features": "random",
-            "stop": None,
-            "report": False,
-        }
-        trainer = ray.train.torch.TorchTrainer(
-            train_worker,
-            train_loop_config=settings,
-            scaling_config=ray.train.ScalingConfig(num_workers=0),
-            run_config=ray.train.RunConfig(name="local", storage_path=str(self.folder / "ray")),
-        )
-        return Outcome(**trainer.fit().return_value)
-
-    def meta(self, name: str) -> dict[str, Any]:
-        values: dict[str, Any] = json.loads(Path(self.store.uri(name), "meta.json").read_text())
-        return values
-
-    def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        files = Path(self.store.uri(name)).glob("*.safetensors")
-        return {f"{file.stem}.{key}": value for file in files for key, value in load_file(file).items()}
-
-
-@pytest.fixture
-def loop(dataset: str, tmp_path: Path) -> Loop:
-    return Loop(dataset, tmp_path)
-
-
-def test_every_mark_and_both_ends_are_kept(loop: Loop) -> None:
-    found = loop(replace(CONFIG, train=replace(CONFIG.train, checkpoint_every_images=8, checkpoints_to_keep=9)))
-    names = loop.store.names()
-    assert [int(name[-10:]) for name in names] == [0, 8, 16, 24]
-    assert (found.images_seen, found.checkpoint) == (24, loop.store.uri(names[-1]))
-    assert found.weights_sha256 == loop.meta(names[-1])["weights_sha256"]
-    assert loop.meta(names[-1])["metrics"] == found.last_metrics
-    assert found.failure is None and not found.stopped
-
-
-def test_checkpoints_by_the_clock_hold_no_metrics(loop: Loop) -> None:
-    loop(replace(CONFIG, train=replace(CONFIG.train, checkpoint_every_seconds=1e-9, checkpoints_to_keep=99)))
-    between = [loop.meta(name) for name in loop.store.names()[1:-1]]
-    assert between, "the time is always over"
-    assert all(meta["metrics"] is None for meta in between)
-
-
-def test_finished_run_is_not_trained_again(loop: Loop) -> None:
-    done = loop(CONFIG)
-    again = loop(CONFIG)
-    assert (again.images_seen, again.weights_sha256) == (done.images_seen, done.weights_sha256)
-    assert again.checkpoint == done.checkpoint
-
-
-@pytest.mark.parametrize("at", [4, 12, 20])
-def test_resume_from_anywhere_is_bit_identical(loop: Loop, at: int, tmp_path: Path) -> None:
-    whole = loop(replace(CONFIG, train=replace(CONFIG.train, checkpoint_every_images=4, checkpoints_to_keep=99)))
-    expected = loop.tensors(loop.store.names()[-1])
-    for name in loop.store.names():
-        if int(name[-10:]) > at:
-            shutil.rmtree(loop.store.uri(name))
-    again = loop(CONFIG)
-    assert again.weights_sha256 == whole.weights_sha256
-    found = loop.tensors(loop.store.names()[-1])
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], value) for name, value in expected.items()), "optimizers, too"
-
-
-def test_passes_add_up_to_the_same_update(loop: Loop, dataset: str, tmp_path: Path) -> None:
-    whole = loop(CONFIG)
-    other = Loop(dataset, tmp_path / "other")
-    cut = other(replace(CONFIG, train=replace(CONFIG.train, max_images_per_pass=3)))
-    assert cut.weights_sha256 != whole.weights_sha256, "sums are taken in another order"
-    expected, found = (one.tensors(one.store.names()[-1]) for one in (loop, other))
-    for name, value in expected.items():
-        if "optimizers" not in name:
-            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
-
-
-def test_damaged_checkpoint_is_passed_over(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
-    whole = loop(replace(CONFIG, train=replace(CONFIG.train, checkpoint_every_images=8, checkpoints_to_keep=9)))
-    newest = Path(loop.store.uri(loop.store.names()[-1]))
-    file = newest / "ema.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 0x40
-    file.write_bytes(data)
-    again = loop(CONFIG)
-    assert again.weights_sha256 == whole.weights_sha256
-
-
-def test_exploding_training_goes_back_and_gives_up(loop: Loop) -> None:
-    config = replace(
-        CONFIG,
-        optimization=OptimizationConfig(generator_learning_rate=1e30),
-        sentinel=SentinelConfig(max_skipped=2, max_rollbacks=2),
-        train=replace(CONFIG.train, images=400),
+def run(config: Config, dataset: str, folder: Path, run_id: str | None) -> Outcome:
+    settings = {
+        "config": config.to_dict(),
+        "dataset": dataset,
+        "checkpoints": str(folder / "checkpoints"),
+        "tracking_uri": f"sqlite:///{folder}/mlflow.db",
+        "run_id": run_id,
+        "features": "random",
+        "stop": None,
+        "report": False,
+    }
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config=settings,
+        scaling_config=ray.train.ScalingConfig(num_workers=0),
+        run_config=ray.train.RunConfig(name="local", storage_path=str(folder / "ray")),
     )
-    found = loop(config)
-    assert found.failure is not None
-    kind, text = found.failure
-    assert kind == "DivergenceError"
-    assert "after 2 returns to a checkpoint" in text and "learning rates scaled by 0.25" in text
-    assert all(torch.isfinite(value).all() for value in loop.tensors(loop.store.names()[-1]).values())
-    assert found.checkpoint == loop.store.uri(loop.store.names()[-1])
+    return Outcome(**trainer.fit().return_value)
 
 
-def test_one_bad_batch_is_skipped(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = 0
-    plain = worker._parts
-
-    def spoil(arrays: dict[str, Any], *rest: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        parts = plain(arrays, *rest)
-        if calls == 3:
-            parts[0].batch.ground_truth[0, 0, 0, 0] = float("nan")
-        return parts
-
-    monkeypatch.setattr(worker, "_parts", spoil)
-    found = loop(CONFIG)
-    assert found.failure is None and found.images_seen == 24
-    name = loop.store.names()[-1]
-    assert loop.meta(name)["sentinel"]["num_skipped"] == 1
-    assert all(torch.isfinite(value).all() for value in loop.tensors(name).values())
-
-
-def test_hardware_without_bfloat16_ends_the_run(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
-    found = loop(replace(CONFIG, train=replace(CONFIG.train, precision="bfloat16")))
-    assert found.failure is not None
-    assert found.failure[0] == "ConfigError" and "computes in bfloat16, which the processor" in found.failure[1]
-    assert loop.store.names() == []
-
-
-def test_nothing_held_back_is_nothing_measured(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = prepared.PreparedDataset.open
-
-    def all_for_training(uri: str) -> prepared.PreparedDataset:
-        dataset = opened(uri)
-        info = replace(dataset.info, test_fraction=0.0, num_train=12, num_test=0)
-        return prepared.PreparedDataset(uri, info, dataset._table)
-
-    monkeypatch.setattr(prepared.PreparedDataset, "open", all_for_training)
-    found = loop(replace(CONFIG, train=replace(CONFIG.train, checkpoint_every_images=8, checkpoints_to_keep=9)))
-    assert (found.images_seen, found.first_metrics, found.last_metrics, found.failure) == (24, {}, {}, None)
-    assert [loop.meta(name)["metrics"] for name in loop.store.names()] == [None] * 4, "none is the best"
-
-
-class Recorder(NullTracker):
-    """Keeps what training says."""
-
-    def __init__(self) -> None:
-        self.said: list[tuple[int, dict[str, float]]] = []
-        self.facts: dict[str, str] = {}
-
-    def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
-        self.said.append((images_seen, dict(values)))
-
-    def tags(self, values: Mapping[str, str]) -> None:
-        self.facts |= values
-
-
-def test_speed_is_that_of_the_last_interval(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = 0.0
-    step, measure, capture = worker.train_step, worker._Judge.measure, worker.checkpoint.capture
-
-    def taking(work: Any, duration: float) -> Any:
-        def slow(*arguments: Any, **options: Any) -> Any:
-            nonlocal seconds
-            seconds += duration
-            return work(*arguments, **options)
-
-        return slow
-
-    def slower_after_12(*arguments: Any, **options: Any) -> Any:
-        nonlocal seconds
-        seconds += 1.0 if arguments[0].images_seen < 12 else 4.0
-        return step(*arguments, **options)
-
-    recorder = Recorder()
-    monkeypatch.setattr(worker, "open_tracker", lambda *arguments: recorder)
-    monkeypatch.setattr(worker, "train_step", slower_after_12)
-    monkeypatch.setattr(worker._Judge, "measure", taking(measure, 3.0))
-    monkeypatch.setattr(worker.checkpoint, "capture", taking(capture, 0.5))
-    monkeypatch.setattr(worker.time, "perf_counter", lambda: seconds)
-    loop(replace(CONFIG, train=replace(CONFIG.train, checkpoint_every_images=12, log_every_images=12)))
-    said = {position: values for position, values in recorder.said if "train/images_per_second" in values}
-    parts = ("data", "step", "checkpoint", "evaluation")
-    spent = {position: tuple(values[f"train/seconds/{name}"] for name in parts) for position, values in said.items()}
-    # The first update ends an interval with the first measuring and checkpoint in it.
-    assert spent == {4: (0.0, 1.0, 0.5, 3.0), 12: (0.0, 2.0, 0.5, 3.0), 24: (0.0, 12.0, 0.5, 3.0)}
-    rates = [values["train/images_per_second"] for values in said.values()]
-    assert rates == pytest.approx([4 / 4.5, 8 / 5.5, 12 / 15.5])
-    assert recorder.facts["precision"] == "float32" and recorder.facts["tf32"] == "off"
-
-
-def test_run_without_any_record_at_mlflow_says_so_after_its_last_checkpoint(loop: Loop) -> None:
-    loop.run_id = "no-such-run"
-    outcome = loop(CONFIG)
+def test_run_without_any_record_at_mlflow_says_so_after_its_last_checkpoint(tiny_dataset: str, tmp_path: Path) -> None:
+    config = replace(TINY, train=replace(TINY.train, num_workers=1, checkpoint_every_images=1000, images=8))
+    outcome = run(config, tiny_dataset, tmp_path, "no-such-run")
     assert outcome.failure is not None
     kind, text = outcome.failure
     assert kind == "StorageError"
     assert text.startswith("none of the ")
-    assert f" of run no-such-run arrived at MLflow at sqlite:///{loop.folder}/mlflow.db" in text
-    assert (outcome.images_seen, outcome.checkpoint) == (24, loop.store.uri("checkpoint-0000000024"))
-
-
-def test_failing_metric_does_not_stop_training(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: object) -> None:
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(evaluation, "hole_psnr", broken)
-    found = loop(CONFIG)
-    assert (found.images_seen, found.last_metrics, found.failure) == (24, {}, None)
-
-
-@pytest.mark.parametrize("at", [0, 8])
-def test_storage_that_stays_away_ends_the_run(loop: Loop, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = CheckpointStore.write
-
-    def full(store: CheckpointStore, snapshot: Any) -> str:
-        if snapshot.images_seen >= at:
-            raise StorageError("cannot write: no space left")
-        return plain(store, snapshot)
-
-    monkeypatch.setattr(CheckpointStore, "write", full)
-    config = replace(
-        CONFIG,
-        train=replace(CONFIG.train, checkpoint_every_images=4, images=4000),
-        storage=replace(CONFIG.storage, retry_seconds=0.0),
-    )
-    found = loop(config)
-    assert found.failure == ("StorageError", "cannot write: no space left")
-    assert found.images_seen < 4000, "it ends soon"
-    assert [int(name[-10:]) for name in loop.store.names()] == ([0, 4] if at else [])
-    assert found.checkpoint == (loop.store.uri(loop.store.names()[-1]) if at else None)
-
-
-def test_storage_that_cannot_be_read_ends_the_run(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    loop(replace(CONFIG, train=replace(CONFIG.train, images=8)))
-
-    def away(store: CheckpointStore, name: str) -> None:
-        raise StorageError(f"cannot read {name}: connection refused")
-
-    monkeypatch.setattr(CheckpointStore, "open", away)
-    found = loop(replace(CONFIG, storage=replace(CONFIG.storage, retry_seconds=0.0)))
-    assert found.failure == ("StorageError", "cannot read checkpoint-0000000008: connection refused")
-
-
-def test_storage_that_goes_away_before_a_return_ends_the_run(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(store: CheckpointStore, name: str) -> None:
-        raise StorageError(f"cannot read {name}: connection refused")
-
-    monkeypatch.setattr(CheckpointStore, "open", away)
-    config = replace(
-        CONFIG,
-        optimization=OptimizationConfig(generator_learning_rate=1e30),
-        sentinel=SentinelConfig(max_skipped=2),
-        storage=replace(CONFIG.storage, retry_seconds=0.0),
-        train=replace(CONFIG.train, images=400),
-    )
-    found = loop(config)
-    assert found.failure == ("StorageError", "cannot read checkpoint-0000000000: connection refused")
-    assert found.images_seen < 400
-    assert found.checkpoint == loop.store.uri("checkpoint-0000000000"), "which is whole"
-
-
-_ONE_OF_TWO_RANKS = """
-import datetime
-import torch.distributed as dist
-from scfegan_ray.errors import StorageError
-from scfegan_ray.tracking import NullTracker
-from scfegan_ray.training.worker import _together
-
-rank = {rank}
-dist.init_process_group(
-    "gloo", init_method="file://{meeting}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
-)
-
-def refuse(who):
-    if rank == who:
-        raise StorageError(f"rank {{who}} cannot read")
-    return rank
-
-print(_together(lambda: refuse(None)))
-for who in (0, 1):
-    try:
-        _together(lambda: refuse(who))
-    except StorageError as error:
-        print(error)
-"""
-
-
-def test_what_one_rank_meets_all_ranks_hear(tmp_path: Path) -> None:
-    codes = [_ONE_OF_TWO_RANKS.format(rank=rank, meeting=tmp_path / "meeting") for rank in range(2)]
-    with ThreadPoolExecutor() as ranks:
-        for said in ranks.map(lambda code: run_code(code, tmp_path), codes):
-            assert said.splitlines() == ["0", "rank 0 cannot read", "rank 1 cannot read"]
+    assert f" of run no-such-run arrived at MLflow at sqlite:///{tmp_path}/mlflow.db" in text
+    assert (outcome.images_seen, outcome.checkpoint) == (8, f"{tmp_path}/checkpoints/checkpoint-0000000008")
