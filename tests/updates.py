@@ -15,8 +15,9 @@ from scfegan_ray.config import Config
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features, vgg_random
 from scfegan_ray.training import checkpoint
+from scfegan_ray.training.sentinel import NETWORKS
 from scfegan_ray.training.state import TrainingState
-from scfegan_ray.training.step import Pass, Update, train_step
+from scfegan_ray.training.step import Pass, train_step
 
 CPU = torch.device("cpu")
 FEATURES = vgg_random()
@@ -46,7 +47,7 @@ def cut(batch: Batch, interpolation: torch.Tensor, *sizes: int) -> list[Pass]:
     ]
 
 
-def update(state: TrainingState, config: Config, parts: Sequence[Pass], **options: Any) -> Update:
+def update(state: TrainingState, config: Config, parts: Sequence[Pass], **options: Any) -> dict[str, torch.Tensor]:
     return train_step(
         state,
         parts,
@@ -60,18 +61,22 @@ def update(state: TrainingState, config: Config, parts: Sequence[Pass], **option
 
 def step(state: TrainingState, config: Config, seed: int = 0, **options: Any) -> dict[str, torch.Tensor]:
     device = next(state.generator.parameters()).device
-    return update(state, config, [Pass(*make_batch(seed, device=device))], **options).values
+    return update(state, config, [Pass(*make_batch(seed, device=device))], **options)
 
 
 def watched_step(state: TrainingState, config: Config, seed: int) -> None:
-    """Take a step as a worker does: asked of the sentinel, and averaged."""
-
-    def accept(name: str, loss: torch.Tensor, gradient_norm: torch.Tensor) -> bool:
-        return state.sentinel.accept(name, float(loss), float(gradient_norm))
-
-    step(state, config, seed, accept=accept)
+    """Take a step as a run does: watched by the sentinel, and averaged."""
+    step(state, config, seed, refuses=state.sentinel.refuses)
+    accepted, _ = state.sentinel.conclude()
     state.images_seen += 4
-    state.update_ema(100.0, 4)
+    state.update_ema(100.0, 4, accepted)
+
+
+def refuse_a_batch(state: TrainingState) -> None:
+    """Tell a state's sentinel of a batch that ruins both updates."""
+    for name in NETWORKS:
+        state.sentinel.refuses(name, torch.tensor(float("nan")), torch.tensor(1.0))
+    state.sentinel.conclude()
 
 
 def saved_and_gone_on(

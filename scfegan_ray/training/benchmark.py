@@ -270,7 +270,7 @@ def _step(
         discriminator=state.discriminator,
         precision=kind,
         allow_tf32=config.train.tf32,
-    ).values
+    )
 
 
 def _our_forward(state: TrainingState, packed: Tensor, kind: torch.dtype) -> Callable[[], object]:

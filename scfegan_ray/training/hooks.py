@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,9 @@ from scfegan_ray.data.prepared import PreparedDataset
 from scfegan_ray.errors import StorageError
 from scfegan_ray.evaluation import Evaluator
 from scfegan_ray.models.features import Features
+from scfegan_ray.progress import Progress
 from scfegan_ray.training import checkpoint, ranks
+from scfegan_ray.training.sentinel import Verdict
 from scfegan_ray.training.state import TrainingState
 from scfegan_ray.training.store import CheckpointStore, CheckpointWriter
 
@@ -65,26 +67,130 @@ class TimeSpent:
 
 
 class Means:
-    """Adds the values of updates up, and gives their means over updates and ranks."""
+    """Adds the values of accepted updates up on their device; what is taken is read later, as their means."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._sums: dict[tuple[str, ...], Tensor] = {}
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """Add one update's values; the same names on every rank."""
-        for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
+    def add(self, values: Mapping[str, Tensor], accepted: Tensor) -> None:
+        """Add one update's values.
 
-    def take(self) -> dict[str, float]:
-        """Return the means, and start anew."""
-        if not self._sums:
-            return {}
-        means = torch.stack([value.float() / self._counts[name] for name, value in self._sums.items()])
-        means = ranks.total(means) / ranks.num_ranks()
-        names, self._sums, self._counts = list(self._sums), {}, {}
-        return dict(zip(names, means.tolist(), strict=True))
+        Args:
+            values: scalars; the same names on every rank.
+            accepted: scalar bool; where it is False the values may be anything and do not count.
+        """
+        norms = tuple(name for name in values if name.startswith("gradient_norm/"))
+        for names in (tuple(name for name in values if name not in norms), norms):
+            if names:
+                one = torch.stack([values[name].float() for name in names] + [torch.ones_like(accepted).float()])
+                one = torch.where(accepted, one, 0.0)
+                self._sums[names] = self._sums[names] + one if names in self._sums else one
+
+    def take(self) -> tuple[list[tuple[str, ...]], Tensor]:
+        """Return groups of names, and for each group in order the sums of its values and how many they are of.
+
+        Both are over all ranks; starts anew.
+        """
+        groups, sums = list(self._sums), torch.cat(list(self._sums.values()))
+        self._sums = {}
+        return groups, ranks.total(sums)
+
+    @staticmethod
+    def of(groups: list[tuple[str, ...]], sums: list[float]) -> dict[str, float]:
+        """Return the means of what was taken, once it is on the host; nothing where no update was accepted."""
+        means: dict[str, float] = {}
+        at = 0
+        for names in groups:
+            count = sums[at + len(names)]
+            means |= {name: sums[at + index] / count for index, name in enumerate(names) if count}
+            at += len(names) + 1
+        return means
+
+
+class Record(NamedTuple):
+    """What is recorded at a position once its sums are on the host.
+
+    Attributes:
+        position: images seen.
+        groups: as of `Means.take`.
+        numbers: what the host knew by then.
+    """
+
+    position: int
+    groups: list[tuple[str, ...]]
+    numbers: dict[str, float]
+
+
+class Journal:
+    """Records updates: their means every so many images, and where the time went.
+
+    Attributes:
+        spent: where the time goes.
+
+    Args:
+        config: of the run.
+        tracker: where to.
+        device: whose memory is looked at.
+        position: images seen when this begins.
+    """
+
+    def __init__(self, config: Config, tracker: Tracker, device: torch.device, position: int) -> None:
+        self.spent = TimeSpent()
+        self._config, self._tracker, self._device = config, tracker, device
+        self._means = Means()
+        self._progress = Progress("train", total=config.train.images, start=position, log=logger.info)
+
+    def add(
+        self,
+        values: Mapping[str, Tensor],
+        accepted: Tensor,
+        before: int,
+        state: TrainingState,
+        rates: tuple[float, float],
+    ) -> tuple[dict[str, Tensor], Record | None]:
+        """Take notice of an update.
+
+        Args:
+            values: of the update.
+            accepted: scalar bool, whether it was made.
+            before: images seen before it.
+            state: after it.
+            rates: learning rates of generator and discriminator.
+
+        Returns:
+            Where a record is due, what `write` is to be given once it is on the host; else nothing.
+        """
+        after, train = state.images_seen, self._config.train
+        self._means.add(values, accepted)
+        self.spent.num_images += train.batch_size
+        if before > 0 and after < train.images and not crossed(before, after, train.log_every_images):
+            return {}, None
+        groups, sums = self._means.take()
+        numbers = self.spent.take() | {
+            "generator/learning_rate": rates[0],
+            "discriminator/learning_rate": rates[1],
+            "eta_seconds": self._progress.seconds_left,
+            "memory_gib": memory_bytes(self._device) / 2**30,
+            "rollbacks": len(state.sentinel.reseeded_at),
+        }
+        return {"sums": sums}, Record(after, groups, numbers)
+
+    def write(self, position: int, record: Record | None, found: Mapping[str, Tensor], verdict: Verdict) -> None:
+        """Take notice of what is known of an update by now.
+
+        Args:
+            position: images seen after it.
+            record: as `add` returned it, and
+            found: its tensors, on the host.
+            verdict: about it.
+        """
+        values = {} if record is None else Means.of(record.groups, found["sums"].tolist())
+        self._progress.update(position, f"generator {values['generator/total']:.3f}" if values else "")
+        if record is None:
+            return
+        weighted = {f"weighted/{name}": value for name, value in _weighted(values, self._config).items()}
+        numbers = values | weighted | record.numbers | {"skipped_batches": verdict.num_skipped}
+        self._tracker.metrics({f"train/{name}": value for name, value in numbers.items()}, record.position)
 
 
 class HeldBack:
@@ -159,10 +265,11 @@ class Keeper:
         seconds = time.monotonic() - self._saved_seconds
         return seconds > self._config.train.checkpoint_every_seconds and not self._writer.is_busy
 
-    def check(self) -> None:
-        """Notice, without waiting, that the last one could not be written."""
+    def has_failed(self) -> bool:
+        """Tell, without waiting, whether one could not be written."""
         with self._noting():
             self._writer.check()
+        return self.trouble is not None
 
     def wait(self) -> None:
         """Wait until the last one is written.
@@ -187,11 +294,16 @@ class Keeper:
             self.trouble = error
 
 
-def weighted(values: Mapping[str, float], config: Config) -> dict[str, float]:
+def _weighted(values: Mapping[str, float], config: Config) -> dict[str, float]:
     """Return what each term contributes to its network's total, by `<network>/<term>`."""
     weights = losses.part_weights(config.losses)
     terms = {name: name.rpartition("/")[2] for name in values if not name.startswith("gradient_norm/")}
     return {name: weights[term] * values[name] for name, term in terms.items() if term in weights}
+
+
+def crossed(before: int, after: int, every: int) -> bool:
+    """Tell whether one of the positions that come every so many images lies between two; 0 for none."""
+    return every > 0 and before // every != after // every
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +19,9 @@ from scfegan_ray.errors import ScFeganError
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features
 from scfegan_ray.precision import check_native, name_of, resolve_precision, set_tf32
-from scfegan_ray.progress import Progress
 from scfegan_ray.training import ranks
-from scfegan_ray.training.hooks import HeldBack, Keeper, Means, TimeSpent, memory_bytes, weighted
+from scfegan_ray.training.copies import HostCopy
+from scfegan_ray.training.hooks import HeldBack, Journal, Keeper, Record, crossed
 from scfegan_ray.training.state import TrainingState
 from scfegan_ray.training.step import Pass, train_step
 from scfegan_ray.training.store import CheckpointStore, go_back, load_latest
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 _GO_ON, _STOP, _FAIL = 0.0, 1.0, 2.0
 """What rank 0 asks of all ranks."""
+_DELAY = 2
+"""Updates after which the host reads what became of one: enough that a GPU always has work while the host waits."""
 _SETTLING_UPDATES = 3
 """Updates that do not count for the speed: libraries choose their ways in them."""
 
@@ -61,6 +64,15 @@ class Outcome:
     images_per_second: float = 0.0
     stopped: bool = False
     failure: tuple[str, str] | None = None
+
+
+class _Unread(NamedTuple):
+    """An update of which the host does not know yet what became of it."""
+
+    before: int
+    after: int
+    copy: HostCopy
+    record: Record | None
 
 
 def train(
@@ -98,13 +110,15 @@ def train(
     torch.backends.cudnn.benchmark = True  # shapes never change
     set_tf32(convolutions=False, products=False)  # but where an update allows it
     precision = resolve_precision(config.train.precision, device)
+    batch_size, total = config.train.batch_size, config.train.images
+    retry_seconds = config.storage.retry_seconds
+    outcome = Outcome(features=features.description, first_metrics={}, last_metrics={})
 
     # State: built from the seed, then brought to the last checkpoint.
     state = TrainingState.build(config, device)
-    outcome = Outcome(first_metrics={}, last_metrics={})
     try:
         ranks.together(lambda: check_native(precision, device))
-        resumed = load_latest(state, store, config.storage.retry_seconds)
+        resumed = load_latest(state, store, retry_seconds)
     except ScFeganError as error:  # the same on every rank
         outcome.failure = _named(error)
         return outcome
@@ -118,10 +132,7 @@ def train(
     discriminator = ranks.distribute(state.discriminator, device)
 
     # Feed: this rank's share of each global batch, in passes that fit its memory.
-    dataset = storage.retrying(
-        lambda: prepared.PreparedDataset.open(dataset_uri), config.storage.retry_seconds, logger.warning
-    )
-    batch_size, total = config.train.batch_size, config.train.images
+    dataset = storage.retrying(lambda: prepared.PreparedDataset.open(dataset_uri), retry_seconds, logger.warning)
     largest = config.train.max_images_per_pass
     keep_graph = largest == 0 or -(-batch_size // num_ranks) <= largest
 
@@ -138,133 +149,117 @@ def train(
             reseeded_at=state.sentinel.reseeded_at,
         )
 
-    # Hooks: what rank 0 alone does.
-    spent, means = TimeSpent(), Means()
+    # Hooks: what is done beside updates.
     tracker.tags({"features": features.description, "precision": name_of(precision), "tf32": config.train.tf32})
+    journal = Journal(config, tracker, device, state.images_seen)
     held_back = HeldBack(config, dataset, features, device, tracker) if rank == 0 and dataset.info.num_test else None
     keeper = Keeper(config, store, state.images_seen)
 
-    def measure() -> dict[str, float] | None:
-        if held_back is None:
-            return None
-        with spent.on("evaluation"):
-            outcome.last_metrics = held_back.measure(state)
-        return outcome.last_metrics
+    def measure() -> None:
+        if held_back is not None:
+            with journal.spent.on("evaluation"):
+                outcome.last_metrics = held_back.measure(state)
 
     def save(metrics: dict[str, float] | None) -> None:
-        with spent.on("checkpoint"):
+        with journal.spent.on("checkpoint"):
             keeper.save(state, metrics)
 
-    outcome.features = features.description
-    measured = measure()
+    measure()
     outcome.first_metrics = outcome.last_metrics
     if rank == 0 and resumed is None:
-        save(measured)  # something to go back to from the very first
+        save(outcome.last_metrics or None)  # something to go back to from the very first
 
-    asked = _GO_ON
+    # What rank 0 asks of all ranks travels with the losses; averaged gradients are the same on every rank anyway.
+    asks, agreed = _GO_ON, _GO_ON
+    told = torch.zeros(1, device=device)
 
-    def accept(name: str, loss: Tensor, gradient_norm: Tensor) -> bool:
-        # The averaged gradient is the same on every rank; the loss and what rank 0 asks become so here.
-        nonlocal asked
-        if rank == 0:
-            keeper.check()
-            asked = max(asked, _FAIL if keeper.trouble else _STOP if must_stop() else _GO_ON)
-        mean, asked = _agree(loss, asked)
-        return state.sentinel.accept(name, mean, float(gradient_norm))
+    def refuses(name: str, loss: Tensor, gradient_norm: Tensor) -> Tensor:
+        nonlocal told
+        totals = ranks.total(torch.stack([loss.float(), torch.full((), asks, device=device)]))
+        told = totals[1:]
+        return state.sentinel.refuses(name, totals[0] / num_ranks, gradient_norm)
 
-    batches = open_batches()
-    progress = Progress("train", total=total, start=state.images_seen, log=logger.info)
-    durations: list[float] = []
+    batches, unread, seconds = open_batches(), deque[_Unread](), list[float]()
+    while unread or (state.images_seen < total and agreed == _GO_ON):
+        # Step: whatever is decided about it is decided on the device.
+        began, before, after = time.perf_counter(), state.images_seen, state.images_seen + batch_size
+        is_update = before < total and agreed == _GO_ON
+        if is_update:
+            if rank == 0:
+                asks = _FAIL if keeper.has_failed() else _STOP if asks == _STOP or must_stop() else _GO_ON
+            with journal.spent.on("data"):
+                passes = _passes(next(batches), largest, device)
+            rates = state.set_learning_rates(config.optimization, total)
+            with journal.spent.on("step"):
+                values = train_step(
+                    state,
+                    passes,
+                    features,
+                    config.losses,
+                    generator=generator,
+                    discriminator=discriminator,
+                    precision=precision,
+                    allow_tf32=config.train.tf32,
+                    images_per_worker=batch_size / num_ranks,
+                    keep_graph=keep_graph,
+                    refuses=refuses,
+                    with_gradient_norms=crossed(before, after, config.train.gradient_norms_every_images),
+                )
+                accepted, verdict = state.sentinel.conclude()
+                state.images_seen = after
+                state.update_ema(config.optimization.ema_half_life_images, batch_size, accepted)
+            sums, record = journal.add(values, accepted, before, state, rates)
+            copy = HostCopy({"verdict": verdict, "told": told} | sums)
+            unread.append(_Unread(before, after, copy, record))
 
-    while state.images_seen < total and asked == _GO_ON:
-        began = time.perf_counter()
-        with spent.on("data"):
-            arrays = next(batches)
-        rates = state.set_learning_rates(config.optimization, total)
-        before, after = state.images_seen, state.images_seen + batch_size
-        with spent.on("step"):  # which waits for the device by itself, to know whether to accept
-            update = train_step(
-                state,
-                _passes(arrays, largest, device),
-                features,
-                config.losses,
-                generator=generator,
-                discriminator=discriminator,
-                precision=precision,
-                allow_tf32=config.train.tf32,
-                images_per_worker=batch_size / num_ranks,
-                keep_graph=keep_graph,
-                accept=accept,
-                with_gradient_norms=_crossed(before, after, config.train.gradient_norms_every_images),
-            )
-            state.images_seen = after
-            trouble = state.sentinel.conclude(update.accepted)
-            if not trouble:
-                state.update_ema(config.optimization.ema_half_life_images, batch_size)
-                means.add(update.values)
-        if trouble:
-            logger.warning("skipped the batch at %d: %s", before, trouble)
-        spent.num_images += batch_size
-        done = state.images_seen >= total
+        # Verdict: read by all ranks after the same update, whatever their clocks say.
+        if len(unread) > _DELAY or not is_update:
+            update = unread.popleft()
+            with journal.spent.on("step"):
+                found = update.copy.wait()
+            known = state.sentinel.read(found["verdict"].tolist())
+            agreed = max(agreed, *found["told"].tolist())
+            journal.write(update.after, update.record, found, known)
+            if known.reason:
+                logger.warning("skipped the batch at %d: %s", update.before, known.reason)
+            if known.must_roll_back:
+                try:
+                    ranks.together(keeper.wait)
+                    go_back(state, store, retry_seconds)
+                except ScFeganError as error:  # the same on every rank
+                    outcome.failure, agreed = _named(error), _FAIL
+                    break
+                batches.close()
+                batches = open_batches()
+                unread.clear()
+                continue
+        seconds.append(time.perf_counter() - began)
 
-        # What depends on position and outcome alone is the same on every rank, so that none waits for a partner.
-        must_log = done or before == 0 or _crossed(before, after, config.train.log_every_images)
-        values = means.take() if must_log else {}
-        progress.update(state.images_seen, f"generator {values['generator/total']:.3f}" if values else "")
-        durations.append(time.perf_counter() - began)
-
-        is_due = done or _crossed(before, after, config.train.checkpoint_every_images)
-        must_roll_back = state.sentinel.must_roll_back
-        if must_roll_back:
-            try:
-                ranks.together(keeper.wait)
-                go_back(state, store, config.storage.retry_seconds)
-            except ScFeganError as error:  # the same on every rank
-                outcome.failure, asked = _named(error), _FAIL
-                break
-            batches.close()
-            batches = open_batches()
-        elif rank == 0 and state.sentinel.last_was_accepted and asked != _FAIL:
-            if is_due:
-                save(measure())
-            elif keeper.is_due():
-                save(None)
-        if must_log:
-            tracker.metrics(
-                {f"train/{name}": value for name, value in values.items()}
-                | {f"train/weighted/{name}": value for name, value in weighted(values, config).items()}
-                | {f"train/{name}": value for name, value in spent.take().items()}
-                | {
-                    "train/generator/learning_rate": rates[0],
-                    "train/discriminator/learning_rate": rates[1],
-                    "train/eta_seconds": progress.seconds_left,
-                    "train/memory_gib": memory_bytes(device) / 2**30,
-                    "train/skipped_batches": state.sentinel.num_skipped,
-                    "train/rollbacks": len(state.sentinel.reseeded_at),
-                },
-                after,
-            )
-        if is_due and report and not must_roll_back:
-            report(outcome.last_metrics | {"images_seen": state.images_seen})
+        # Checkpoint: at positions that all ranks know, with metrics, or when rank 0's clock says so, without.
+        is_due = is_update and (after >= total or crossed(before, after, config.train.checkpoint_every_images))
+        if is_due or (is_update and rank == 0 and keeper.is_due()):
+            latest = [state.sentinel.read(one.copy.wait()["verdict"].tolist()) for one in unread]
+            will_roll_back = any(one.must_roll_back for one in latest)
+            is_sound = not will_roll_back and not latest[-1].reason
+            if is_due and is_sound:
+                measure()
+            if rank == 0 and is_sound and asks != _FAIL:
+                save((outcome.last_metrics or None) if is_due else None)
+            if is_due and report is not None and not will_roll_back:
+                report(outcome.last_metrics | {"images_seen": after})
 
     batches.close()
-    if rank == 0 and asked != _FAIL and keeper.saved_at != state.images_seen:
+    if rank == 0 and agreed != _FAIL and keeper.saved_at != state.images_seen:
         save(None)
     last = keeper.close() or resumed
-    if keeper.trouble:
+    if keeper.trouble is not None:
         outcome.failure = _named(keeper.trouble)
-    outcome.images_seen, outcome.stopped = state.images_seen, asked == _STOP
-    if counting := durations[_SETTLING_UPDATES:]:
+    outcome.images_seen, outcome.stopped = state.images_seen, agreed == _STOP
+    if counting := seconds[_SETTLING_UPDATES:]:
         outcome.images_per_second = batch_size * len(counting) / sum(counting)
     if rank == 0 and last is not None:
         outcome.checkpoint, outcome.weights_sha256 = store.uri(last), state.weights_sha256()
     return outcome
-
-
-def _agree(loss: Tensor, asked: float) -> tuple[float, float]:
-    """Return the mean of all ranks' losses, and what rank 0 asks; the other ranks ask 0."""
-    total, agreed = ranks.total(torch.stack([loss.float(), torch.tensor(asked, device=loss.device)])).tolist()
-    return total / ranks.num_ranks(), agreed
 
 
 def _passes(arrays: examples.Example, largest: int, device: torch.device) -> list[Pass]:
@@ -280,7 +275,3 @@ def _passes(arrays: examples.Example, largest: int, device: torch.device) -> lis
 
 def _named(error: ScFeganError) -> tuple[str, str]:
     return type(error).__name__, str(error)
-
-
-def _crossed(before: int, after: int, every: int) -> bool:
-    return every > 0 and before // every != after // every

@@ -65,7 +65,7 @@ class TrainingState:
             discriminator_optimizer=torch.optim.Adam(
                 discriminator.parameters(), lr=optimization.discriminator_learning_rate, betas=betas, fused=True
             ),
-            sentinel=Sentinel(config.sentinel),
+            sentinel=Sentinel(config.sentinel, device),
         )
 
     def networks(self) -> dict[str, nn.Module]:
@@ -73,20 +73,24 @@ class TrainingState:
         return {"generator": self.generator, "discriminator": self.discriminator, "ema": self.ema}
 
     @torch.no_grad()
-    def update_ema(self, half_life_images: float, batch_size: int) -> None:
+    def update_ema(self, half_life_images: float, batch_size: int, accepted: Tensor | None = None) -> None:
         """Move the average towards the generator by one update.
 
         Args:
             half_life_images: images after which a past generator counts half; capped at a twentieth of the images
                 seen, so that the first, poor generators are soon forgotten. 0 copies the generator.
             batch_size: images of the update.
+            accepted: scalar bool on the device; where it is False the average stays. Default: it moves.
         """
         half_life = min(half_life_images, self.images_seen / 20)
-        keep = 0.5 ** (batch_size / half_life) if half_life > 0 else 0.0
-        for average, value in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
-            average.lerp_(value, 1.0 - keep)
-        for kept, buffer in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
-            kept.copy_(buffer)
+        weight = 1.0 - (0.5 ** (batch_size / half_life) if half_life > 0 else 0.0)
+        averages: list[Tensor] = list(self.ema.parameters())
+        values: list[Tensor] = list(self.generator.parameters())
+        share = torch.full((), weight, device=averages[0].device)
+        if accepted is not None:
+            share *= accepted
+        # As a list of tensors: one tensor alone would be brought to the host first.
+        torch._foreach_lerp_(averages, values, [share] * len(averages))
 
     def set_learning_rates(self, config: OptimizationConfig, total_images: int) -> tuple[float, float]:
         """Set both optimizers' rates for the present position, and return them (generator, discriminator)."""

@@ -29,21 +29,8 @@ class Pass(NamedTuple):
     interpolation: Tensor
 
 
-class Update(NamedTuple):
-    """What came of an update.
-
-    Attributes:
-        values: unweighted loss terms, totals and norms of the gradients, detached scalars, named `generator/...` and
-            `discriminator/...`; where asked for, also `gradient_norm/...`.
-        accepted: False where the update was refused; then `values` holds what was known by then.
-    """
-
-    values: dict[str, Tensor]
-    accepted: bool
-
-
-def _accept_all(name: str, loss: Tensor, gradient_norm: Tensor) -> bool:
-    return True
+def _refuse_nothing(name: str, loss: Tensor, gradient_norm: Tensor) -> None:
+    return None
 
 
 def train_step(
@@ -58,10 +45,10 @@ def train_step(
     allow_tf32: str = "off",
     images_per_worker: float | None = None,
     keep_graph: bool = True,
-    accept: Callable[[str, Tensor, Tensor], bool] = _accept_all,
+    refuses: Callable[[str, Tensor, Tensor], Tensor | None] = _refuse_nothing,
     with_gradient_norms: bool = False,
-) -> Update:
-    """Update both networks.
+) -> dict[str, Tensor]:
+    """Update both networks; the host waits for nothing.
 
     Each wrapped network runs forward once and backward once for each pass; the gradients add up, and only the last
     pass's backward makes DDP send anything.
@@ -84,10 +71,15 @@ def train_step(
         keep_graph: let the generator's one forward serve both updates, which keeps all passes' activations meanwhile.
             Otherwise it runs a second time for its own update. DDP sends something in some forwards, so this must be
             the same on all workers.
-        accept: asked with a network's name, this worker's total and the norm of the averaged gradient, before that
-            network's weights change; the rest of the update is left out where it says no.
+        refuses: asked with a network's name, this worker's total and the norm of the averaged gradient, before that
+            network's weights change. Where the scalar float32 that it returns is 1, weights and moments stay as they
+            are; so must the generator's where the discriminator's did.
         with_gradient_norms: also measure the gradient of each weighted term of the generator's loss with respect to
             the generated images of the first pass (`losses.gradient_norms`).
+
+    Returns:
+        Unweighted loss terms, totals and norms of the gradients, detached scalars, named `generator/...` and
+        `discriminator/...`; where asked for, also `gradient_norm/...`.
 
     Raises:
         ValueError: several passes shall keep their graphs under DDP.
@@ -138,8 +130,7 @@ def train_step(
                 {"discriminator/total": total} | {f"discriminator/{name}": value for name, value in found.items()},
                 share,
             )
-    if not _update("discriminator", state.discriminator, state.discriminator_optimizer, values, accept):
-        return Update(values, False)
+    _update("discriminator", state.discriminator, state.discriminator_optimizer, values, refuses)
 
     # Generator: judged by the plain discriminator, whose weights want no gradient now, so nothing is sent for them.
     with tf32(convolutions=networks, products=everything):
@@ -166,22 +157,22 @@ def train_step(
                 (share * total).backward()  # type: ignore[no-untyped-call]
             add({"generator/total": total} | {f"generator/{name}": term for name, (_, term) in terms.items()}, share)
     state.discriminator.requires_grad_(True)
-    return Update(values, _update("generator", state.generator, state.generator_optimizer, values, accept))
+    _update("generator", state.generator, state.generator_optimizer, values, refuses)
+    return values
 
 
 def _update(
     name: str,
     network: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Adam,
     values: dict[str, Tensor],
-    accept: Callable[[str, Tensor, Tensor], bool],
-) -> bool:
+    refuses: Callable[[str, Tensor, Tensor], Tensor | None],
+) -> None:
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     norm = values[f"{name}/gradient_norm"] = torch.nn.utils.get_total_norm(gradients)
-    accepted = accept(name, values[f"{name}/total"], norm)
-    if accepted:
-        optimizer.step()
-    return accepted
+    # A fused Adam looks at it on the device, and skips exactly; a factor of 0 would not, as 0 times NaN is NaN.
+    optimizer.found_inf = refuses(name, values[f"{name}/total"], norm)  # type: ignore[attr-defined]
+    optimizer.step()
 
 
 def _sending(network: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from updates import moments, saved_and_gone_on, watched_step
+from updates import moments, refuse_a_batch, saved_and_gone_on, watched_step
 
 from scfegan_ray.config import Config, ModelConfig
 from scfegan_ray.errors import CheckpointError, StorageError
@@ -24,7 +24,7 @@ def saved(tiny: Config, tmp_path: Path) -> tuple[TrainingState, Path]:
     state = TrainingState.build(tiny)
     for seed in range(3):
         watched_step(state, tiny, seed)
-    state.sentinel.conclude(False)
+    refuse_a_batch(state)
     state.sentinel.roll_back(8)
     folder = tmp_path / "checkpoint"
     folder.mkdir()
@@ -69,7 +69,7 @@ def test_checkpoint_of_version_0_1_is_loaded_and_trained_on() -> None:
     assert config.train.tf32 == "off", "a setting that it does not know is as by default"
     state = TrainingState.build(config)
     checkpoint.load(state, folder)
-    assert (state.images_seen, state.sentinel.num_skipped) == (8, 0)
+    assert (state.images_seen, state.sentinel.state()["num_skipped"]) == (8, 0)
     assert len(state.generator_optimizer.state) == len(list(state.generator.parameters()))
     watched_step(state, config, 3)
     assert checkpoint.load_generator(folder)[1] == config
@@ -82,7 +82,7 @@ def test_snapshot_stays_what_it_was_while_training_goes_on(tiny: Config, tmp_pat
     kept, then = copy.deepcopy(snapshot), copy.deepcopy(state)
     for seed in (1, 2):
         watched_step(state, tiny, seed)
-    state.sentinel.conclude(False)
+    refuse_a_batch(state)
     state.sentinel.roll_back(4)
     assert snapshot.meta == kept.meta
     assert snapshot.images_seen == 4

@@ -74,8 +74,8 @@ def test_a_whole_update_stays_on_its_device(
         keep_graph=keep_graph,
         with_gradient_norms=True,
     )
-    assert {name for name, value in found.values.items() if value.device != META} == set()
-    torch.stack([value.float() for value in found.values.values()])  # as their means are taken
+    assert {name for name, value in found.items() if value.device != META} == set()
+    torch.stack([value.float() for value in found.values()])  # as their means are taken
     state.images_seen = 100
     state.update_ema(1000.0, 3)
 

@@ -53,15 +53,15 @@ def curve() -> list[dict[str, float]]:
         arrays = examples.stack(
             [examples.make_example(row, config.masks, np.random.default_rng([step, at])) for at, row in enumerate(rows)]
         )
-        parts = train_step(
+        terms = train_step(
             state,
             [Pass(Batch.from_arrays(arrays, torch.device("cpu")), torch.from_numpy(arrays["interpolation"]))],
             features,
             config.losses,
             generator=state.generator,
             discriminator=state.discriminator,
-        ).values
-        values.append({name: float(value) for name, value in without_norms(parts).items()})
+        )
+        values.append({name: float(value) for name, value in without_norms(terms).items()})
     return values
 
 

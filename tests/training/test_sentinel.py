@@ -6,87 +6,112 @@ import json
 import math
 
 import pytest
+import torch
 
 from scfegan_ray.config import SentinelConfig
 from scfegan_ray.errors import DivergenceError
-from scfegan_ray.training.sentinel import Sentinel
+from scfegan_ray.training.sentinel import Sentinel, Verdict
 
 CONFIG = SentinelConfig(explosion_factor=10.0, max_skipped=3, rate_fraction=0.5, max_rollbacks=2)
+
+
+def batch(
+    sentinel: Sentinel, *, discriminator: float = 1.0, generator: float = 2.0, norm: float = 1.0
+) -> tuple[list[bool], Verdict]:
+    """Tell of a batch's losses, as `train_step` and the loop do; return which updates were made, and the verdict."""
+    given = {"discriminator": discriminator, "generator": generator}
+    refused = [sentinel.refuses(name, torch.tensor(loss), torch.tensor(norm)) for name, loss in given.items()]
+    accepted, values = sentinel.conclude()
+    made = [float(one) == 0.0 for one in refused]
+    assert bool(accepted) == all(made)
+    return made, sentinel.read(values.tolist())
 
 
 def settled(loss: float = 2.0, updates: int = 20) -> Sentinel:
     sentinel = Sentinel(CONFIG)
     for _ in range(updates):
-        assert sentinel.accept("generator", loss, 1.0)
-        sentinel.conclude(True)
+        assert batch(sentinel, generator=loss) == ([True, True], Verdict("", 0, False))
     return sentinel
 
 
-def skip(sentinel: Sentinel, times: int) -> str:
-    reason = ""
+def skip(sentinel: Sentinel, times: int) -> Verdict:
     for _ in range(times):
-        reason = sentinel.conclude(sentinel.accept("generator", math.nan, 1.0))
-    return reason
+        _, verdict = batch(sentinel, generator=math.nan)
+    return verdict
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("updates", [0, 50])
 def test_what_is_not_finite_is_refused_from_the_first_update_on(bad: float, updates: int) -> None:
     sentinel = settled(updates=updates)
-    assert not sentinel.accept("generator", bad, 1.0)
-    assert sentinel.conclude(False) == f"the generator's loss is {bad}"
-    assert not sentinel.accept("generator", 2.0, bad)
-    assert sentinel.conclude(False) == f"the norm of the generator's gradient is {bad}"
-    assert sentinel.accept("generator", 2.0, 1e30), "a large gradient alone is none of its business"
+    made, verdict = batch(sentinel, generator=bad)
+    assert (made, verdict.reason) == ([True, False], f"the generator's loss is {bad}")
+    made, verdict = batch(sentinel, norm=bad)
+    assert (made, verdict.reason) == ([False, False], f"the norm of the discriminator's gradient is {bad}")
+    made, _ = batch(sentinel, norm=1e30)
+    assert made == [True, True], "a large gradient alone is none of its business"
+
+
+def test_without_the_discriminators_update_the_generators_is_not_made() -> None:
+    sentinel = settled()
+    made, verdict = batch(sentinel, discriminator=math.nan)
+    assert (made, verdict.reason) == ([False, False], "the discriminator's loss is nan")
+    assert sentinel.state()["num_accepted"] == {"discriminator": 20, "generator": 20}
+    batch(sentinel, generator=math.nan)
+    assert sentinel.state()["num_accepted"] == {"discriminator": 21, "generator": 20}, "that one is kept"
 
 
 def test_a_loss_explodes_only_against_what_is_usual() -> None:
-    assert settled(updates=19).accept("generator", 1e9, 1.0), "after 19 updates nothing is usual yet"
-    sentinel = settled()
-    assert sentinel.accept("generator", 19.9, 1.0)
-    sentinel = settled()
-    assert not sentinel.accept("generator", 20.1, 1.0)
-    assert sentinel.conclude(False) == "the generator's loss is 20.1, where 2 is usual"
-    assert not settled().accept("generator", -20.1, 1.0), "either way"
-    assert sentinel.accept("discriminator", 20.1, 1.0), "the other network has a usual size of its own"
+    assert batch(settled(updates=19), generator=1e9)[0] == [True, True], "after 19 updates nothing is usual yet"
+    assert batch(settled(), generator=19.9)[0] == [True, True]
+    made, verdict = batch(settled(), generator=20.1)
+    assert (made, verdict.reason) == ([True, False], "the generator's loss is 20.1, where 2 is usual")
+    assert batch(settled(), generator=-20.1)[0] == [True, False], "either way"
+    assert batch(settled(), discriminator=20.1)[0] == [False, False], "each network has a usual size of its own"
 
 
 def test_small_losses_may_grow_to_the_floor() -> None:
-    sentinel = settled(loss=1e-3)
-    assert sentinel.accept("generator", 9.9, 1.0)
-    assert not settled(loss=1e-3).accept("generator", 10.1, 1.0)
+    assert batch(settled(loss=1e-3), generator=9.9)[0] == [True, True]
+    assert batch(settled(loss=1e-3), generator=10.1)[0] == [True, False]
 
 
 def test_the_usual_size_follows_slowly_and_forgets_signs() -> None:
     sentinel = Sentinel(CONFIG)
     for loss in (1.0, -2.0, 3.0):
-        sentinel.accept("generator", loss, 1.0)
+        batch(sentinel, generator=loss)
     assert sentinel.state()["usual"]["generator"] == pytest.approx(2.0), "at first the mean"
     sentinel = settled(loss=2.0, updates=200)
-    sentinel.accept("generator", 12.0, 1.0)
+    batch(sentinel, generator=12.0)
     assert sentinel.state()["usual"]["generator"] == pytest.approx(0.99 * 2.0 + 0.01 * 12.0)
 
 
 def test_refused_losses_do_not_become_usual() -> None:
     sentinel = settled()
-    before = json.dumps(sentinel.state())
+    before = sentinel.state()["usual"]
     for _ in range(100):
-        assert not sentinel.accept("generator", 1e6, 1.0)
-    assert json.dumps(sentinel.state()) == before
+        assert batch(sentinel, discriminator=1e6, generator=1e6)[0] == [False, False]
+    assert sentinel.state()["usual"] == before
 
 
 def test_skipped_batches_are_counted_and_too_many_in_a_row_lead_back() -> None:
     sentinel = settled()
-    assert sentinel.last_was_accepted
-    assert skip(sentinel, 2) == "the generator's loss is nan"
-    assert not sentinel.last_was_accepted and not sentinel.must_roll_back
-    assert sentinel.conclude(sentinel.accept("generator", 2.0, 1.0)) == ""
-    assert sentinel.last_was_accepted, "one good batch is enough"
-    skip(sentinel, 2)
-    assert not sentinel.must_roll_back
-    skip(sentinel, 1)
-    assert sentinel.must_roll_back
-    assert sentinel.num_skipped == 5
+    assert skip(sentinel, 2) == Verdict("the generator's loss is nan", 2, False)
+    assert batch(sentinel)[1] == Verdict("", 2, False)
+    assert skip(sentinel, 2) == Verdict("the generator's loss is nan", 4, False), "one good batch is enough"
+    assert skip(sentinel, 1) == Verdict("the generator's loss is nan", 5, True)
+    assert batch(sentinel)[1] == Verdict("", 5, False)
+
+
+def test_verdicts_may_be_read_late() -> None:
+    sentinel, kept = settled(), []
+    for loss in (math.nan, 2.0, math.nan, math.nan, math.nan, 2.0):
+        for name, value in (("discriminator", 1.0), ("generator", loss)):
+            sentinel.refuses(name, torch.tensor(value), torch.tensor(1.0))
+        kept.append(sentinel.conclude()[1])
+    found = [sentinel.read(values.tolist()) for values in kept]
+    assert [one.num_skipped for one in found] == [1, 1, 2, 3, 4, 4]
+    assert [one.must_roll_back for one in found] == [False, False, False, False, True, False]
+    assert [bool(one.reason) for one in found] == [True, False, True, True, True, False]
 
 
 def test_going_back_slows_down_and_draws_anew() -> None:
@@ -94,10 +119,10 @@ def test_going_back_slows_down_and_draws_anew() -> None:
     for position in (400, 400):
         skip(sentinel, 3)
         sentinel.roll_back(position)
-        assert sentinel.last_was_accepted and not sentinel.must_roll_back
+        assert sentinel.state()["skipped_in_a_row"] == 0
     assert sentinel.rate_scale == 0.25
     assert sentinel.reseeded_at == (400, 400)
-    assert sentinel.num_skipped == 6, "over the whole run"
+    assert sentinel.state()["num_skipped"] == 6, "over the whole run"
 
 
 def test_giving_up_says_what_was_tried() -> None:
@@ -120,21 +145,19 @@ def test_no_return_may_be_allowed() -> None:
         sentinel.roll_back(0)
 
 
-def test_memory_survives_json_and_judges_alike() -> None:
+def test_memory_survives_json_and_decides_alike() -> None:
     sentinel = settled(updates=19)
-    sentinel.accept("discriminator", 0.5, 1.0)
     sentinel.roll_back(80)
     skip(sentinel, 2)
     heir = Sentinel(CONFIG)
     heir.load(json.loads(json.dumps(sentinel.state())))
     assert heir.state() == sentinel.state()
-    assert (heir.rate_scale, heir.reseeded_at, heir.num_skipped) == (0.5, (80,), 2)
-    told = [("generator", 1e3), ("generator", 1e6), ("discriminator", 1e6), ("generator", math.nan), ("generator", 2.0)]
-    for name, loss in told * 3:
-        mine, theirs = (judge.accept(name, loss, 1.0) for judge in (sentinel, heir))
-        assert mine == theirs, (name, loss)
-        assert sentinel.conclude(mine) == heir.conclude(theirs)
-        assert sentinel.must_roll_back == heir.must_roll_back
+    assert (heir.rate_scale, heir.reseeded_at, heir.state()["num_skipped"]) == (0.5, (80,), 2)
+    told: list[dict[str, float]] = [
+        {"generator": 1e3}, {"generator": 1e6}, {"discriminator": 1e6}, {"generator": math.nan}, {},
+    ]  # fmt: skip
+    for values in told * 3:
+        assert batch(sentinel, **values) == batch(heir, **values), values
     assert heir.state() == sentinel.state()
 
 
@@ -142,6 +165,12 @@ def test_what_was_loaded_is_not_shared() -> None:
     sentinel, heir = settled(), Sentinel(CONFIG)
     heir.load(sentinel.state())
     before = json.dumps(sentinel.state())
-    heir.accept("generator", 9.0, 1.0)
+    batch(heir, generator=9.0)
     skip(heir, 1)
     assert json.dumps(sentinel.state()) == before
+
+
+def test_a_run_that_saw_no_update_is_loaded() -> None:
+    sentinel = Sentinel(CONFIG)
+    sentinel.load(sentinel.state() | {"usual": {}, "num_accepted": {}})
+    assert sentinel.state() == Sentinel(CONFIG).state()

@@ -138,7 +138,7 @@ def test_passes_add_up_to_one_update(tiny: Config, sizes: tuple[int, ...], keep_
     batch, interpolation = make_batch(number=4)
     expected = update(whole, tiny, [Pass(batch, interpolation)])
     found = update(cut_up, tiny, cut(batch, interpolation, *sizes), keep_graph=keep_graph)
-    assert_near(found.values, expected.values)
+    assert_near(found, expected)
     assert_near(gradients(cut_up), gradients(whole))
     for name in ("generator", "discriminator"):
         for key, value in weights(whole, name).items():
@@ -163,10 +163,10 @@ def test_images_count_the_same_whatever_the_workers_shares(tiny: Config, shares:
 
     alone, workers = at_rest(), [at_rest() for _ in shares]
     batch, interpolation = make_batch(number=4)
-    expected = update(alone, tiny, [Pass(batch, interpolation)]).values
+    expected = update(alone, tiny, [Pass(batch, interpolation)])
     parts = cut(batch, interpolation, *shares)
     found = [
-        update(state, tiny, [part], images_per_worker=4 / len(shares)).values
+        update(state, tiny, [part], images_per_worker=4 / len(shares))
         for state, part in zip(workers, parts, strict=True)
     ]
 
@@ -178,41 +178,46 @@ def test_images_count_the_same_whatever_the_workers_shares(tiny: Config, shares:
     assert_near(without_norms(mean(found)), without_norms(expected))
 
 
+def moments_of(state: TrainingState, name: str) -> list[torch.Tensor]:
+    values = getattr(state, f"{name}_optimizer").state_dict()["state"].values()
+    return [one.clone() for of_one in values for one in of_one.values()]
+
+
 @pytest.mark.parametrize("refused", ["discriminator", "generator"])
 def test_refused_update_leaves_weights_and_moments(tiny: Config, refused: str) -> None:
     state = TrainingState.build(tiny)
     step(state, tiny)
     before = copy.deepcopy(state)
+    untouched = ("discriminator", "generator") if refused == "discriminator" else ("generator",)
     asked = []
 
-    def accept(name: str, loss: torch.Tensor, gradient_norm: torch.Tensor) -> bool:
+    def refuses(name: str, loss: torch.Tensor, gradient_norm: torch.Tensor) -> torch.Tensor:
         asked.append(name)
-        return name != refused
+        return torch.tensor(float(name in untouched))
 
-    values, accepted = update(state, tiny, [Pass(*make_batch(1))], accept=accept)
-    assert not accepted
-    untouched = ("discriminator", "generator") if refused == "discriminator" else ("generator",)
-    assert asked == ["discriminator", "generator"][: 3 - len(untouched)]
-    assert ("generator/total" in values) == (refused == "generator")
-    for name in ("discriminator", "generator"):
+    update(state, tiny, [Pass(*make_batch(1))], refuses=refuses)
+    assert asked == ["discriminator", "generator"]
+    for name in asked:
         assert same(weights(state, name), weights(before, name)) == (name in untouched), name
+        then, now = moments_of(before, name), moments_of(state, name)
+        assert all(torch.equal(a, b) for a, b in zip(then, now, strict=True)) == (name in untouched)
         steps = {
             float(moments["step"]) for moments in getattr(state, f"{name}_optimizer").state_dict()["state"].values()
         }
         assert steps == {1.0 if name in untouched else 2.0}
-    assert update(state, tiny, [Pass(*make_batch(2))]).accepted, "training goes on"
-    assert not same(weights(state, "discriminator"), weights(before, "discriminator"))
+    update(state, tiny, [Pass(*make_batch(2))])
+    for name in asked:
+        assert not same(weights(state, name), weights(before, name)), "training goes on"
 
 
-def test_what_is_accepted_is_what_is_reported(tiny: Config) -> None:
+def test_what_is_decided_about_is_what_is_reported(tiny: Config) -> None:
     state = TrainingState.build(tiny)
     seen = {}
 
-    def accept(name: str, loss: torch.Tensor, gradient_norm: torch.Tensor) -> bool:
+    def refuses(name: str, loss: torch.Tensor, gradient_norm: torch.Tensor) -> None:
         seen[f"{name}/total"], seen[f"{name}/gradient_norm"] = loss, gradient_norm
-        return True
 
-    values = step(state, tiny, accept=accept)
+    values = step(state, tiny, refuses=refuses)
     assert {name: float(values[name]) for name in seen} == {name: float(value) for name, value in seen.items()}
     found = gradients(state)
     for name in ("generator", "discriminator"):
@@ -225,17 +230,23 @@ def test_sentinel_keeps_damaged_images_out_of_the_weights(tiny: Config) -> None:
     step(state, tiny)
     before = copy.deepcopy(state)
 
-    def accept(name: str, loss: torch.Tensor, gradient_norm: torch.Tensor) -> bool:
-        return state.sentinel.accept(name, float(loss), float(gradient_norm))
+    def watched(part: Pass) -> str:
+        update(state, tiny, [part], refuses=state.sentinel.refuses)
+        accepted, verdict = state.sentinel.conclude()
+        state.images_seen += 400
+        state.update_ema(100.0, 4, accepted)
+        return state.sentinel.read(verdict.tolist()).reason
 
     batch, interpolation = make_batch(1)
     batch.ground_truth[0, 0, 0, 0] = float("nan")
-    accepted = update(state, tiny, [Pass(batch, interpolation)], accept=accept).accepted
-    assert not accepted
-    assert state.sentinel.conclude(accepted) == "the discriminator's loss is nan"
-    for name in ("generator", "discriminator"):
+    assert watched(Pass(batch, interpolation)) == "the discriminator's loss is nan"
+    for name in ("generator", "discriminator", "ema"):
         assert same(weights(state, name), weights(before, name)), name
-    assert update(state, tiny, [Pass(*make_batch(2))], accept=accept).accepted
+    for name in ("generator", "discriminator"):
+        for a, b in zip(moments_of(before, name), moments_of(state, name), strict=True):
+            assert torch.equal(a, b)
+    assert watched(Pass(*make_batch(2))) == ""
+    assert not same(weights(state, "ema"), weights(before, "ema"))
     assert all(
         value.isfinite().all() for network in state.networks().values() for value in network.state_dict().values()
     )
@@ -251,8 +262,8 @@ def test_gradient_norms_are_those_of_the_weighted_terms(tiny: Config, penalty_in
         config,
         [Pass(batch, interpolation)],
         with_gradient_norms=True,
-        accept=lambda name, loss, norm: name == "discriminator",
-    ).values
+        refuses=lambda name, loss, norm: torch.tensor(float(name == "generator")),
+    )
     generated = state.generator(batch.generator_input()).detach().requires_grad_(True)
     composite = batch.composite(generated)
     of_generated, of_composite, of_truth = (FEATURES(x) for x in (generated, composite, batch.ground_truth))
