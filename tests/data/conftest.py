@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from cluster import Cluster
-from scfegan_ray.data import faces, pipeline
+from scfegan_ray import faces
+from scfegan_ray.data import pipeline
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,9 +20,9 @@ import pytest
 from test_parsing import color_parser
 
 from cluster import Cluster
-from scfegan_ray import storage
+from scfegan_ray import faces, storage
 from scfegan_ray.config import Config, DataConfig, ParserConfig
-from scfegan_ray.data import faces, pipeline, prepared, shards, sketches
+from scfegan_ray.data import pipeline, prepared, shards, sketches
 from scfegan_ray.errors import DataError, ModelError, StorageError
 
 

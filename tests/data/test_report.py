@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from cluster import Cluster
+from scfegan_ray import faces
 from scfegan_ray.config import Config, MaskConfig
-from scfegan_ray.data import faces, pipeline, prepared, report, shards
+from scfegan_ray.data import pipeline, prepared, report, shards
 from scfegan_ray.errors import DataError
 
 EVIL = "<script>alert(1)</script> & 'x'.png"

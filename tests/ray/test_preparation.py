@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from running import result_of, run, run_code, start, terminate_group
 
-from scfegan_ray import storage
-from scfegan_ray.data import faces, prepared
+from scfegan_ray import faces, storage
+from scfegan_ray.data import prepared
 
 pytestmark = pytest.mark.ray
 

@@ -32,7 +32,7 @@ from running import (
     wait_for,
 )
 
-from scfegan_ray.data import faces
+from scfegan_ray import faces
 from scfegan_ray.inference import FaceEditor
 
 pytestmark = pytest.mark.ray
