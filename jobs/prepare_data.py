@@ -33,9 +33,9 @@ def job(arguments: Arguments) -> dict[str, Any]:
 
         return report.inspect(arguments.inspect, arguments.config.masks)
     if arguments.benchmark:
-        from scfegan_ray.data import benchmark
+        from scfegan_ray.benchmarks import data
 
-        return benchmark.run(arguments.config, session=session)
+        return data.run(arguments.config, session=session)
     from scfegan_ray.data import pipeline
 
     made = pipeline.prepare(arguments.config, session=session)

@@ -10,15 +10,15 @@ PACKAGE = Path(__file__).parent.parent / "scfegan_ray"
 WITH_RAY = {
     "nodes",
     "data.pipeline",
-    "data.benchmark",
-    "training.benchmark",
+    "benchmarks.data",
+    "benchmarks.ray",
     "training.worker",
     "training.launch",
     "training.stopping",
     "tuning",
 }
 WITH_MLFLOW = {
-    "tracking", "serving", "inference", "training.benchmark", "training.checks", "training.worker", "training.launch",
+    "tracking", "serving", "inference", "benchmarks.ray", "training.checks", "training.worker", "training.launch",
     "tuning",
 }  # fmt: skip
 MODULES = sorted(
