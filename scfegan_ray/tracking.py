@@ -457,7 +457,7 @@ def register(
         with mlflow.start_run(run_id=run_id):
             info = mlflow.pyfunc.log_model(
                 name="generator",
-                python_model=str(Path(__file__).with_name("serving.py")),
+                python_model=str(Path(__file__).with_name("served.py")),
                 artifacts={
                     key: str(Path(scratch, file))
                     for key, file in (

@@ -8,8 +8,8 @@ import torch
 from scfegan_ray.benchmarks import step
 from scfegan_ray.config import Config
 from scfegan_ray.errors import ConfigError
-from scfegan_ray.inference import FaceEditor
 from scfegan_ray.precision import check_native, resolve_precision, set_tf32, tf32
+from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.training.state import TrainingState
 
 

@@ -31,7 +31,7 @@ from tiny import maps_of
 from scfegan_ray import tracking
 from scfegan_ray.config import Config, StorageConfig, TrackingConfig
 from scfegan_ray.errors import ModelError, StorageError
-from scfegan_ray.inference import FaceEditor
+from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.training.state import TrainingState
 
 

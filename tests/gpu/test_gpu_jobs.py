@@ -14,7 +14,7 @@ from running import TINY_ARGUMENTS, descendants, kill, positions, result_of, run
 
 from scfegan_ray import faces
 from scfegan_ray.data.prepared import PreparedDataset
-from scfegan_ray.inference import FaceEditor
+from scfegan_ray.serving.editor import FaceEditor
 
 pytestmark = [pytest.mark.gpu, pytest.mark.ray]
 

@@ -33,7 +33,7 @@ from running import (
 )
 
 from scfegan_ray import faces
-from scfegan_ray.inference import FaceEditor
+from scfegan_ray.serving.editor import FaceEditor
 
 pytestmark = pytest.mark.ray
 

@@ -20,8 +20,8 @@ from tiny import TINY, maps_of
 from scfegan_ray import storage, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.errors import CheckpointError, DataError, ModelError
-from scfegan_ray.inference import FaceEditor
 from scfegan_ray.models import editing
+from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.training import checkpoint
 from scfegan_ray.training.state import TrainingState
 
@@ -31,7 +31,7 @@ MASK = np.zeros((32, 48), np.uint8)
 MASK[8:20, 10:30] = 1
 NOTHING = np.zeros((32, 48), np.uint8)
 UNPAINTED = np.zeros((32, 48, 3), np.uint8)
-OLD_VERSION = Path(__file__).parent / "golden" / "version_0_1" / "model"
+OLD_VERSION = Path(__file__).parents[1] / "golden" / "version_0_1" / "model"
 
 
 @pytest.fixture
@@ -327,7 +327,7 @@ def test_hostile_version_runs_no_code(
     for name in ("python_model.pkl", "artifacts/config.pkl", "artifacts/generator.pt", "artifacts/model.pth"):
         (folder / name).write_bytes(payload)
     (folder / "code").mkdir()
-    for name in ("serving.py", "evil.py", "code/evil.py", "code/scfegan_ray.py", "code/__init__.py"):
+    for name in ("served.py", "evil.py", "code/evil.py", "code/scfegan_ray.py", "code/__init__.py"):
         (folder / name).write_text(code)
     text = (folder / "MLmodel").read_text()
     text = text.replace("code: null", "code: code").replace("mlflow.pyfunc.loaders.code_model", "evil")
