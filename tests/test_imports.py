@@ -18,8 +18,8 @@ WITH_RAY = {
     "tuning",
 }
 WITH_MLFLOW = {
-    "tracking", "served", "serving.editor", "benchmarks.ray", "training.checks", "training.worker", "training.launch",
-    "tuning",
+    "tracking", "registry", "served", "training.checks", "training.worker", "training.launch", "tuning",
+    "serving.editor", "benchmarks.ray",
 }  # fmt: skip
 MODULES = sorted(
     str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".")

@@ -23,7 +23,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.callback import UserCallback
 
 from scfegan_ray import config as configuration
-from scfegan_ray import errors, locks, nodes, places, storage, tracking
+from scfegan_ray import errors, locks, nodes, places, registry, storage, tracking
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples, pipeline, prepared, shards
@@ -225,7 +225,7 @@ def _train(
                 lambda: shards.first_held_back(dataset_uri, dataset), config.storage.retry_seconds, logger.warning
             )
             example = examples.stack([examples.evaluation_example(row, config.masks)])
-            model_uri = tracking.register(
+            model_uri = registry.register(
                 generator,
                 config,
                 run_id,
