@@ -22,7 +22,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from scfegan_ray import locks, places, storage, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.data import pipeline
-from scfegan_ray.data.prepared import DatasetInfo
+from scfegan_ray.data.dataset import DatasetInfo
 from scfegan_ray.errors import ConfigError, deliberate_cause
 from scfegan_ray.models.features import settle_features
 from scfegan_ray.training import checks, launch

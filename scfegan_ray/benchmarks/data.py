@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 
 from scfegan_ray.config import Config
-from scfegan_ray.data import examples, masks, pipeline, prepared, shards, sketches, sources
+from scfegan_ray.data import examples, masks, pipeline, shards, sketches, sources
+from scfegan_ray.data.dataset import PreparedDataset
 from scfegan_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ def _time_stages(maker: shards.ShardMaker, keys: list[str], per_shard: int, seco
 
 def _time_loading(config: Config, uri: str, cache: Path) -> dict[str, float]:
     """Return images per second, on one thread, of what a training worker does for each image."""
-    dataset = prepared.PreparedDataset.open(uri, cache)
+    dataset = PreparedDataset.open(uri, cache)
     cv2.setNumThreads(1)
     rng = np.random.default_rng(0)
     rows = [dataset.row(at) for at in range(min(64, len(dataset.keys)))]

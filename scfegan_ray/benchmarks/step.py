@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from scfegan_ray.allocation import num_cores
 from scfegan_ray.benchmarks.plain import PlainGenerator, PlainStep
 from scfegan_ray.config import Config
-from scfegan_ray.data import examples, prepared, shards, sources
+from scfegan_ray.data import examples, shards, sources
+from scfegan_ray.data.dataset import decode_row
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features, load_features
 from scfegan_ray.precision import autocast, check_available, name_of, resolve_precision, set_tf32
@@ -131,7 +132,7 @@ def make_batch(config: Config, device: torch.device) -> tuple[Batch, Tensor]:
     loaded = [maker.load(key) for key in listing.keys]
     made = []
     for index, (key, face, drawn) in enumerate(zip(listing.keys, loaded, maker.sketch(loaded), strict=True)):
-        row = prepared.decode_row(maker.encode(key, face, drawn, maker.color(face)))
+        row = decode_row(maker.encode(key, face, drawn, maker.color(face)))
         made.append(examples.make_example(row, config.masks, np.random.default_rng([config.seed, index])))
     arrays = examples.stack(made)
     return Batch.from_arrays(arrays, device), torch.from_numpy(arrays["interpolation"]).to(device)

@@ -1,4 +1,4 @@
-"""Raw faces to a prepared dataset with Ray Data; what it makes is described in `prepared`.
+"""Raw faces to a prepared dataset with Ray Data; what it makes is described in `dataset`.
 
 Each block of the Ray dataset is one shard: the keys it shall hold. One stage of actors turns it into a Parquet file
 and gives back a line about it, so pixels never cross a process border. A shard's file is written whole or not at all
@@ -38,7 +38,18 @@ from scfegan_ray import config as configuration
 from scfegan_ray import errors, locks, nodes, room, storage
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config, DataConfig
-from scfegan_ray.data import decoding, parsing, prepared, report, shards, sketches, sources
+from scfegan_ray.data import decoding, parsing, report, shards, sketches, sources
+from scfegan_ray.data.dataset import (
+    OTHER_FILES,
+    SCHEMA_VERSION,
+    DatasetInfo,
+    Shard,
+    fingerprint,
+    is_test_key,
+    read_shards,
+    shard_name,
+    shard_place,
+)
 from scfegan_ray.errors import DataError, ScFeganError
 from scfegan_ray.progress import Progress
 
@@ -73,7 +84,7 @@ class Preparation:
     """
 
     uri: str
-    info: prepared.DatasetInfo
+    info: DatasetInfo
     rejected: list[tuple[str, str]]
     busy_seconds: float = 0.0
     num_made: int = 0
@@ -110,7 +121,7 @@ def prepare(
         ModelError: weights that are needed cannot be had.
     """
     plan = _patiently(config, lambda: _make_plan(config))
-    found = _patiently(config, lambda: prepared.DatasetInfo.read(plan.uri))
+    found = _patiently(config, lambda: DatasetInfo.read(plan.uri))
     if found is not None:
         if _DECODING not in found.preparation and _DECODING in plan.settings:
             logger.warning(
@@ -124,7 +135,7 @@ def prepare(
         return Preparation(plan.uri, found, _patiently(config, lambda: _read_rejected(plan.uri)))
     with locks.held(plan.uri, f"the dataset {plan.uri}", patience_seconds=float("inf")):
         # Another process may have made it while this one waited.
-        if _patiently(config, lambda: prepared.DatasetInfo.read(plan.uri)) is None:
+        if _patiently(config, lambda: DatasetInfo.read(plan.uri)) is None:
             return _make(config, plan, session)
     return prepare(config, session=session)
 
@@ -142,7 +153,7 @@ def ensure_prepared(
         DataError: as `prepare`; or the dataset holds another image size than the config.
     """
     uri = storage.absolute(config.data.prepared) if config.data.prepared else None
-    info = _patiently(config, functools.partial(prepared.DatasetInfo.read, uri)) if uri else None
+    info = _patiently(config, functools.partial(DatasetInfo.read, uri)) if uri else None
     if uri is None or info is None:
         made = prepare(config, session=session)
         uri, info = made.uri, made.info
@@ -179,7 +190,7 @@ def _make_plan(config: Config) -> _Plan:
         # Photographs are told by what their listing says, wherever they lie and however that place is spelled.
         del values["source"], values["num_embedded"]
     values["seed"] = config.seed if embedded else None
-    values["schema_version"] = prepared.SCHEMA_VERSION
+    values["schema_version"] = SCHEMA_VERSION
     values |= listing.identity
     if not embedded:
         values["decoding_version"] = decoding.VERSION
@@ -271,12 +282,10 @@ def _make(config: Config, plan: _Plan, session: Callable[[], contextlib.Abstract
     return Preparation(plan.uri, info, rejected, busy_seconds, num_made)
 
 
-def _look(plan: _Plan) -> dict[int, shards.Shard]:
+def _look(plan: _Plan) -> dict[int, Shard]:
     """Return the shards that are there already, in a place that takes more."""
     foreign = [
-        name
-        for name in storage.list_files(plan.uri)
-        if name not in prepared.OTHER_FILES and not name.startswith("data/part-")
+        name for name in storage.list_files(plan.uri) if name not in OTHER_FILES and not name.startswith("data/part-")
     ]
     if foreign:
         raise DataError(f"{plan.uri} holds other files ({foreign[0]}); choose an empty --data.prepared")
@@ -285,8 +294,8 @@ def _look(plan: _Plan) -> dict[int, shards.Shard]:
 
 
 def _finish(
-    config: Config, plan: _Plan, settled: DataConfig, there: dict[int, shards.Shard]
-) -> tuple[prepared.DatasetInfo, list[tuple[str, str]]]:
+    config: Config, plan: _Plan, settled: DataConfig, there: dict[int, Shard]
+) -> tuple[DatasetInfo, list[tuple[str, str]]]:
     """Write what lies beside the shards, its description last; return that, and what was left out."""
     rows = [row for number in sorted(there) for row in there[number].rows]
     rejected = sorted(plan.listing.refused + [one for shard in there.values() for one in shard.refused])
@@ -310,28 +319,28 @@ def _finish(
 def _finished(plan: _Plan) -> list[int]:
     """Return the numbers of the shards whose files are there."""
     names = set(storage.list_files(storage.join(plan.uri, "data")))
-    numbers = [at for at in range(len(plan.shards)) if shards.file_name(at) in names]
+    numbers = [at for at in range(len(plan.shards)) if shard_name(at) in names]
     if len(numbers) < len(names):
         raise DataError(f"{plan.uri} holds shards of another dataset; choose another --data.prepared or delete it")
     return numbers
 
 
-def _read_shards(plan: _Plan, numbers: list[int]) -> dict[int, shards.Shard]:
+def _read_shards(plan: _Plan, numbers: list[int]) -> dict[int, Shard]:
     """Read what shards say of themselves.
 
     Raises:
         DataError: one was made with other settings, or does not hold the images that it should.
     """
-    found = shards.read_all([shards.place(plan.uri, number) for number in numbers])
+    found = read_shards([shard_place(plan.uri, number) for number in numbers])
     read = dict(zip(numbers, found, strict=True))
     for number, shard in read.items():
         _check_same(plan, shard.settings, "holds shards of a preparation that was begun")
         if {row["key"] for row in shard.rows} | {key for key, _ in shard.refused} != set(plan.shards[number]):
-            raise DataError(f"{shards.place(plan.uri, number)} holds other images than it should; delete it")
+            raise DataError(f"{shard_place(plan.uri, number)} holds other images than it should; delete it")
     return read
 
 
-def _settle(config: DataConfig, uri: str, there: list[shards.Shard]) -> DataConfig:
+def _settle(config: DataConfig, uri: str, there: list[Shard]) -> DataConfig:
     """Decide once for all workers what the settings leave open, as it was decided for the shards that are there."""
     if not there:
         return dataclasses.replace(config, sketch=sketches.settle(config.sketch))
@@ -485,13 +494,13 @@ def _describe(
     settled: DataConfig,
     rows: list[dict[str, Any]],
     rejected: list[tuple[str, str]],
-) -> prepared.DatasetInfo:
-    num_test = sum(prepared.is_test_key(row["key"], config.data.test_fraction) for row in rows)
+) -> DatasetInfo:
+    num_test = sum(is_test_key(row["key"], config.data.test_fraction) for row in rows)
     # What rows hold, not what was hoped for: a parser may find no face anywhere, and labels may know no hair.
     hair_areas = [row["hair_area"] for row in rows if row["hair_area"] is not None]
     labels = ("labels" if plan.source.has_labels else "parser") if hair_areas else None
-    return prepared.DatasetInfo(
-        schema_version=prepared.SCHEMA_VERSION,
+    return DatasetInfo(
+        schema_version=SCHEMA_VERSION,
         size_px=config.data.size_px,
         num_images=len(rows),
         num_train=len(rows) - num_test,
@@ -499,7 +508,7 @@ def _describe(
         num_rejected=len(rejected),
         num_shards=len(plan.shards),
         test_fraction=config.data.test_fraction,
-        fingerprint=prepared.fingerprint(rows),
+        fingerprint=fingerprint(rows),
         license=config.data.license or plan.source.license,
         source=plan.address,
         sketch_detector=settled.sketch.detector,

@@ -1,33 +1,26 @@
-"""One shard of keys to one Parquet file: all the work of preparation, without Ray.
-
-A shard's file says itself what it was made from: its rows, the images of the shard that were refused, and the settings
-(as metadata of the Parquet schema). So what a killed preparation leaves behind is either whole or not there, and needs
-no other record.
-"""
+"""One shard of keys to one Parquet file: all the work of preparation, without Ray."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import io
-import json
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from scfegan_ray import storage
 from scfegan_ray.config import DataConfig
-from scfegan_ray.data import colors, parsing, prepared, sketches, sources
+from scfegan_ray.data import colors, parsing, sketches, sources
+from scfegan_ray.data.codecs import encode_png
+from scfegan_ray.data.dataset import write_shard
 from scfegan_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -35,109 +28,6 @@ ResultT = TypeVar("ResultT")
 
 CHUNK_IMAGES = 8
 """Decoded photographs in memory at a time."""
-
-_METADATA = b"scfegan_ray"
-_READING_THREADS = 8
-_ROW_GROUP_BYTES = 16 << 20
-_SUMMARY_COLUMNS = ["key", "sha256", *prepared.STATISTICS]
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """What one shard's file says, without its pixels.
-
-    Attributes:
-        settings: everything that shaped it, as it was asked for.
-        settled: what was decided where `data.sketch` left it open.
-        rows: one dict per image: key, sha256 and `prepared.STATISTICS`.
-        refused: (key, reason) of the shard's images that cannot be used.
-        notes: (key, note) of its images whose files needed a guess.
-        num_bytes: size of the file.
-    """
-
-    settings: dict[str, Any]
-    settled: dict[str, Any]
-    rows: list[dict[str, Any]] = field(repr=False)
-    refused: list[tuple[str, str]]
-    num_bytes: int
-    notes: list[tuple[str, str]] = field(default_factory=list)
-
-
-def file_name(number: int) -> str:
-    """Return the name of a shard's file within the folder `data` of its dataset."""
-    return f"part-{number:05d}.parquet"
-
-
-def place(uri: str, number: int) -> str:
-    """Return the URI of a shard's file in the dataset at a URI."""
-    return storage.join(uri, "data", file_name(number))
-
-
-def read(uri: str) -> Shard:
-    """Read what a shard's file says of itself.
-
-    Raises:
-        DataError: it is no such file.
-        StorageError: it cannot be read.
-    """
-    stream = storage.open_seekable(uri)
-    with stream, storage.errors_of_reading(uri):
-        try:
-            with pq.ParquetFile(stream) as file:
-                said = json.loads((file.schema_arrow.metadata or {})[_METADATA])
-                rows = file.read(columns=_SUMMARY_COLUMNS).to_pylist()
-            refused = [(key, reason) for key, reason in said["refused"]]
-            notes = [(key, note) for key, note in said.get("notes", ())]
-            return Shard(said["settings"], said["settled"], rows, refused, stream.seek(0, io.SEEK_END), notes)
-        except (pa.ArrowInvalid, KeyError, ValueError) as error:
-            raise DataError(f"{uri} is no shard of a prepared dataset ({error}); delete the dataset") from error
-
-
-def read_all(uris: Sequence[str]) -> list[Shard]:
-    """Read what several shards' files say of themselves, some at a time; see `read`."""
-    with ThreadPoolExecutor(_READING_THREADS) as pool:
-        return list(pool.map(read, uris))
-
-
-def read_some(uri: str, count: int) -> list[dict[str, Any]]:
-    """Read the first rows of a shard's file, with all their columns, but no more of it than its first row group.
-
-    Raises:
-        StorageError: it cannot be read.
-    """
-    stream = storage.open_seekable(uri)
-    with stream, storage.errors_of_reading(uri), pq.ParquetFile(stream) as file:
-        rows: list[dict[str, Any]] = file.read_row_group(0).slice(0, count).to_pylist() if file.num_row_groups else []
-    return rows
-
-
-def first_held_back(uri: str, info: prepared.DatasetInfo) -> dict[str, Any]:
-    """Read one row of a dataset, for which no copy of it is made: the first that is held back, else the first of all.
-
-    Returns:
-        As `prepared.decode_row`.
-
-    Raises:
-        DataError: the dataset has no rows.
-        StorageError: it cannot be read.
-    """
-    first: dict[str, Any] | None = None
-    for name in storage.list_files(storage.join(uri, "data")):
-        place = storage.join(uri, "data", name)
-        stream = storage.open_seekable(place)
-        with stream, storage.errors_of_reading(place), pq.ParquetFile(stream) as file:
-            for group in range(file.num_row_groups):
-                keys = file.read_row_group(group, columns=["key"]).column("key").to_pylist()
-                held_back = [at for at, key in enumerate(keys) if prepared.is_test_key(key, info.test_fraction)]
-                if held_back or (first is None and keys):
-                    at = min(held_back, key=keys.__getitem__, default=0)
-                    row = prepared.decode_row(file.read_row_group(group).slice(at, 1).to_pylist()[0])
-                    if held_back:
-                        return row
-                    first = row
-    if first is None:
-        raise DataError(f"{uri} holds no images; delete the dataset and prepare it anew")
-    return first
 
 
 class ShardMaker:
@@ -272,15 +162,15 @@ class ShardMaker:
     def encode(
         self, key: str, face: sources.Face, sketch: NDArray[np.uint8], color: NDArray[np.uint8]
     ) -> dict[str, Any]:
-        """Make one face's row; its columns are documented in `prepared`."""
+        """Make one face's row; its columns are documented in `dataset`."""
         hair = None if face.labels is None else parsing.hair_region(face.labels)
         assert face.eyes is not None, "load gives every face eyes"
         row: dict[str, Any] = {
             "key": key,
-            "image": prepared.encode_png(face.image),
-            "sketch": prepared.encode_png(sketch * np.uint8(255)),
-            "color": prepared.encode_png(color),
-            "hair": None if hair is None else prepared.encode_png(hair * np.uint8(255)),
+            "image": encode_png(face.image),
+            "sketch": encode_png(sketch * np.uint8(255)),
+            "color": encode_png(color),
+            "hair": None if hair is None else encode_png(hair * np.uint8(255)),
             "eyes": face.eyes.astype(np.float32),
         }
         digest = hashlib.sha256()
@@ -308,11 +198,12 @@ class ShardMaker:
         Raises:
             StorageError: the dataset's place fails.
         """
-        settled = {"detector": self._config.sketch.detector, "precision": self._config.sketch.precision}
-        record = {"settings": self._settings, "settled": settled, "refused": refused, "notes": list(notes)}
-        said = json.dumps(record, sort_keys=True).encode()
-        table = pa.Table.from_pylist(rows, schema=prepared.SCHEMA.with_metadata({_METADATA: said}))
-        per_group = max(1, _ROW_GROUP_BYTES * table.num_rows // max(table.nbytes, 1))
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, row_group_size=per_group, compression="none")
-        storage.write_bytes(place(self._uri, number), buffer.getvalue())
+        write_shard(
+            self._uri,
+            number,
+            rows,
+            settings=self._settings,
+            settled={"detector": self._config.sketch.detector, "precision": self._config.sketch.precision},
+            refused=refused,
+            notes=notes,
+        )

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from scfegan_ray import allocation, locks, losses, storage
 from scfegan_ray.config import Config
-from scfegan_ray.data import examples, prepared
+from scfegan_ray.data import examples
+from scfegan_ray.data.dataset import PreparedDataset
 from scfegan_ray.errors import CheckpointError, ScFeganError, StorageError
 from scfegan_ray.evaluation import Evaluator
 from scfegan_ray.images import Batch
@@ -143,9 +144,7 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
     discriminator = _distribute(state.discriminator)
 
     # Data: this worker's share of each global batch, in passes that fit its memory.
-    dataset = storage.retrying(
-        lambda: prepared.PreparedDataset.open(settings["dataset"]), retry_seconds, logger.warning
-    )
+    dataset = storage.retrying(lambda: PreparedDataset.open(settings["dataset"]), retry_seconds, logger.warning)
     batch_size, total = config.train.batch_size, config.train.images
 
     def open_batches() -> Generator[dict[str, NDArray[Any]], None, None]:
@@ -312,7 +311,7 @@ class _Judge:
     def __init__(
         self,
         config: Config,
-        dataset: prepared.PreparedDataset,
+        dataset: PreparedDataset,
         features: Features,
         device: torch.device,
         tracker: Tracker,

@@ -22,7 +22,9 @@ from test_parsing import color_parser
 from cluster import Cluster
 from scfegan_ray import faces, storage
 from scfegan_ray.config import Config, DataConfig, ParserConfig
-from scfegan_ray.data import pipeline, prepared, shards, sketches
+from scfegan_ray.data import pipeline, shards, sketches
+from scfegan_ray.data.codecs import encode_png
+from scfegan_ray.data.dataset import OTHER_FILES, DatasetInfo, PreparedDataset, shard_place
 from scfegan_ray.errors import DataError, ModelError, StorageError
 
 
@@ -40,7 +42,7 @@ def content(uri: str) -> dict[str, bytes]:
 def test_dataset_holds_every_image_once(config: Config, cluster: Cluster) -> None:
     made = pipeline.prepare(config, session=cluster.session)
     assert cluster.made == [0, 1, 2]
-    dataset = prepared.PreparedDataset.open(made.uri)
+    dataset = PreparedDataset.open(made.uri)
     assert dataset.keys == [f"embedded/0/{at:07d}" for at in range(12)]
     info = dataset.info
     assert info == made.info
@@ -49,7 +51,7 @@ def test_dataset_holds_every_image_once(config: Config, cluster: Cluster) -> Non
     assert (info.color_segments, info.eyes, info.hair) == ("labels", "labels", "labels")
     assert (info.sketch_detector, info.sketch_precision) == ("opencv", "float32")
     assert info.preparation["data.sketch.threshold"] == 0.4
-    assert sorted(os.listdir(made.uri)) == ["data", *prepared.OTHER_FILES]
+    assert sorted(os.listdir(made.uri)) == ["data", *OTHER_FILES]
 
 
 def test_nothing_is_left_to_do(config: Config, cluster: Cluster) -> None:
@@ -69,9 +71,9 @@ def test_interrupted_preparation_goes_on(config: Config, cluster: Cluster, stop_
     with pytest.raises(KeyboardInterrupt):
         pipeline.prepare(config, session=cluster.session)
     uri = str(tmp_path / "made")
-    assert prepared.DatasetInfo.read(uri) is None
+    assert DatasetInfo.read(uri) is None
     with pytest.raises(DataError, match="no prepared dataset"):
-        prepared.PreparedDataset.open(uri)
+        PreparedDataset.open(uri)
     kept = content(uri)
     assert len(kept) == stop_after
     cluster.stop_after = None
@@ -85,7 +87,7 @@ def test_interrupted_preparation_goes_on(config: Config, cluster: Cluster, stop_
 
 def test_last_step_that_was_killed_is_done_again(config: Config, cluster: Cluster) -> None:
     made = pipeline.prepare(config, session=cluster.session)
-    for name in prepared.OTHER_FILES:
+    for name in OTHER_FILES:
         Path(made.uri, name).unlink()
     cluster.made.clear()
     assert pipeline.prepare(config, session=cluster.session).info == made.info
@@ -153,7 +155,7 @@ def photographs(tmp_path: Path) -> Path:
     folder = tmp_path / "photographs"
     folder.mkdir()
     for at in range(6):
-        (folder / f"{at}.png").write_bytes(prepared.encode_png(faces.draw_face(0, at, 48).image))
+        (folder / f"{at}.png").write_bytes(encode_png(faces.draw_face(0, at, 48).image))
     return folder
 
 
@@ -170,7 +172,7 @@ def test_photographs_that_changed_are_refused(config: Config, cluster: Cluster, 
 def test_photograph_that_changed_is_noticed(config: Config, cluster: Cluster, photographs: Path) -> None:
     config = replace(config, data=replace(config.data, source=str(photographs)))
     pipeline.prepare(config)
-    (photographs / "3.png").write_bytes(prepared.encode_png(faces.draw_face(1, 3, 48).image) + b"longer")
+    (photographs / "3.png").write_bytes(encode_png(faces.draw_face(1, 3, 48).image) + b"longer")
     with pytest.raises(DataError, match="was prepared from other photographs than the source holds now"):
         pipeline.prepare(config)
 
@@ -264,11 +266,11 @@ def test_changed_part_mask_is_noticed(config: Config, cluster: Cluster, tmp_path
     mask.parent.mkdir(parents=True)
     (hq / "CelebA-HQ-img").mkdir()
     drawn = faces.draw_face(0, 0, 48)
-    (hq / "CelebA-HQ-img" / "0.png").write_bytes(prepared.encode_png(drawn.image))
-    mask.write_bytes(prepared.encode_png(np.where(drawn.labels == 13, 255, 0).astype(np.uint8)))
+    (hq / "CelebA-HQ-img" / "0.png").write_bytes(encode_png(drawn.image))
+    mask.write_bytes(encode_png(np.where(drawn.labels == 13, 255, 0).astype(np.uint8)))
     config = replace(config, data=replace(config.data, source=str(hq)))
     pipeline.prepare(config)
-    mask.write_bytes(prepared.encode_png(np.eye(48, dtype=np.uint8) * np.uint8(255)))
+    mask.write_bytes(encode_png(np.eye(48, dtype=np.uint8) * np.uint8(255)))
     with pytest.raises(DataError, match="from other photographs than the source holds now"):
         pipeline.prepare(config)
 
@@ -301,7 +303,7 @@ def test_datasets_of_version_0_1_are_recognized(
         with pytest.raises(DataError, match="was begun from other photographs|num_embedded = 6, now it is 5"):
             pipeline.prepare(replace(config, data=replace(data, num_embedded=5)))
     result = pipeline.prepare(config)
-    before = prepared.DatasetInfo.read(str(GOLDEN / kind))
+    before = DatasetInfo.read(str(GOLDEN / kind))
     assert before is not None and result.info.fingerprint == before.fingerprint
     assert cluster.made == ([] if finished else [1])
 
@@ -344,14 +346,14 @@ def test_face_parser_labels_photographs(config: Config, cluster: Cluster, tmp_pa
     folder.mkdir()
     halves = np.full((64, 64, 3), (0, 0, 255), np.uint8)
     halves[:16] = (255, 0, 0)
-    (folder / "face.png").write_bytes(prepared.encode_png(halves))
-    (folder / "wall.png").write_bytes(prepared.encode_png(np.full((64, 64, 3), (255, 0, 0), np.uint8)))
+    (folder / "face.png").write_bytes(encode_png(halves))
+    (folder / "wall.png").write_bytes(encode_png(np.full((64, 64, 3), (255, 0, 0), np.uint8)))
     model.write_bytes(color_parser([(255, 0, 0), (0, 0, 255)]))
     parser = ParserConfig(model=str(model), classes="hair,skin", size_px=64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     config = replace(config, data=replace(config.data, source=str(folder), parser=parser))
     made = pipeline.prepare(config)
     assert (made.info.color_segments, made.info.eyes, made.info.hair) == ("parser", "parser", "parser")
-    dataset = prepared.PreparedDataset.open(made.uri)
+    dataset = PreparedDataset.open(made.uri)
     hair = dataset.row(0)["hair"]
     assert hair[:8].all() and not hair[8:].any()
     assert dataset.row(1)["hair"] is None, "no face was found there"
@@ -368,7 +370,7 @@ def test_face_parser_labels_photographs(config: Config, cluster: Cluster, tmp_pa
 def test_parser_that_finds_no_face_is_not_claimed(config: Config, cluster: Cluster, tmp_path: Path) -> None:
     folder, model = tmp_path / "faces", tmp_path / "parser.onnx"
     folder.mkdir()
-    (folder / "wall.png").write_bytes(prepared.encode_png(np.full((64, 64, 3), (255, 0, 0), np.uint8)))
+    (folder / "wall.png").write_bytes(encode_png(np.full((64, 64, 3), (255, 0, 0), np.uint8)))
     model.write_bytes(color_parser([(255, 0, 0), (0, 0, 255)]))
     parser = ParserConfig(model=str(model), classes="hair,skin", size_px=64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     info = pipeline.prepare(replace(config, data=replace(config.data, source=str(folder), parser=parser))).info
@@ -421,7 +423,7 @@ def test_source_without_one_good_image(config: Config, cluster: Cluster, photogr
         pipeline.prepare(config)
     # Repaired, they are not held against the source.
     for at in range(6):
-        (photographs / f"{at}.png").write_bytes(prepared.encode_png(np.full((40, 40, 3), at, np.uint8)))
+        (photographs / f"{at}.png").write_bytes(encode_png(np.full((40, 40, 3), at, np.uint8)))
     assert pipeline.prepare(config).info.num_images == 6
 
 
@@ -451,7 +453,7 @@ def test_two_detectors_are_not_mixed(config: Config, cluster: Cluster, monkeypat
     cluster.stop_after = 1
     with pytest.raises(KeyboardInterrupt):
         pipeline.prepare(config)
-    first = shards.place(str(config.data.prepared), 0)
+    first = shard_place(str(config.data.prepared), 0)
     table = pq.read_table(first)
     said = table.schema.metadata[b"scfegan_ray"].replace(b'"detector": "opencv"', b'"detector": "hed"')
     pq.write_table(table.replace_schema_metadata({b"scfegan_ray": said}), first)
@@ -565,11 +567,11 @@ def test_everything_in_an_object_store(
     made = pipeline.prepare(config)
     assert cluster.made == [0, 1, 2]
     assert (made.info.num_images, made.info.num_rejected) == (5, 1)
-    assert storage.list_files(made.uri) == [*(f"data/part-0000{at}.parquet" for at in range(3)), *prepared.OTHER_FILES]
+    assert storage.list_files(made.uri) == [*(f"data/part-0000{at}.parquet" for at in range(3)), *OTHER_FILES]
     local = replace(config, data=replace(config.data, source=str(photographs), prepared=str(tmp_path / "local")))
     if kind != "parquet":
         assert pipeline.prepare(local).info.fingerprint == made.info.fingerprint
-    dataset = prepared.PreparedDataset.open(made.uri)
+    dataset = PreparedDataset.open(made.uri)
     assert len(dataset.keys) == 5 and dataset.row(0)["image"].shape == (32, 32, 3)
     assert pipeline.prepare(config).info == made.info
 

@@ -15,7 +15,9 @@ import pytest
 from cluster import Cluster
 from scfegan_ray import faces
 from scfegan_ray.config import Config, MaskConfig
-from scfegan_ray.data import pipeline, prepared, report, shards
+from scfegan_ray.data import pipeline, report
+from scfegan_ray.data.codecs import decode_png, encode_png
+from scfegan_ray.data.dataset import decode_row, read_shard, shard_place
 from scfegan_ray.errors import DataError
 
 EVIL = "<script>alert(1)</script> & 'x'.png"
@@ -63,12 +65,12 @@ def test_report_holds_counts_settings_and_pictures(made: pipeline.Preparation) -
 
 
 def test_preview_shows_maps_and_hole_areas(made: pipeline.Preparation) -> None:
-    preview = prepared.decode_png(Path(made.uri, "preview.png").read_bytes())
+    preview = decode_png(Path(made.uri, "preview.png").read_bytes())
     rows, bars = 12, 120
     assert preview.shape == (18 + rows * 130 + 2 + bars, 7 * 130 + 2, 3)
     first = preview[18:146, 2:130]
     sample = report._sample(made.uri, made.info.num_shards)[0]
-    image = prepared.decode_row(sample)["image"]
+    image = decode_row(sample)["image"]
     assert np.array_equal(first, cv2.resize(image, (128, 128), interpolation=cv2.INTER_NEAREST))
     assert (preview[-bars:] != 255).any(), "a histogram is drawn"
 
@@ -83,7 +85,7 @@ def test_inspect_tells_what_is_there(made: pipeline.Preparation, caplog: pytest.
     with caplog.at_level("INFO", logger="scfegan_ray"):
         found = report.inspect(made.uri, MaskConfig())
     assert (found["finished"], found["num_images"], found["fingerprint"]) == (True, 12, made.info.fingerprint)
-    rows = [row for at in range(3) for row in shards.read(shards.place(made.uri, at)).rows]
+    rows = [row for at in range(3) for row in read_shard(shard_place(made.uri, at)).rows]
     statistics = found["statistics"]
     assert statistics["sketch_area"]["mean"] == pytest.approx(np.mean([row["sketch_area"] for row in rows]))
     assert statistics["num_colors"]["p50"] == pytest.approx(np.median([row["num_colors"] for row in rows]))
@@ -118,7 +120,7 @@ def test_inspect_finds_damage(made: pipeline.Preparation, tmp_path: Path) -> Non
 def test_no_name_breaks_the_page(tiny: Config, cluster: Cluster, tmp_path: Path) -> None:
     folder = tmp_path / "faces"
     folder.mkdir()
-    image = prepared.encode_png(faces.draw_face(0, 0, 48).image)
+    image = encode_png(faces.draw_face(0, 0, 48).image)
     (folder / EVIL.replace("/", "∕")).write_bytes(image)
     for at in range(3):
         (folder / f"<b>{at}.png").write_bytes(b"no")

@@ -17,7 +17,7 @@ from tiny import DATASET
 
 from scfegan_ray import tracking
 from scfegan_ray.config import Config
-from scfegan_ray.data.prepared import DatasetInfo
+from scfegan_ray.data.dataset import DatasetInfo
 from scfegan_ray.errors import ConfigError, DataError, ModelError
 from scfegan_ray.models import features
 from scfegan_ray.training import launch
