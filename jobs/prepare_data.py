@@ -36,9 +36,9 @@ def job(arguments: Arguments) -> dict[str, Any]:
         from scfegan_ray.benchmarks import data
 
         return data.run(arguments.config, session=session)
-    from scfegan_ray.data import pipeline
+    from scfegan_ray.data import prepare
 
-    made = pipeline.prepare(arguments.config, session=session)
+    made = prepare.prepare(arguments.config, session=session)
     return {
         "dataset": made.uri,
         "num_images": made.info.num_images,

@@ -9,9 +9,10 @@ from running import run_code
 PACKAGE = Path(__file__).parent.parent / "scfegan_ray"
 WITH_RAY = {
     "nodes",
-    "data.pipeline",
+    "data.prepare",
     "benchmarks.data",
     "benchmarks.ray",
+    "benchmarks.step",
     "training.worker",
     "training.launch",
     "training.stopping",

@@ -19,7 +19,7 @@ from typing import Any
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.benchmarks import step
 from scfegan_ray.config import Config
-from scfegan_ray.data import pipeline
+from scfegan_ray.data import prepare
 from scfegan_ray.models.features import load_features
 from scfegan_ray.precision import resolve_precision
 from scfegan_ray.training import launch
@@ -59,7 +59,7 @@ def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContex
             tracking=replace(config.tracking, uri=f"sqlite:///{scratch}/mlflow.db"),
         )
         with session():
-            config = replace(config, data=replace(config.data, prepared=pipeline.ensure_prepared(config)))
+            config = replace(config, data=replace(config.data, prepared=prepare.ensure_prepared(config)))
         for turn in range(_ROUNDS):
             alone = _updates_in_a_process(config)
             rates["alone"].append(alone)

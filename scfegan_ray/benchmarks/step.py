@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from scfegan_ray.allocation import num_cores
 from scfegan_ray.benchmarks.plain import PlainGenerator, PlainStep
 from scfegan_ray.config import Config
-from scfegan_ray.data import examples, shards, sources
-from scfegan_ray.data.dataset import decode_row
+from scfegan_ray.data import examples, prepare, sources
+from scfegan_ray.data.codecs import decode_row
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features, load_features
 from scfegan_ray.precision import autocast, check_available, name_of, resolve_precision, set_tf32
@@ -128,7 +128,7 @@ def make_batch(config: Config, device: torch.device) -> tuple[Batch, Tensor]:
     sketch = replace(config.data.sketch, detector="opencv")
     data = replace(config.data, source=sources.EMBEDDED, num_embedded=config.train.batch_size, sketch=sketch)
     source, listing = sources.open_source(replace(data, max_images=None), config.seed)
-    maker = shards.ShardMaker(data, source, "", {})
+    maker = prepare.ShardMaker(data, source, "", {})
     loaded = [maker.load(key) for key in listing.keys]
     made = []
     for index, (key, face, drawn) in enumerate(zip(listing.keys, loaded, maker.sketch(loaded), strict=True)):

@@ -1,13 +1,77 @@
-"""Pictures of the dataset to bytes and back: PNG, which loses nothing, and WebP for pages."""
+"""A face to a row of the dataset and back, its pictures as PNG, which loses nothing; and WebP for pages."""
 
 from __future__ import annotations
+
+import hashlib
+from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from scfegan_ray.errors import DataError
+
+
+def encode_row(
+    key: str,
+    image: NDArray[np.uint8],
+    sketch: NDArray[np.uint8],
+    color: NDArray[np.uint8],
+    hair: NDArray[np.uint8] | None,
+    eyes: NDArray[np.float32],
+) -> dict[str, Any]:
+    """Make the row of one face; its columns are documented in `dataset`.
+
+    Args:
+        key: of the image.
+        image: (S, S, 3) uint8 RGB.
+        sketch: (S, S) uint8 {0, 1}.
+        color: (S, S, 3) uint8 RGB.
+        hair: (S, S) uint8 {0, 1}, or None where nobody knows.
+        eyes: (4,) float pixels.
+    """
+    row: dict[str, Any] = {
+        "key": key,
+        "image": encode_png(image),
+        "sketch": encode_png(sketch * np.uint8(255)),
+        "color": encode_png(color),
+        "hair": None if hair is None else encode_png(hair * np.uint8(255)),
+        "eyes": eyes.astype(np.float32),
+    }
+    digest = hashlib.sha256()
+    for value in row.values():
+        data = value.encode() if isinstance(value, str) else b"" if value is None else bytes(value)
+        digest.update(len(data).to_bytes(8, "big") + data)
+    packed = color.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    return row | {
+        "sha256": digest.hexdigest(),
+        "sketch_area": cv2.countNonZero(sketch) / sketch.size,
+        "num_colors": pc.count_distinct(pa.array(packed.reshape(-1))).as_py(),
+        "color_error": float(cv2.norm(image, color, cv2.NORM_L1)) / color.size,
+        "hair_area": None if hair is None else cv2.countNonZero(hair) / hair.size,
+    }
+
+
+def decode_row(value: dict[str, Any]) -> dict[str, Any]:
+    """Decode the columns of one stored row.
+
+    Args:
+        value: columns by name; the pictures are bytes or Arrow buffers.
+
+    Returns:
+        key: str; image: (S, S, 3) uint8 RGB; sketch: (S, S) uint8 {0, 1}; color: (S, S, 3) uint8 RGB;
+        hair: (S, S) uint8 {0, 1} or None; eyes: (4,) float32 pixels.
+    """
+    return {
+        "key": value["key"],
+        "image": decode_png(value["image"]),
+        "sketch": decode_png(value["sketch"]) & 1,
+        "color": decode_png(value["color"]),
+        "hair": None if value["hair"] is None else decode_png(value["hair"]) & 1,
+        "eyes": np.asarray(value["eyes"], np.float32),
+    }
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:

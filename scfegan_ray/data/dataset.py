@@ -47,7 +47,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scfegan_ray import cache, storage
-from scfegan_ray.data.codecs import decode_png
+from scfegan_ray.data.codecs import decode_row
 from scfegan_ray.errors import DataError, StorageError
 
 SCHEMA_VERSION = 2
@@ -224,7 +224,7 @@ class PreparedDataset:
             index: position among the sorted keys.
 
         Returns:
-            As `decode_row`.
+            As `codecs.decode_row`.
 
         Raises:
             DataError: a picture is damaged.
@@ -247,26 +247,6 @@ class PreparedDataset:
     def held_back(self, count: int) -> list[int]:
         """Return rows for evaluation, of the test split only: none where that is empty."""
         return [int(row) for row in self.test_rows[:count]]
-
-
-def decode_row(value: dict[str, Any]) -> dict[str, Any]:
-    """Decode the columns of one stored row.
-
-    Args:
-        value: columns by name; the pictures are bytes or Arrow buffers.
-
-    Returns:
-        key: str; image: (S, S, 3) uint8 RGB; sketch: (S, S) uint8 {0, 1}; color: (S, S, 3) uint8 RGB;
-        hair: (S, S) uint8 {0, 1} or None; eyes: (4,) float32 pixels.
-    """
-    return {
-        "key": value["key"],
-        "image": decode_png(value["image"]),
-        "sketch": decode_png(value["sketch"]) & 1,
-        "color": decode_png(value["color"]),
-        "hair": None if value["hair"] is None else decode_png(value["hair"]) & 1,
-        "eyes": np.asarray(value["eyes"], np.float32),
-    }
 
 
 def is_test_key(key: str, test_fraction: float) -> bool:
@@ -366,11 +346,30 @@ def write_shard(
     storage.write_bytes(shard_place(uri, number), buffer.getvalue())
 
 
+def write_rejected(uri: str, rejected: list[tuple[str, str]]) -> None:
+    """Write `rejected.parquet`: key and reason of each image that was left out."""
+    table = pa.table(
+        {
+            "key": pa.array([key for key, _ in rejected], pa.string()),
+            "reason": pa.array([reason for _, reason in rejected], pa.string()),
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    storage.write_bytes(storage.join(uri, "rejected.parquet"), buffer.getvalue())
+
+
+def read_rejected(uri: str) -> list[tuple[str, str]]:
+    """Read what `write_rejected` wrote."""
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(uri, "rejected.parquet"))))
+    return list(zip(table.column("key").to_pylist(), table.column("reason").to_pylist(), strict=True))
+
+
 def first_held_back(uri: str, info: DatasetInfo) -> dict[str, Any]:
     """Read one row of a dataset, for which no copy of it is made: the first that is held back, else the first of all.
 
     Returns:
-        As `decode_row`.
+        As `codecs.decode_row`.
 
     Raises:
         DataError: the dataset has no rows.

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from scfegan_ray import images, storage
 from scfegan_ray.config import MaskConfig
 from scfegan_ray.data import examples, masks
-from scfegan_ray.data.codecs import decode_png, encode_png, encode_webp
+from scfegan_ray.data.codecs import decode_png, decode_row, encode_png, encode_webp
 from scfegan_ray.data.dataset import (
     STATISTICS,
     DatasetInfo,
-    decode_row,
     fingerprint,
     read_rows,
     read_shards,

@@ -26,7 +26,7 @@ from scfegan_ray import config as configuration
 from scfegan_ray import errors, locks, nodes, places, registry, storage, tracking
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config
-from scfegan_ray.data import examples, pipeline
+from scfegan_ray.data import examples, prepare
 from scfegan_ray.data.dataset import DatasetInfo, first_held_back
 from scfegan_ray.errors import ConfigError, DataError, StorageError, deliberate_cause
 from scfegan_ray.models.features import settle_features
@@ -136,7 +136,7 @@ def train(
         locks.held(place, f"run {config.run_name}") as lock,
         lasting(functools.partial(_cluster, config, session)) as cluster,
     ):
-        dataset_uri = pipeline.ensure_prepared(config, session=cluster)
+        dataset_uri = prepare.ensure_prepared(config, session=cluster)
         with cluster() as landmarks:
             return _train(config, place, dataset_uri, landmarks, lock, register, parent_run_id, callbacks)
 

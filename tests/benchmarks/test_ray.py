@@ -12,7 +12,7 @@ import pytest
 
 from scfegan_ray.benchmarks import ray
 from scfegan_ray.config import Config
-from scfegan_ray.data import pipeline
+from scfegan_ray.data import prepare
 from scfegan_ray.training import launch
 
 
@@ -38,7 +38,7 @@ def test_loops_are_compared_within_their_round(tiny: Config, monkeypatch: pytest
 
     monkeypatch.setattr(ray, "_ROUNDS", 2)
     monkeypatch.setattr(ray, "_updates_in_a_process", alone)
-    monkeypatch.setattr(pipeline, "ensure_prepared", lambda config: "somewhere")
+    monkeypatch.setattr(prepare, "ensure_prepared", lambda config: "somewhere")
     monkeypatch.setattr(launch, "train", train)
     assert ray.run_loops(tiny, session=session) == {
         "images_per_second": {"alone": 30.0, "beside_ray": 25.0, "one_worker": 20.0, "two_workers": 12.5},

@@ -1,6 +1,6 @@
 """Preparation on Ray as a user runs it: interrupted, killed, repeated, on an object store, in a full place.
 
-What does not depend on Ray is tested in `tests/data/test_pipeline.py`, where it costs less.
+What does not depend on Ray is tested in `tests/data/test_prepare.py`, where it costs less.
 """
 
 from __future__ import annotations
@@ -230,21 +230,21 @@ _ON_TWO_NODES = """
 import ray, ray.data
 from ray.cluster_utils import Cluster
 from scfegan_ray.config import Config, DataConfig, ModelConfig, SketchConfig
-from scfegan_ray.data import pipeline
+from scfegan_ray.data import prepare
 cluster = Cluster()
 cluster.add_node(num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=10**8)
 cluster.add_node(num_cpus=2, object_store_memory=10**8)
 ray.init(address=cluster.address)
-class Told(pipeline._MakeShard):
+class Told(prepare._MakeShard):
     def __call__(self, block):
         import os, pathlib, time
         node = ray.get_runtime_context().get_node_id()
         pathlib.Path({folder!r}, f"{{node}} {{self._device.type}} {{os.getpid()}}").touch()
         time.sleep(1)
         return super().__call__(block)
-pipeline._MakeShard = Told
+prepare._MakeShard = Told
 data = DataConfig(size_px=32, num_embedded=12, shard_images=1, sketch=SketchConfig(detector="opencv"), {share})
-made = pipeline.prepare(Config(model=ModelConfig(num_downsamples=2), data=data))
+made = prepare.prepare(Config(model=ModelConfig(num_downsamples=2), data=data))
 print(made.info.num_images)
 gpu_nodes = [n["NodeID"] for n in ray.nodes() if n["Resources"].get("GPU")]
 print(*gpu_nodes, flush=True)

@@ -162,6 +162,6 @@ def test_features_that_cannot_be_had_end_a_run_before_it_prepares(
 ) -> None:
     monkeypatch.setattr(features.weights, "hed_arrays", offline)
     monkeypatch.setattr(launch, "check_resources", lambda config: None)
-    monkeypatch.setattr(launch.pipeline, "ensure_prepared", lambda config: pytest.fail("prepares"))
+    monkeypatch.setattr(launch.prepare, "ensure_prepared", lambda config: pytest.fail("prepares"))
     with pytest.raises(ModelError, match="no network; or give --losses.features a file"):
         launch.train(replace(tiny, losses=replace(tiny.losses, features="hed")))

@@ -21,7 +21,7 @@ from tiny import TINY
 from cluster import Cluster
 from scfegan_ray import evaluation, precision
 from scfegan_ray.config import Config, OptimizationConfig, SentinelConfig
-from scfegan_ray.data import pipeline
+from scfegan_ray.data import prepare
 from scfegan_ray.data.dataset import PreparedDataset
 from scfegan_ray.errors import StorageError
 from scfegan_ray.tracking import NullTracker
@@ -41,8 +41,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = replace(TINY, data=replace(TINY.data, prepared=place))
     with pytest.MonkeyPatch.context() as patch:
         made = Cluster()
-        patch.setattr(pipeline, "_run", made.run)
-        return pipeline.prepare(config, session=made.session).uri
+        patch.setattr(prepare, "_run", made.run)
+        return prepare.prepare(config, session=made.session).uri
 
 
 class Loop:

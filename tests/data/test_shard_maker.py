@@ -15,17 +15,18 @@ from PIL import Image
 
 from scfegan_ray import storage
 from scfegan_ray.config import Config, DataConfig
-from scfegan_ray.data import dataset, parsing, shards, sources
-from scfegan_ray.data.dataset import SCHEMA, STATISTICS, decode_row, read_rows, read_shard, shard_place
+from scfegan_ray.data import dataset, parsing, prepare, sources
+from scfegan_ray.data.codecs import decode_row
+from scfegan_ray.data.dataset import SCHEMA, STATISTICS, read_rows, read_shard, shard_place
 from scfegan_ray.errors import StorageError
 
 SETTINGS = {"data.size_px": 32}
 
 
-def maker(config: DataConfig, uri: str, seed: int = 0) -> tuple[shards.ShardMaker, list[str]]:
+def maker(config: DataConfig, uri: str, seed: int = 0) -> tuple[prepare.ShardMaker, list[str]]:
     settled = replace(config, sketch=replace(config.sketch, detector="opencv", precision="float32"))
     source, listing = sources.open_source(settled, seed)
-    return shards.ShardMaker(settled, source, uri, SETTINGS), listing.keys
+    return prepare.ShardMaker(settled, source, uri, SETTINGS), listing.keys
 
 
 def photograph(value: int = 99, size: tuple[int, int] = (70, 60)) -> bytes:
@@ -181,7 +182,7 @@ def test_storage_that_fails_for_a_while_is_tried_again(
         work.make(0, keys)
     failures |= {"read_bytes": 2, "write_bytes": 1}
     calls |= {"read_bytes": 0, "write_bytes": 0}
-    patient = shards.ShardMaker(work._config, work._source, work._uri, SETTINGS, retry_seconds=60.0)
+    patient = prepare.ShardMaker(work._config, work._source, work._uri, SETTINGS, retry_seconds=60.0)
     assert pickle.loads(pickle.dumps(patient))._retry_seconds == 60.0
     assert patient.make(0, keys) == (2, 1)
     assert calls == {"read_bytes": 3 + 2, "write_bytes": 1 + 1}, "a damaged image is read once"
