@@ -33,12 +33,12 @@ def job(arguments: Arguments) -> dict[str, Any]:
 
         return report.inspect(arguments.inspect, arguments.config.masks)
     if arguments.benchmark:
-        from scfegan_ray.data import benchmark
+        from scfegan_ray.benchmarks import data
 
-        return benchmark.run(arguments.config, session=session)
-    from scfegan_ray.data import pipeline
+        return data.run(arguments.config, session=session)
+    from scfegan_ray.data import prepare
 
-    made = pipeline.prepare(arguments.config, session=session)
+    made = prepare.prepare(arguments.config, session=session)
     return {
         "dataset": made.uri,
         "num_images": made.info.num_images,

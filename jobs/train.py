@@ -25,12 +25,14 @@ class Arguments(cli.Arguments):
 
 def job(arguments: Arguments) -> dict[str, Any]:
     """Train and register, or measure."""
-    if arguments.benchmark:
-        from scfegan_ray.training import benchmark
+    if arguments.benchmark == "step":
+        from scfegan_ray.benchmarks import step
 
-        if arguments.benchmark == "step":
-            return benchmark.run(arguments.config)
-        return benchmark.run_loops(arguments.config, session=cli.ray_session)
+        return step.run(arguments.config)
+    if arguments.benchmark == "ray":
+        from scfegan_ray.benchmarks import ray
+
+        return ray.run_loops(arguments.config, session=cli.ray_session)
     from scfegan_ray.training import launch
 
     config = cli.named(arguments.config, launch.default_run_name(arguments.preset))

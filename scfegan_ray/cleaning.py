@@ -20,7 +20,7 @@ from pyarrow import fs as pafs
 
 from scfegan_ray import cache, environment, storage
 from scfegan_ray.config import Config
-from scfegan_ray.data import prepared
+from scfegan_ray.data.dataset import OTHER_FILES
 from scfegan_ray.errors import DataError, StorageError
 from scfegan_ray.weights import HED_WEIGHTS
 
@@ -102,7 +102,7 @@ def _datasets(root: str) -> Iterator[Item]:
         num_bytes, changed, why = _measure(place)
         age = time.time() - changed
         if not why and any(
-            name not in prepared.OTHER_FILES and not name.startswith("data/part-") for name in storage.list_files(place)
+            name not in OTHER_FILES and not name.startswith("data/part-") for name in storage.list_files(place)
         ):
             why = "it holds other files"
         if not why:

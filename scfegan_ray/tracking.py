@@ -1,4 +1,4 @@
-"""MLflow: runs, and the registry of models. The only module that imports it."""
+"""MLflow: runs and what they record; the registry of models is `registry`."""
 
 from __future__ import annotations
 
@@ -10,36 +10,24 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
-import mlflow
-import mlflow.pyfunc
 import numpy as np
-import torch
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
-from mlflow.store.artifact.utils.models import _parse_model_uri as parse_model_uri
-from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.utils import validation
-from mlflow.utils.file_utils import local_file_uri_to_path
-from mlflow.utils.search_utils import SearchModelVersionUtils
 from numpy.typing import NDArray
-from sqlalchemy.engine import make_url
 
 from scfegan_ray import config as configuration
 from scfegan_ray import locks, places, storage
 from scfegan_ray.config import Config
-from scfegan_ray.errors import ConfigError, ModelError, ScFeganError, StorageError
-from scfegan_ray.models import editing
-from scfegan_ray.models.generator import Generator
+from scfegan_ray.errors import ConfigError, ScFeganError, StorageError
 from scfegan_ray.provenance import git_revision, source_sha256
 
 logger = logging.getLogger(__name__)
@@ -93,7 +81,6 @@ _MOST_METRICS = 1000  # MLflow's limit for one request
 _LONGEST_PAUSE_SECONDS = 20.0
 _LONGEST_NAME = 256  # of experiments and models in MLflow's tables, which only SQLite does not mind
 _SCHEMA_SECONDS = 300.0
-_DATABASE = ("sqlalchemy", "alembic")
 
 
 class MlflowTracker:
@@ -204,7 +191,7 @@ class MlflowTracker:
                 pause = 1.0
             except Exception as error:  # MLflow passes on whatever its stores and HTTP layers raise
                 hopeless = getattr(error, "error_code", "") in _HOPELESS
-                self._trouble = _one_line(error)
+                self._trouble = one_line(error)
                 if not self._has_warned:
                     self._has_warned = True
                     logger.warning("MLflow does not take records (%s); training goes on", self._trouble)
@@ -261,49 +248,38 @@ def tracking_uri(config: Config) -> str:
 
 
 def check_names(config: Config) -> None:
-    """Refuse names that MLflow would refuse, some of them only when a run is at its end.
+    """Refuse a name of the experiment that MLflow would refuse, or its database.
 
     Raises:
-        ConfigError: of the experiment or of the registered model.
+        ConfigError: it would.
     """
-    experiment, model = config.tracking.experiment, config.tracking.model_name
+    experiment = config.tracking.experiment
     try:
         validation._validate_experiment_name(experiment)
-        _check_length(experiment)
+        check_length(experiment)
     except MlflowException as error:
-        raise ConfigError(f"tracking.experiment is {experiment!r}: {_one_line(error)}; give another name") from error
-    try:
-        validation._validate_model_name(model)
-        _check_length(model)
-        # Both are how the version will be asked for: with a quote, a space at an end or a question mark in its name it
-        # would not be found again.
-        if parse_model_uri(f"models:/{model}/1").name != model or model.strip() != model:
-            raise MlflowException("it would be read as another name")
-        SearchModelVersionUtils.parse_search_filter(f"name='{model}'")
-    except MlflowException as error:
-        raise ConfigError(
-            f"tracking.model_name is {model!r}: {_one_line(error)}; use letters, digits, dots, dashes and underscores"
-        ) from error
+        raise ConfigError(f"tracking.experiment is {experiment!r}: {one_line(error)}; give another name") from error
 
 
-def _check_length(name: str) -> None:
+def check_length(name: str) -> None:
+    """Refuse a name that is longer than a column of MLflow's databases.
+
+    Raises:
+        MlflowException: it is.
+    """
     if len(name) > _LONGEST_NAME:
         raise MlflowException(f"it has {len(name)} characters, MLflow's databases take {_LONGEST_NAME}")
 
 
-def check_usable(config: Config, *, registers: bool = True) -> None:
-    """Make sure that runs can be recorded: the experiment, its artifacts' place and the registry are there for us.
-
-    Args:
-        config: names them.
-        registers: whether the registry will be needed.
+def check_usable(config: Config) -> None:
+    """Make sure that runs can be recorded: the experiment and its artifacts' place are there for us.
 
     Raises:
         StorageError: one of them cannot be used, or only be read.
     """
     uri = tracking_uri(config)
-    with _tracking_errors(config), tempfile.TemporaryDirectory(prefix="scfegan-") as scratch:
-        client = _client(config)
+    with errors_of_mlflow(config), tempfile.TemporaryDirectory(prefix="scfegan-") as scratch:
+        client = open_client(config)
         experiment = client.get_experiment(_experiment(client, config))
         if experiment.lifecycle_stage != "active":
             raise StorageError(
@@ -312,14 +288,12 @@ def check_usable(config: Config, *, registers: bool = True) -> None:
             )
         # Another value each time: an unchanged one would not be written, and so prove nothing.
         client.set_experiment_tag(experiment.experiment_id, "last_job", time.strftime("%Y-%m-%d %H:%M:%S %z"))
-        if registers:
-            _versions(client, config.tracking.model_name)
         probe = Path(scratch, f".writable-{uuid.uuid4().hex}")
         probe.touch()
         try:
             artifacts = get_artifact_repository(experiment.artifact_location, tracking_uri=uri)
             artifacts.log_artifact(str(probe))
-            if _is_on_this_machine(experiment.artifact_location):
+            if is_on_this_machine(experiment.artifact_location):
                 # MLflow would not find it again where the folder's name holds a %.
                 storage.delete(storage.join(experiment.artifact_location, probe.name))
             else:
@@ -328,11 +302,11 @@ def check_usable(config: Config, *, registers: bool = True) -> None:
         except Exception as error:  # each store's library has errors of its own
             raise StorageError(
                 f"artifacts of the experiment {experiment.name} cannot be written to {experiment.artifact_location}: "
-                f"{_one_line(error)}; check its permissions and credentials, or give another --tracking.experiment"
+                f"{one_line(error)}; check its permissions and credentials, or give another --tracking.experiment"
             ) from error
 
 
-def _client(config: Config) -> MlflowClient:
+def open_client(config: Config) -> MlflowClient:
     """Return a client whose database is there: two processes that both make a SQLite file's tables spoil them."""
     uri = tracking_uri(config)
     file = places.sqlite_path(uri)
@@ -362,12 +336,12 @@ def start_run(config: Config, run_name: str, *, tags: Mapping[str, str], parent_
         StorageError: the tracking server cannot be used.
     """
     config = places.settle(config)
-    with _tracking_errors(config):
-        client = _client(config)
+    with errors_of_mlflow(config):
+        client = open_client(config)
         run = client.create_run(
             _experiment(client, config),
             run_name=run_name,
-            tags=dict(tags) | _code() | ({"mlflow.parentRunId": parent_run_id} if parent_run_id else {}),
+            tags=dict(tags) | code_tags() | ({"mlflow.parentRunId": parent_run_id} if parent_run_id else {}),
         )
         flat = configuration.flatten(config.to_dict())
         client.log_batch(run.info.run_id, params=[Param(name, str(value)) for name, value in flat.items()])
@@ -381,8 +355,8 @@ def resume_run(config: Config, run_id: str) -> dict[str, str]:
     Raises:
         StorageError: the tracking server cannot be used or does not know the run.
     """
-    with _tracking_errors(config):
-        client = _client(config)
+    with errors_of_mlflow(config):
+        client = open_client(config)
         client.update_run(run_id, status="RUNNING")
         return dict(client.get_run(run_id).data.tags)
 
@@ -392,7 +366,7 @@ def end_run(config: Config, run_id: str, status: str) -> None:
     try:
         MlflowClient(tracking_uri(config)).set_terminated(run_id, status)
     except Exception as error:  # the run's outcome matters more than its mark
-        logger.warning("MLflow did not take the run's end (%s)", _one_line(error))
+        logger.warning("MLflow did not take the run's end (%s)", one_line(error))
 
 
 def end_children(config: Config, parent_run_id: str, failed: Collection[str]) -> None:
@@ -410,164 +384,17 @@ def end_children(config: Config, parent_run_id: str, failed: Collection[str]) ->
         for run in client.search_runs([experiment], under):
             client.set_terminated(run.info.run_id, "FAILED" if run.info.run_name in failed else "KILLED")
     except Exception as error:  # as in end_run
-        logger.warning("MLflow did not take the end of the runs under %s (%s)", parent_run_id, _one_line(error))
+        logger.warning("MLflow did not take the end of the runs under %s (%s)", parent_run_id, one_line(error))
 
 
-def register(
-    generator: Generator,
-    config: Config,
-    run_id: str,
-    *,
-    weights_sha256: str,
-    tags: Mapping[str, str],
-    example: Mapping[str, NDArray[Any]],
-) -> str:
-    """Register a generator as a new version, unless the same run registered the same weights before.
-
-    The version holds an exported program, so it loads where this package is not installed, and the weights once more
-    for readers who do not trust it.
-
-    Args:
-        generator: the moving average, on the CPU.
-        config: of its training; goes into the model as `config.json`.
-        run_id: run that made it.
-        weights_sha256: digest of the checkpoint it comes from.
-        tags: facts for people to find it by.
-        example: image, mask, sketch, color: stacked uint8 maps of one example.
-
-    Returns:
-        `models:/NAME/VERSION`.
-
-    Raises:
-        StorageError: the registry cannot be used.
-    """
-    config = places.settle(config)
-    name = config.tracking.model_name
-    facts = dict(tags) | _code() | {"format_version": str(editing.FORMAT_VERSION)}
-    # What tells a version that is there already goes last: without it one counts as not finished.
-    facts["weights_sha256"] = weights_sha256
-    with _tracking_errors(config), _fluent(tracking_uri(config)), tempfile.TemporaryDirectory() as scratch:
-        client = MlflowClient()
-        for version in _versions(client, name):
-            # One of an older format is no reason not to make one that can be read.
-            same = all(version.tags.get(key) == facts[key] for key in ("weights_sha256", "format_version"))
-            if version.run_id == run_id and same:
-                return f"models:/{name}/{version.version}"
-        editing.write(generator, config, Path(scratch))
-        with mlflow.start_run(run_id=run_id):
-            info = mlflow.pyfunc.log_model(
-                name="generator",
-                python_model=str(Path(__file__).with_name("serving.py")),
-                artifacts={
-                    key: str(Path(scratch, file))
-                    for key, file in (
-                        ("program", editing.PROGRAM),
-                        ("weights", editing.WEIGHTS),
-                        ("config", editing.CONFIG),
-                    )
-                },
-                signature=_signature(config.data.size_px),
-                input_example={key: example[key] for key in ("image", "mask", "sketch", "color")},
-                pip_requirements=[f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}", _torch_requirement()],
-                registered_model_name=name,
-                model_config={"noise_probability": config.masks.noise_probability},
-                metadata=facts,
-            )
-        version_number = str(info.registered_model_version)
-        for key, value in facts.items():
-            client.set_model_version_tag(name, version_number, key, value)
-    return f"models:/{name}/{version_number}"
-
-
-def download_model(uri: str, tracking: str | None = None, *, into: Path | None = None) -> Path:
-    """Bring a registered model's folder to this machine; nothing in it is executed.
-
-    Args:
-        uri: `models:/NAME/VERSION`, `models:/NAME@ALIAS` or `runs:/ID/PATH`.
-        tracking: registry to ask; default `MLFLOW_TRACKING_URI`.
-        into: existing folder for a copy. Default: where the files are, if that is on this machine; else a new
-            temporary folder.
-
-    Raises:
-        ModelError: there is no such model, or its files or the registry's are not where they were.
-    """
-    given = tracking or (mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None)
-    with places.logged_in(given) if given else nullcontext() as where, _fluent(where) if where else nullcontext():
-        registry = mlflow.get_tracking_uri()
-        _check_database_exists(uri, registry)
-        try:
-            if uri.startswith("models:"):
-                _check_files_exist(uri, registry, ModelsArtifactRepository.get_underlying_uri(uri))
-            return Path(
-                mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=None if into is None else str(into))
-            )
-        except Exception as error:
-            # A registry says in many ways that it cannot answer.
-            if not _is_of_tracking(error):
-                raise
-            raise ModelError(
-                f"no model {uri} at {registry}: {_one_line(error)}; check the name and MLFLOW_TRACKING_URI"
-            ) from error
-
-
-def _check_database_exists(uri: str, registry: str) -> None:
-    """Refuse to ask a SQLite file that is not there: MLflow would make an empty one."""
-    if not registry.startswith("sqlite:"):
-        return
-    database = make_url(registry).database
-    if database and database != ":memory:" and not Path(database).is_file():
-        raise ModelError(
-            f"cannot look up {uri}: there is no MLflow database at {Path(database).absolute()}; set "
-            "MLFLOW_TRACKING_URI to the registry that training told of, as in "
-            "sqlite:////path/to/runs/mlflow.db (mlflow.db under its --storage.path)"
-        )
-
-
-def _is_on_this_machine(location: str) -> bool:
+def is_on_this_machine(location: str) -> bool:
     """Tell a path or file: URI from a server's mlflow-artifacts:/1/models, in which no :// stands, and from others."""
     return urlsplit(location).scheme in ("", "file")
 
 
-def _check_files_exist(uri: str, registry: str, source: str) -> None:
-    """Refuse a version whose files were recorded at a local path where they are no longer."""
-    if not _is_on_this_machine(source):
-        return
-    recorded = Path(local_file_uri_to_path(source))
-    if recorded.is_dir():
-        return
-    cure = "bring them back there, or give from_uri the folder that holds the version's MLmodel file"
-    database = make_url(registry).database if registry.startswith("sqlite:") else None
-    if database and "mlartifacts" in recorded.parts:
-        # Beside the database, as `_experiment` has it.
-        inner = recorded.parts[recorded.parts.index("mlartifacts") :]
-        moved = Path(database).absolute().parent.joinpath(*inner)
-        if moved.is_dir():
-            old, new = (str(path)[: -len(str(Path(*inner))) - 1] for path in (recorded, moved))
-            cure = f"move {new} back to {old}, link it there (ln -s {new} {old}), or give from_uri the folder {moved}"
-    raise ModelError(
-        f"the files of {uri} are not at {recorded}, where {registry} recorded them: the folder was moved, deleted, or "
-        f"is of another machine; {cure}"
-    )
-
-
-def _code() -> dict[str, str]:
+def code_tags() -> dict[str, str]:
     """Say which code makes a run or a version."""
     return {"git_revision": git_revision(), "source_sha256": source_sha256()}
-
-
-def _signature(size_px: int) -> ModelSignature:
-    def spec(name: str, channels: int) -> TensorSpec:
-        return TensorSpec(np.dtype(np.uint8), (-1, size_px, size_px, channels), name)
-
-    return ModelSignature(
-        inputs=Schema([spec("image", 3), spec("mask", 1), spec("sketch", 1), spec("color", 3)]),
-        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, size_px, size_px, 3))]),
-        params=ParamSchema([ParamSpec("seed", DataType.long, 0)]),
-    )
-
-
-def _torch_requirement() -> str:
-    return f"torch=={torch.__version__.partition('+')[0]}"
 
 
 def _experiment(client: MlflowClient, config: Config) -> str:
@@ -587,43 +414,32 @@ def _experiment(client: MlflowClient, config: Config) -> str:
         return str(found.experiment_id)
 
 
-def _versions(client: MlflowClient, name: str) -> list[Any]:
-    return list(client.search_model_versions(f"name='{name}'"))
-
-
 @contextmanager
-def _fluent(uri: str) -> Iterator[None]:
-    # Setting a URI also sets MLFLOW_TRACKING_URI; what only stood there must not become the process's own choice.
-    variable = os.environ.get("MLFLOW_TRACKING_URI")
-    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(None if before == variable else before)
-        if variable is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = variable
+def errors_of_mlflow(config: Config) -> Iterator[None]:
+    """Name the server and the cure where MLflow fails.
 
-
-@contextmanager
-def _tracking_errors(config: Config) -> Iterator[None]:
+    Raises:
+        StorageError: in place of what MLflow raised.
+    """
     try:
         yield
     except ScFeganError:
         raise
     except Exception as error:
-        if not _is_of_tracking(error):
+        if not is_of_mlflow(error):
             raise
         raise StorageError(
-            f"cannot use MLflow at {tracking_uri(config)}: {_one_line(error)}; "
+            f"cannot use MLflow at {tracking_uri(config)}: {one_line(error)}; "
             "check --tracking.uri, MLFLOW_TRACKING_URI and that the place is writable"
         ) from error
 
 
-def _is_of_tracking(error: Exception) -> bool:
+def is_of_mlflow(error: Exception) -> bool:
+    """Tell whether MLflow, or what it reaches its server or database by, raised an error."""
     # HTTP errors are OSErrors; MLflow lets some errors of its database layer through.
     return isinstance(error, MlflowException | OSError) or type(error).__module__.startswith("sqlalchemy")
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return what an error says, on one line and without secrets."""
     return storage.without_secrets(" ".join(str(error).split()))[:300]

@@ -21,8 +21,8 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from scfegan_ray import locks, places, storage, tracking
 from scfegan_ray.config import Config
-from scfegan_ray.data import pipeline
-from scfegan_ray.data.prepared import DatasetInfo
+from scfegan_ray.data import prepare
+from scfegan_ray.data.dataset import DatasetInfo
 from scfegan_ray.errors import ConfigError, deliberate_cause
 from scfegan_ray.models.features import settle_features
 from scfegan_ray.training import checks, launch
@@ -84,7 +84,7 @@ def search(
         launch.lasting(functools.partial(_cluster, config, session)) as cluster,
     ):
         # Trials share one dataset, made before they start, so that none waits for CPUs that another one holds.
-        prepared = pipeline.ensure_prepared(config, session=cluster)
+        prepared = prepare.ensure_prepared(config, session=cluster)
         with cluster() as at_once:
             return _search(config, place, prepared, at_once)
 

@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Iterator
 
 from scfegan_ray.config import DataConfig
-from scfegan_ray.data import pipeline, shards
+from scfegan_ray.data import prepare
+from scfegan_ray.data.plan import Plan
 
 
 class Cluster:
@@ -22,8 +23,8 @@ class Cluster:
         self.num_sessions += 1
         yield
 
-    def run(self, plan: pipeline._Plan, config: DataConfig, missing: list[int]) -> tuple[float, int]:
-        maker = shards.ShardMaker(config, plan.source, plan.uri, plan.settings)
+    def run(self, plan: Plan, config: DataConfig, missing: list[int]) -> tuple[float, int]:
+        maker = prepare.ShardMaker(config, plan.source, plan.uri, plan.settings)
         for done, number in enumerate(missing):
             if done == self.stop_after:
                 raise KeyboardInterrupt

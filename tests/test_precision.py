@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from scfegan_ray.benchmarks import step
 from scfegan_ray.config import Config
 from scfegan_ray.errors import ConfigError
-from scfegan_ray.inference import FaceEditor
 from scfegan_ray.precision import check_native, resolve_precision, set_tf32, tf32
-from scfegan_ray.training import benchmark
+from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.training.state import TrainingState
 
 
@@ -52,7 +52,7 @@ def test_a_gpu_that_torch_does_not_see_is_refused(tiny: Config, monkeypatch: pyt
     with pytest.raises(ConfigError, match='sees no GPU on .*, or give device="cpu"'):
         FaceEditor(TrainingState.build(tiny).ema, tiny, "cuda")
     with pytest.raises(ConfigError, match=r"sees no GPU on .*, or give --train\.no-use-gpu"):
-        benchmark.run(replace(tiny, train=replace(tiny.train, use_gpu=True)))
+        step.run(replace(tiny, train=replace(tiny.train, use_gpu=True)))
 
 
 def test_tf32_is_said_both_ways_and_put_back() -> None:

@@ -1,8 +1,7 @@
-"""MLflow with SQLite: runs, records that fail, versions."""
+"""MLflow with SQLite: runs, records that fail."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -28,10 +27,10 @@ from mlflow.protos.databricks_pb2 import (
 )
 from tiny import maps_of
 
-from scfegan_ray import tracking
+from scfegan_ray import registry, tracking
 from scfegan_ray.config import Config, StorageConfig, TrackingConfig
 from scfegan_ray.errors import ModelError, StorageError
-from scfegan_ray.inference import FaceEditor
+from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.training.state import TrainingState
 
 
@@ -72,7 +71,7 @@ def test_everything_lies_in_a_folder_of_odd_name(
 
     state = TrainingState.build(config)
     example = maps_of(config)
-    version = tracking.register(state.ema, config, run_id, weights_sha256="a", tags={}, example=example)
+    version = registry.register(state.ema, config, run_id, weights_sha256="a", tags={}, example=example)
     monkeypatch.chdir("/")
     editor = FaceEditor.from_uri(version, tracking_uri=tracking.tracking_uri(config))
     editor.set_image(example["image"][0])
@@ -423,39 +422,6 @@ def test_unusable_database_is_one_line(config: Config) -> None:
         tracking.start_run(broken, "tiny", tags={})
 
 
-def test_register_once_per_weights(config: Config) -> None:
-    state = TrainingState.build(config)
-    run_id = tracking.start_run(config, "tiny", tags={})
-    example = maps_of(config)
-
-    def register(digest: str) -> str:
-        return tracking.register(
-            state.ema, config, run_id, weights_sha256=digest, tags={"data_license": "L"}, example=example
-        )
-
-    assert [register("a"), register("a"), register("b")] == [
-        "models:/scfegan-generator/1",
-        "models:/scfegan-generator/1",
-        "models:/scfegan-generator/2",
-    ]
-    assert not mlflow.is_tracking_uri_set(), "the process's own choice of server is left alone"
-    folder = tracking.download_model("models:/scfegan-generator/2", tracking.tracking_uri(config))
-    assert Config.from_dict(json.loads((folder / "artifacts" / "config.json").read_text())) == config
-    assert not list(folder.rglob("*.pkl"))
-    model = (folder / "MLmodel").read_text()
-    assert "input_example" in model and "data_license: L" in model
-    files = {path.name for path in (folder / "artifacts").iterdir()}
-    assert files == {"generator.pt2", "generator.safetensors", "config.json"}
-    client = MlflowClient(tracking.tracking_uri(config))
-    tags = client.get_model_version("scfegan-generator", "2").tags
-    assert tags["source_sha256"] == client.get_run(run_id).data.tags["source_sha256"] == tracking.source_sha256()
-    # A version as 0.1.0 registered it does not count.
-    client.delete_model_version_tag("scfegan-generator", "2", "format_version")
-    assert [register("b"), register("b")] == ["models:/scfegan-generator/3"] * 2
-    with pytest.raises(ModelError, match="no model models:/scfegan-generator/9"):
-        tracking.download_model("models:/scfegan-generator/9", tracking.tracking_uri(config))
-
-
 def test_children_are_ended_by_their_parent(config: Config) -> None:
     parent = tracking.start_run(config, "search", tags={})
     names = ("stopped", "broken", "done")
@@ -480,4 +446,4 @@ def test_children_are_ended_by_their_parent(config: Config) -> None:
     ],
 )
 def test_artifacts_of_a_server_are_no_folder_of_this_machine(location: str, is_here: bool) -> None:
-    assert tracking._is_on_this_machine(location) == is_here
+    assert tracking.is_on_this_machine(location) == is_here

@@ -15,7 +15,7 @@ from scfegan_ray.config import (
     TrainConfig,
     TuneConfig,
 )
-from scfegan_ray.data.prepared import SCHEMA_VERSION, DatasetInfo
+from scfegan_ray.data.dataset import SCHEMA_VERSION, DatasetInfo
 
 TINY = Config(
     data=DataConfig(

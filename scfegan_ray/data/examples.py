@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from scfegan_ray.config import MaskConfig
 from scfegan_ray.data import masks
-from scfegan_ray.data.prepared import PreparedDataset, key_number
+from scfegan_ray.data.dataset import PreparedDataset, key_number
 from scfegan_ray.errors import DataError
 
 Example = dict[str, NDArray[Any]]

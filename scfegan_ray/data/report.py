@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from scfegan_ray import images, storage
 from scfegan_ray.config import MaskConfig
-from scfegan_ray.data import examples, masks, prepared, shards
+from scfegan_ray.data import examples, masks
+from scfegan_ray.data.codecs import decode_png, decode_row, encode_png, encode_webp
+from scfegan_ray.data.dataset import (
+    STATISTICS,
+    DatasetInfo,
+    fingerprint,
+    read_rows,
+    read_shards,
+    shard_name,
+)
 from scfegan_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -41,7 +50,7 @@ _MEANING = {
 
 def write(
     uri: str,
-    info: prepared.DatasetInfo,
+    info: DatasetInfo,
     rows: Sequence[Mapping[str, Any]],
     rejected: Sequence[tuple[str, str]],
     mask_config: MaskConfig,
@@ -52,7 +61,7 @@ def write(
     Args:
         uri: of the dataset.
         info: its description.
-        rows: key and `prepared.STATISTICS` of each image.
+        rows: key and `STATISTICS` of each image.
         rejected: (key, reason) of each image that was left out.
         mask_config: how the sample holes are drawn.
         notes: (key, note) of each image whose file needed a guess.
@@ -63,7 +72,7 @@ def write(
     sample = _sample(uri, info.num_shards)
     values = _values(rows, sample, info.size_px, mask_config)
     preview = _draw_preview(sample, values["hole_area"], mask_config)
-    storage.write_bytes(storage.join(uri, "preview.png"), prepared.encode_png(preview))
+    storage.write_bytes(storage.join(uri, "preview.png"), encode_png(preview))
     page = _write_page(uri, info, rows, rejected, values, preview, mask_config, notes)
     storage.write_bytes(storage.join(uri, "report.html"), page.encode())
 
@@ -84,11 +93,11 @@ def inspect(uri: str, mask_config: MaskConfig) -> dict[str, Any]:
         StorageError: it cannot be read.
     """
     place = storage.absolute(uri)
-    info = prepared.DatasetInfo.read(place)
+    info = DatasetInfo.read(place)
     names = storage.list_files(storage.join(place, "data"))
     if not names:
         raise DataError(f"no prepared dataset at {place}; make one with jobs/prepare_data.py")
-    parts = shards.read_all([storage.join(place, "data", name) for name in names])
+    parts = read_shards([storage.join(place, "data", name) for name in names])
     rows = [row for part in parts for row in part.rows]
     num_rejected = sum(len(part.refused) for part in parts)
     found: dict[str, Any] = {"dataset": place, "finished": info is not None}
@@ -96,7 +105,7 @@ def inspect(uri: str, mask_config: MaskConfig) -> dict[str, Any]:
         counts = {"num_images": len(rows), "num_rejected": num_rejected, "num_shards": len(parts)}
         found |= counts | parts[0].settled | {"preparation": parts[0].settings}
     else:
-        if prepared.fingerprint(rows) != info.fingerprint:
+        if fingerprint(rows) != info.fingerprint:
             raise DataError(
                 f"{place} does not hold the {info.num_images} images that its dataset.json says, but {len(rows)}, or "
                 "others; delete it and prepare anew"
@@ -111,13 +120,13 @@ def inspect(uri: str, mask_config: MaskConfig) -> dict[str, Any]:
 
 
 def _sample(uri: str, num_shards: int) -> list[dict[str, Any]]:
-    return _sample_of(uri, [shards.file_name(at) for at in range(num_shards)])
+    return _sample_of(uri, [shard_name(at) for at in range(num_shards)])
 
 
 def _sample_of(uri: str, names: Sequence[str]) -> list[dict[str, Any]]:
     """Read rows of a few shards, spread evenly over all; of each shard in turn, so that the first ones are diverse."""
     chosen = sorted({round(at) for at in np.linspace(0, len(names) - 1, _SAMPLE_SHARDS)})
-    found = [shards.read_some(storage.join(uri, "data", names[at]), _SAMPLE_ROWS) for at in chosen]
+    found = [read_rows(storage.join(uri, "data", names[at]), _SAMPLE_ROWS) for at in chosen]
     return [part[at] for at in range(_SAMPLE_ROWS) for part in found if at < len(part)]
 
 
@@ -125,7 +134,7 @@ def _values(
     rows: Sequence[Mapping[str, Any]], sample: Sequence[dict[str, Any]], size_px: int, mask_config: MaskConfig
 ) -> dict[str, NDArray[np.float64]]:
     values = {"hole_area": _hole_areas(sample, size_px, mask_config)}
-    for name in prepared.STATISTICS:
+    for name in STATISTICS:
         known = [row[name] for row in rows if row[name] is not None]
         if known:
             values[name] = np.asarray(known, np.float64)
@@ -135,7 +144,7 @@ def _values(
 def _hole_areas(sample: Sequence[dict[str, Any]], size_px: int, mask_config: MaskConfig) -> NDArray[np.float64]:
     areas = []
     for number, row in enumerate(sample):
-        hair = None if row["hair"] is None else prepared.decode_png(row["hair"]) // 255
+        hair = None if row["hair"] is None else decode_png(row["hair"]) // 255
         rng = np.random.default_rng(number)
         for _ in range(_HOLES_PER_ROW):
             mask = masks.draw_mask(size_px, np.asarray(row["eyes"], np.float32), hair, mask_config, rng)
@@ -156,7 +165,7 @@ def _draw_preview(
 ) -> NDArray[np.uint8]:
     sheet = []
     for stored in sample[:PREVIEW_ROWS]:
-        row = prepared.decode_row(stored)
+        row = decode_row(stored)
         example = examples.evaluation_example(row, mask_config)
         keep = 1 - example["mask"]
         hair = np.zeros_like(row["sketch"]) if row["hair"] is None else row["hair"]
@@ -200,7 +209,7 @@ def _log(found: Mapping[str, Any]) -> None:
 
 def _write_page(
     uri: str,
-    info: prepared.DatasetInfo,
+    info: DatasetInfo,
     rows: Sequence[Mapping[str, Any]],
     rejected: Sequence[tuple[str, str]],
     values: Mapping[str, NDArray[np.float64]],
@@ -294,7 +303,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _embed(picture: NDArray[np.uint8]) -> str:
-    data = base64.b64encode(prepared.encode_webp(picture)).decode()
+    data = base64.b64encode(encode_webp(picture)).decode()
     return f'<img alt="" src="data:image/webp;base64,{data}">'
 
 

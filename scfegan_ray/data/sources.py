@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from scfegan_ray import storage
+from scfegan_ray import faces, storage
 from scfegan_ray.config import DataConfig
-from scfegan_ray.data import decoding, faces, layouts, parsing, trees
+from scfegan_ray.data import decoding, layouts, parsing, trees
 from scfegan_ray.errors import DataError
 
 logger = logging.getLogger(__name__)

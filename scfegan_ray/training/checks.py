@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from scfegan_ray import room, storage, tracking
+from scfegan_ray import registry, room, storage, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.errors import ConfigError
 from scfegan_ray.models.discriminator import Discriminator
@@ -43,12 +43,15 @@ def before_training(config: Config, place: str, *, num_runs: int = 1, registers:
             f"{_LONGEST_RUN_NAME}"
         )
     tracking.check_names(config)
+    registry.check_names(config)
     root = storage.absolute(config.storage.path)
     storage.check_writable(root)
     check_room(config, place, num_runs)
     if config.losses.features not in ("auto", "hed", "random"):
         load_features(config.losses.features)
-    tracking.check_usable(config, registers=registers)
+    tracking.check_usable(config)
+    if registers:
+        registry.check_usable(config)
 
 
 def check_room(config: Config, place: str, num_runs: int = 1) -> None:

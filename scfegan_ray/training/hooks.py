@@ -16,7 +16,7 @@ from torch import Tensor
 from scfegan_ray import losses
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples
-from scfegan_ray.data.prepared import PreparedDataset
+from scfegan_ray.data.dataset import PreparedDataset
 from scfegan_ray.errors import StorageError
 from scfegan_ray.evaluation import Evaluator
 from scfegan_ray.models.features import Features

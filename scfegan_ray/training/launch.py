@@ -23,10 +23,11 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.callback import UserCallback
 
 from scfegan_ray import config as configuration
-from scfegan_ray import errors, locks, nodes, places, storage, tracking
+from scfegan_ray import errors, locks, nodes, places, registry, storage, tracking
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config
-from scfegan_ray.data import examples, pipeline, prepared, shards
+from scfegan_ray.data import examples, prepare
+from scfegan_ray.data.dataset import DatasetInfo, first_held_back
 from scfegan_ray.errors import ConfigError, DataError, StorageError, deliberate_cause
 from scfegan_ray.models.features import settle_features
 from scfegan_ray.precision import check_available, has_bfloat16
@@ -136,7 +137,7 @@ def train(
         locks.held(place, f"run {config.run_name}") as lock,
         lasting(functools.partial(_cluster, config, session)) as cluster,
     ):
-        dataset_uri = pipeline.ensure_prepared(config, session=cluster)
+        dataset_uri = prepare.ensure_prepared(config, session=cluster)
         with cluster() as landmarks:
             return _train(config, place, dataset_uri, landmarks, lock, register, parent_run_id, callbacks)
 
@@ -177,7 +178,7 @@ def _train(
 ) -> TrainingResult:
     """Train on a prepared dataset, on the cluster that is there, while nobody else trains the same run."""
     assert config.run_name, "the caller names the run"
-    dataset = prepared.DatasetInfo.read(dataset_uri)
+    dataset = DatasetInfo.read(dataset_uri)
     assert dataset is not None, "it was just prepared"
     check_held_back(dataset, needed=bool(callbacks))
     uri = tracking.tracking_uri(config)
@@ -223,10 +224,10 @@ def _train(
             with storage.local_copy(outcome.checkpoint) as folder:
                 generator, _ = checkpoint.load_generator(folder)
             row = storage.retrying(
-                lambda: shards.first_held_back(dataset_uri, dataset), config.storage.retry_seconds, logger.warning
+                lambda: first_held_back(dataset_uri, dataset), config.storage.retry_seconds, logger.warning
             )
             example = examples.stack([examples.evaluation_example(row, config.masks)])
-            model_uri = tracking.register(
+            model_uri = registry.register(
                 generator,
                 config,
                 run_id,
@@ -359,7 +360,7 @@ def check_resources(config: Config) -> None:
         nodes.ask(question, nodes.able(needs))
 
 
-def check_held_back(dataset: prepared.DatasetInfo, *, needed: bool = False) -> None:
+def check_held_back(dataset: DatasetInfo, *, needed: bool = False) -> None:
     """Refuse a dataset that was to hold images back and holds none.
 
     Args:
@@ -420,7 +421,7 @@ _RECORD = "run.json"
 
 
 def _open_run(
-    config: Config, place: str, dataset: prepared.DatasetInfo, tags: dict[str, str], parent_run_id: str | None
+    config: Config, place: str, dataset: DatasetInfo, tags: dict[str, str], parent_run_id: str | None
 ) -> dict[str, Any]:
     """Return what `run.json` knows of a run: written when it starts, so that a resume goes on with the same."""
     record = storage.join(place, _RECORD)
@@ -451,7 +452,7 @@ def _open_run(
     return values
 
 
-def _check_same(config: Config, known: dict[str, Any], dataset: prepared.DatasetInfo) -> None:
+def _check_same(config: Config, known: dict[str, Any], dataset: DatasetInfo) -> None:
     # Settings that did not exist yet when the run was started are as by default.
     started = Config.from_dict(known["config"]).to_dict()
     before, now = (configuration.flatten(values) for values in (started, config.to_dict()))

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from scfegan_ray import storage
 from scfegan_ray.config import Config
-from scfegan_ray.data import examples, prepared
+from scfegan_ray.data import examples
+from scfegan_ray.data.dataset import PreparedDataset
 from scfegan_ray.errors import ScFeganError
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features
@@ -132,7 +133,7 @@ def train(
     discriminator = ranks.distribute(state.discriminator, device)
 
     # Feed: this rank's share of each global batch, in passes that fit its memory.
-    dataset = storage.retrying(lambda: prepared.PreparedDataset.open(dataset_uri), retry_seconds, logger.warning)
+    dataset = storage.retrying(lambda: PreparedDataset.open(dataset_uri), retry_seconds, logger.warning)
     largest = config.train.max_images_per_pass
     keep_graph = largest == 0 or -(-batch_size // num_ranks) <= largest
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from cluster import Cluster
-from scfegan_ray.data import faces, pipeline
+from scfegan_ray import faces
+from scfegan_ray.config import Config
+from scfegan_ray.data import prepare
+from scfegan_ray.data.codecs import encode_png
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,5 +36,19 @@ def _each_face_is_drawn_once() -> Iterator[None]:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     """Prepare in this process instead of on Ray."""
     made = Cluster()
-    monkeypatch.setattr(pipeline, "_run", made.run)
+    monkeypatch.setattr(prepare, "_run", made.run)
     return made
+
+
+@pytest.fixture
+def config(tiny: Config, tmp_path: Path) -> Config:
+    return replace(tiny, data=replace(tiny.data, prepared=str(tmp_path / "made")))
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for at in range(6):
+        (folder / f"{at}.png").write_bytes(encode_png(faces.draw_face(0, at, 48).image))
+    return folder

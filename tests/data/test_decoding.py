@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile
 
-from scfegan_ray.data import decoding, faces, parsing
+from scfegan_ray import faces
+from scfegan_ray.data import decoding, parsing
 from scfegan_ray.errors import DataError
 
 FORMATS = {"JPEG": "RGB", "PNG": "RGB", "WEBP": "RGB", "BMP": "RGB", "TIFF": "RGB", "GIF": "P", "AVIF": "RGB"}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 from tiny import DATASET
 
 from scfegan_ray.config import MaskConfig
-from scfegan_ray.data import examples, prepared
-from scfegan_ray.data.examples import PreparedDataset
-from scfegan_ray.errors import DataError
+from scfegan_ray.data import examples
+from scfegan_ray.data.codecs import encode_png
+from scfegan_ray.data.dataset import SCHEMA, PreparedDataset, is_test_key
 
 NUM, SIZE = 20, 32
 MASKS = MaskConfig(hair_probability=0.5)
@@ -34,10 +31,10 @@ def write_dataset(root: Path, *, num_images: int = NUM, fingerprint: str = "abc"
         rows.append(
             {
                 "key": f"face-{index:02d}",
-                "image": prepared.encode_png(np.full((SIZE, SIZE, 3), index, np.uint8)),
-                "sketch": prepared.encode_png(np.eye(SIZE, dtype=np.uint8) * np.uint8(255)),
-                "color": prepared.encode_png(rng.integers(1, 256, (SIZE, SIZE, 3), np.uint8)),
-                "hair": prepared.encode_png(hair) if index % 2 else None,
+                "image": encode_png(np.full((SIZE, SIZE, 3), index, np.uint8)),
+                "sketch": encode_png(np.eye(SIZE, dtype=np.uint8) * np.uint8(255)),
+                "color": encode_png(rng.integers(1, 256, (SIZE, SIZE, 3), np.uint8)),
+                "hair": encode_png(hair) if index % 2 else None,
                 "eyes": [12.0, 15.0, 20.0, 15.0],
                 "sha256": "",
             }
@@ -45,7 +42,7 @@ def write_dataset(root: Path, *, num_images: int = NUM, fingerprint: str = "abc"
     (root / "data").mkdir(parents=True)
     order = rng.permutation(NUM)  # shards hold rows in any order
     for shard, part in enumerate(np.split(order, 4)):
-        table = pa.Table.from_pylist([rows[i] for i in part], schema=prepared.SCHEMA)
+        table = pa.Table.from_pylist([rows[i] for i in part], schema=SCHEMA)
         pq.write_table(table, root / "data" / f"part-{shard:05d}.parquet")
     info = replace(
         DATASET,
@@ -91,11 +88,11 @@ def test_rows_are_in_key_order_whatever_the_shards(dataset: PreparedDataset) -> 
 def test_split_is_a_function_of_the_key(dataset: PreparedDataset) -> None:
     assert sorted([*dataset.train_rows, *dataset.test_rows]) == list(range(NUM))
     for at in dataset.test_rows:
-        assert prepared.is_test_key(dataset.keys[at], 0.25)
-    share = np.mean([prepared.is_test_key(f"k{i}", 0.25) for i in range(4000)])
+        assert is_test_key(dataset.keys[at], 0.25)
+    share = np.mean([is_test_key(f"k{i}", 0.25) for i in range(4000)])
     assert share == pytest.approx(0.25, abs=0.03)
     # A larger share keeps what was already held back.
-    assert all(prepared.is_test_key(f"k{i}", 0.5) for i in range(500) if prepared.is_test_key(f"k{i}", 0.25))
+    assert all(is_test_key(f"k{i}", 0.5) for i in range(500) if is_test_key(f"k{i}", 0.25))
 
 
 def test_every_image_once_per_epoch_in_another_order() -> None:
@@ -228,48 +225,3 @@ def test_training_images_are_never_held_back(dataset: PreparedDataset) -> None:
     dataset.test_rows = np.array([], np.int64)
     assert dataset.held_back(3) == []
     assert list(examples.evaluation_batches(dataset, MASKS, 3, 2)) == []
-
-
-@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (40, 1), (1, 40, 3), (64, 64, 3)])
-@pytest.mark.parametrize("levels", [2, 256])
-def test_png_round_trip(shape: tuple[int, ...], levels: int) -> None:
-    noise = np.random.default_rng(0).integers(0, levels, shape, np.uint8)
-    for image in (noise, np.full_like(noise, 7), np.cumsum(noise, axis=0, dtype=np.uint8)):
-        encoded = prepared.encode_png(image)
-        for data in (encoded, pa.py_buffer(encoded)):
-            decoded = prepared.decode_png(data)
-            assert decoded.dtype == np.uint8
-            assert np.array_equal(decoded, image)
-
-
-def test_others_read_our_png() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    assert np.array_equal(Image.open(io.BytesIO(prepared.encode_png(image))), image)
-
-
-def test_unfinished_dataset_is_none(tmp_path: Path) -> None:
-    root = Path(write_dataset(tmp_path / "set"))
-    (root / "dataset.json").unlink()
-    assert prepared.DatasetInfo.read(str(root)) is None
-    with pytest.raises(DataError, match="no prepared dataset at"):
-        PreparedDataset.open(str(root))
-
-
-def test_lost_rows_are_noticed_and_not_cached(tmp_path: Path) -> None:
-    uri = write_dataset(tmp_path / "set", num_images=NUM + 1)
-    with pytest.raises(DataError, match=r"holds 20 images, its dataset\.json says 21"):
-        PreparedDataset.open(uri)
-    # The same content prepared anew has the same fingerprint, and must not meet what was cached before.
-    assert len(PreparedDataset.open(write_dataset(tmp_path / "anew")).keys) == NUM
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [({"schema_version": 99}, "has schema version 99, this package reads 2; prepare it anew"), ({"x": 1}, "damaged")],
-)
-def test_foreign_description_is_refused(tmp_path: Path, change: dict[str, Any], named: str) -> None:
-    root = Path(write_dataset(tmp_path / "set"))
-    values = json.loads((root / "dataset.json").read_text()) | change
-    (root / "dataset.json").write_text(json.dumps(values))
-    with pytest.raises(DataError, match=named):
-        PreparedDataset.open(str(root))

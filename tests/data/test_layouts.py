@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
-from scfegan_ray import storage
+from scfegan_ray import faces, storage
 from scfegan_ray.config import DataConfig, ParserConfig, StorageConfig, TrackingConfig
-from scfegan_ray.data import faces, parsing, sources
+from scfegan_ray.data import parsing, sources
 from scfegan_ray.errors import ConfigError, DataError
 
 HAIR = parsing.LABELS.index("hair")

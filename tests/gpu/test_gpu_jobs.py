@@ -12,9 +12,9 @@ import pytest
 import torch
 from running import TINY_ARGUMENTS, descendants, kill, positions, result_of, run, start, wait_for
 
-from scfegan_ray.data import faces
-from scfegan_ray.data.prepared import PreparedDataset
-from scfegan_ray.inference import FaceEditor
+from scfegan_ray import faces
+from scfegan_ray.data.dataset import PreparedDataset
+from scfegan_ray.serving.editor import FaceEditor
 
 pytestmark = [pytest.mark.gpu, pytest.mark.ray]
 

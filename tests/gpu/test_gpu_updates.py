@@ -16,8 +16,8 @@ from updates import features_on, moments, saved_and_gone_on, step, watched_step,
 
 from scfegan_ray.config import Config, ModelConfig
 from scfegan_ray.data.sketches import HedDetector
-from scfegan_ray.inference import FaceEditor
 from scfegan_ray.precision import set_tf32, tf32
+from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.training import checkpoint
 from scfegan_ray.training.state import TrainingState
 

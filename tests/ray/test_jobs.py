@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from running import TINY_ARGUMENTS, result_of, run, run_code
 
 from scfegan_ray.config import Config
-from scfegan_ray.inference import FaceEditor
+from scfegan_ray.serving.editor import FaceEditor
 
 pytestmark = pytest.mark.ray
 

@@ -1,6 +1,6 @@
 """Preparation on Ray as a user runs it: interrupted, killed, repeated, on an object store, in a full place.
 
-What does not depend on Ray is tested in `tests/data/test_pipeline.py`, where it costs less.
+What does not depend on Ray is tested in `tests/data/test_prepare.py`, where it costs less.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 from running import result_of, run, run_code, start, terminate_group
 
-from scfegan_ray import storage
-from scfegan_ray.data import faces, prepared
+from scfegan_ray import faces, storage
+from scfegan_ray.data.codecs import encode_png
+from scfegan_ray.data.dataset import OTHER_FILES, PreparedDataset
 
 pytestmark = pytest.mark.ray
 
@@ -32,7 +33,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source") / "photographs"
     (folder / "below").mkdir(parents=True)
     for index in range(7):
-        (folder / "below" / f"{index} ü.png").write_bytes(prepared.encode_png(faces.draw_face(0, index, 48).image))
+        (folder / "below" / f"{index} ü.png").write_bytes(encode_png(faces.draw_face(0, index, 48).image))
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no more")
     (folder / "empty.png").write_bytes(b"")
     return folder
@@ -49,9 +50,9 @@ def test_what_cannot_be_read_is_left_out(photographs: Path, tmp_path: Path) -> N
     assert (result["dataset"], result["num_images"], result["num_rejected"]) == (str(made), 7, 2)
     assert [r["key"] for r in result["rejected"]] == ["broken.jpg", "empty.png"]
     assert all(r["reason"] for r in result["rejected"])
-    assert sorted(p.name for p in made.iterdir()) == ["data", *prepared.OTHER_FILES]
+    assert sorted(p.name for p in made.iterdir()) == ["data", *OTHER_FILES]
 
-    dataset = prepared.PreparedDataset.open(str(made))
+    dataset = PreparedDataset.open(str(made))
     assert dataset.keys == [f"below/{i} ü.png" for i in range(7)]
     assert (dataset.info.eyes, dataset.info.hair) == ("canonical", "none")
     row = dataset.row(0)
@@ -173,7 +174,7 @@ def test_nothing_is_lost_whoever_is_stopped(tmp_path: Path) -> None:
     finished = shards_in(tmp_path)
     assert len(finished) == NUM_SHARDS
     assert finished.items() >= killed.items() >= interrupted.items(), "finished shards are not made again"
-    dataset = prepared.PreparedDataset.open(str(tmp_path / "made"))
+    dataset = PreparedDataset.open(str(tmp_path / "made"))
     assert dataset.keys == [f"embedded/0/{at:07d}" for at in range(240)]
     scraps = [p.name for p in (tmp_path / "made" / "data").iterdir() if p.name not in finished]
     assert len(scraps) <= 4, "one for each worker that was killed while it wrote, gone a minute later"
@@ -191,7 +192,7 @@ def test_source_and_dataset_in_an_object_store(
     result = result_of(prepare(tmp_path, *arguments))
     assert result["dataset"].startswith(f"{base}/runs/prepared/")
     assert (result["num_images"], result["num_rejected"]) == (7, 2)
-    assert storage.list_files(result["dataset"]) == ["data/part-00000.parquet", *prepared.OTHER_FILES]
+    assert storage.list_files(result["dataset"]) == ["data/part-00000.parquet", *OTHER_FILES]
     assert result_of(prepare(tmp_path, *arguments)) == result
     assert result_of(prepare(tmp_path, "--inspect", result["dataset"]))["num_images"] == 7
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "raw.zip"], "nothing is left on this machine"
@@ -229,21 +230,21 @@ _ON_TWO_NODES = """
 import ray, ray.data
 from ray.cluster_utils import Cluster
 from scfegan_ray.config import Config, DataConfig, ModelConfig, SketchConfig
-from scfegan_ray.data import pipeline
+from scfegan_ray.data import prepare
 cluster = Cluster()
 cluster.add_node(num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=10**8)
 cluster.add_node(num_cpus=2, object_store_memory=10**8)
 ray.init(address=cluster.address)
-class Told(pipeline._MakeShard):
+class Told(prepare._MakeShard):
     def __call__(self, block):
         import os, pathlib, time
         node = ray.get_runtime_context().get_node_id()
         pathlib.Path({folder!r}, f"{{node}} {{self._device.type}} {{os.getpid()}}").touch()
         time.sleep(1)
         return super().__call__(block)
-pipeline._MakeShard = Told
+prepare._MakeShard = Told
 data = DataConfig(size_px=32, num_embedded=12, shard_images=1, sketch=SketchConfig(detector="opencv"), {share})
-made = pipeline.prepare(Config(model=ModelConfig(num_downsamples=2), data=data))
+made = prepare.prepare(Config(model=ModelConfig(num_downsamples=2), data=data))
 print(made.info.num_images)
 gpu_nodes = [n["NodeID"] for n in ray.nodes() if n["Resources"].get("GPU")]
 print(*gpu_nodes, flush=True)

@@ -32,8 +32,8 @@ from running import (
     wait_for,
 )
 
-from scfegan_ray.data import faces
-from scfegan_ray.inference import FaceEditor
+from scfegan_ray import faces
+from scfegan_ray.serving.editor import FaceEditor
 
 pytestmark = pytest.mark.ray
 

@@ -18,7 +18,7 @@ from running import TINY_ARGUMENTS, result_of, run
 from servers import Mlflow
 
 from scfegan_ray import places
-from scfegan_ray.inference import FaceEditor
+from scfegan_ray.serving.editor import FaceEditor
 
 pytestmark = pytest.mark.ray
 

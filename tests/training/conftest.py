@@ -8,7 +8,7 @@ import pytest
 from tiny import TINY
 
 from cluster import Cluster
-from scfegan_ray.data import pipeline
+from scfegan_ray.data import prepare
 
 
 @pytest.fixture(scope="session")
@@ -18,5 +18,5 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = replace(TINY, data=replace(TINY.data, prepared=place))
     with pytest.MonkeyPatch.context() as patch:
         made = Cluster()
-        patch.setattr(pipeline, "_run", made.run)
-        return pipeline.prepare(config, session=made.session).uri
+        patch.setattr(prepare, "_run", made.run)
+        return prepare.prepare(config, session=made.session).uri

@@ -14,7 +14,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from scfegan_ray import locks, storage, tracking
+from scfegan_ray import locks, registry, storage, tracking
 from scfegan_ray.config import Config, StorageConfig
 from scfegan_ray.errors import BusyError, ConfigError, ModelError, ScFeganError, StorageError
 from scfegan_ray.training import checks, launch
@@ -58,6 +58,7 @@ def test_usable_names_pass(tiny: Config) -> None:
         config = replace(tiny, tracking=replace(tiny.tracking, model_name=name, experiment=f"{name}/x'y"))
         try:
             tracking.check_names(config)
+            registry.check_names(config)
         except ConfigError as error:
             return str(error)
         return None

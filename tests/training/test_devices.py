@@ -11,10 +11,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from updates import FEATURES, cut, make_batch, step, update
 
+from scfegan_ray.benchmarks.plain import PlainStep
 from scfegan_ray.config import Config, OptimizationConfig
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import vgg_random
-from scfegan_ray.training.plain import PlainStep
 from scfegan_ray.training.state import TrainingState
 from scfegan_ray.training.step import Pass, train_step
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 from updates import without_norms
 
+from scfegan_ray import faces
 from scfegan_ray.config import Config, LossConfig, MaskConfig, ModelConfig, OptimizationConfig
-from scfegan_ray.data import colors, examples, faces, parsing, sketches
+from scfegan_ray.data import colors, examples, parsing, sketches
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import vgg_random
 from scfegan_ray.training.state import TrainingState

@@ -17,7 +17,7 @@ from tiny import DATASET
 
 from scfegan_ray import tracking
 from scfegan_ray.config import Config
-from scfegan_ray.data.prepared import DatasetInfo
+from scfegan_ray.data.dataset import DatasetInfo
 from scfegan_ray.errors import ConfigError, DataError, ModelError
 from scfegan_ray.models import features
 from scfegan_ray.training import launch
@@ -162,6 +162,6 @@ def test_features_that_cannot_be_had_end_a_run_before_it_prepares(
 ) -> None:
     monkeypatch.setattr(features.weights, "hed_arrays", offline)
     monkeypatch.setattr(launch, "check_resources", lambda config: None)
-    monkeypatch.setattr(launch.pipeline, "ensure_prepared", lambda config: pytest.fail("prepares"))
+    monkeypatch.setattr(launch.prepare, "ensure_prepared", lambda config: pytest.fail("prepares"))
     with pytest.raises(ModelError, match="no network; or give --losses.features a file"):
         launch.train(replace(tiny, losses=replace(tiny.losses, features="hed")))

@@ -18,7 +18,7 @@ from tiny import TINY
 
 from scfegan_ray import evaluation, precision
 from scfegan_ray.config import Config, OptimizationConfig, SentinelConfig
-from scfegan_ray.data import prepared
+from scfegan_ray.data.dataset import PreparedDataset
 from scfegan_ray.errors import StorageError
 from scfegan_ray.models.features import vgg_random
 from scfegan_ray.tracking import NullTracker
@@ -183,14 +183,14 @@ def test_hardware_without_bfloat16_ends_the_run(loop: Loop, monkeypatch: pytest.
 
 
 def test_nothing_held_back_is_nothing_measured(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = prepared.PreparedDataset.open
+    opened = PreparedDataset.open
 
-    def all_for_training(uri: str) -> prepared.PreparedDataset:
+    def all_for_training(uri: str) -> PreparedDataset:
         dataset = opened(uri)
         info = replace(dataset.info, test_fraction=0.0, num_train=12, num_test=0)
-        return prepared.PreparedDataset(uri, info, dataset._table)
+        return PreparedDataset(uri, info, dataset._table)
 
-    monkeypatch.setattr(prepared.PreparedDataset, "open", all_for_training)
+    monkeypatch.setattr(PreparedDataset, "open", all_for_training)
     found = loop(replace(CONFIG, train=replace(CONFIG.train, checkpoint_every_images=8, checkpoints_to_keep=9)))
     assert (found.images_seen, found.first_metrics, found.last_metrics, found.failure) == (24, {}, {}, None)
     assert [loop.meta(name)["metrics"] for name in loop.store.names()] == [None] * 4, "none is the best"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scfegan_ray.data.faces import DrawnFace, draw_face
 from scfegan_ray.data.parsing import LABELS
 from scfegan_ray.errors import ConfigError
+from scfegan_ray.faces import DrawnFace, draw_face
 
 SEED = 7
 COUNT = 48

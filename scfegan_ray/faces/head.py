@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scfegan_ray.data.faces.canvas import F32, Mask, array, both, ellipse, enlarge, knots, ribbon, shrunk, smooth
-from scfegan_ray.data.faces.scene import EYE_X, Scene
+from scfegan_ray.faces.canvas import F32, Mask, array, both, ellipse, enlarge, knots, ribbon, shrunk, smooth
+from scfegan_ray.faces.scene import EYE_X, Scene
 
 
 def paint_ears(scene: Scene) -> None:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from scfegan_ray import storage, tracking
+from scfegan_ray import registry, storage
 from scfegan_ray.config import Config
 from scfegan_ray.data import decoding
 from scfegan_ray.errors import CheckpointError, DataError
@@ -72,7 +72,7 @@ class FaceEditor:
             text = "s3://" + text.removeprefix("s3:").lstrip("/")  # a Path leaves one slash of two
         if text.startswith(_IN_REGISTRY):
             with tempfile.TemporaryDirectory(prefix="scfegan-") as scratch:
-                return cls(*_read_model(tracking.download_model(text, tracking_uri, into=Path(scratch))), device)
+                return cls(*_read_model(registry.download_model(text, tracking_uri, into=Path(scratch))), device)
         place, read = _find(text)
         with storage.local_copy(place) as folder:
             return cls(*read(folder), device)

@@ -20,8 +20,9 @@ from tiny import TINY, maps_of
 from scfegan_ray import storage, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.errors import CheckpointError, DataError, ModelError
-from scfegan_ray.inference import FaceEditor
 from scfegan_ray.models import editing
+from scfegan_ray.registry import download_model, register
+from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.training import checkpoint
 from scfegan_ray.training.state import TrainingState
 
@@ -31,7 +32,7 @@ MASK = np.zeros((32, 48), np.uint8)
 MASK[8:20, 10:30] = 1
 NOTHING = np.zeros((32, 48), np.uint8)
 UNPAINTED = np.zeros((32, 48, 3), np.uint8)
-OLD_VERSION = Path(__file__).parent / "golden" / "version_0_1" / "model"
+OLD_VERSION = Path(__file__).parents[1] / "golden" / "version_0_1" / "model"
 
 
 @pytest.fixture
@@ -254,7 +255,7 @@ def version(tracked: Config) -> tuple[str, str, np.ndarray]:
     generator = TrainingState.build(tracked).ema
     example = maps_of(tracked)
     run_id = tracking.start_run(tracked, "tiny", tags={})
-    uri = tracking.register(generator, tracked, run_id, weights_sha256="a", tags={}, example=example)
+    uri = register(generator, tracked, run_id, weights_sha256="a", tags={}, example=example)
     return uri, tracking.tracking_uri(tracked), edit(FaceEditor(generator, tracked))
 
 
@@ -262,7 +263,7 @@ def test_version_and_its_downloaded_folder_can_be_edited_with(
     version: tuple[str, str, np.ndarray], tmp_path: Path
 ) -> None:
     uri, registry, expected = version
-    stored = tracking.download_model(uri, registry)
+    stored = download_model(uri, registry)
     before = sorted(path.name for path in stored.rglob("*"))
     assert np.array_equal(edit(FaceEditor.from_uri(uri, tracking_uri=registry)), expected)
     assert sorted(path.name for path in stored.rglob("*")) == before, "the store is only read"
@@ -321,13 +322,13 @@ def test_hostile_version_runs_no_code(
     version: tuple[str, str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri, registry, expected = version
-    folder, trace = tracking.download_model(uri, registry), tmp_path / "ran"
+    folder, trace = download_model(uri, registry), tmp_path / "ran"
     payload, code = pickle.dumps(Payload(trace)), f"open({str(trace)!r}, 'w').close()\n"
     arm(folder / "artifacts" / editing.PROGRAM, payload)
     for name in ("python_model.pkl", "artifacts/config.pkl", "artifacts/generator.pt", "artifacts/model.pth"):
         (folder / name).write_bytes(payload)
     (folder / "code").mkdir()
-    for name in ("serving.py", "evil.py", "code/evil.py", "code/scfegan_ray.py", "code/__init__.py"):
+    for name in ("served.py", "evil.py", "code/evil.py", "code/scfegan_ray.py", "code/__init__.py"):
         (folder / name).write_text(code)
     text = (folder / "MLmodel").read_text()
     text = text.replace("code: null", "code: code").replace("mlflow.pyfunc.loaders.code_model", "evil")

@@ -7,7 +7,8 @@ model computes lives in the exported program beside it (`models.editing`).
 the version's own copy of this file, whatever else its `MLmodel` names, and `torch.export.load`, which unpickles where
 the program's archive says so. Whoever may write to the registry or its artifacts can thereby run code here, so load
 versions only of those whom you would let run code; MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false does not change that.
-`scfegan_ray.inference.FaceEditor` trusts nobody: it reads the version's weights (safetensors) and config (JSON) alone.
+`scfegan_ray.serving.editor.FaceEditor` trusts nobody: it reads the version's weights (safetensors) and config (JSON)
+alone.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs

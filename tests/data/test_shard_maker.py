@@ -9,23 +9,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from scfegan_ray import storage
 from scfegan_ray.config import Config, DataConfig
-from scfegan_ray.data import parsing, prepared, shards, sources
-from scfegan_ray.errors import DataError, StorageError
+from scfegan_ray.data import dataset, parsing, prepare, sources
+from scfegan_ray.data.codecs import decode_row
+from scfegan_ray.data.dataset import SCHEMA, STATISTICS, read_rows, read_shard, shard_place
+from scfegan_ray.errors import StorageError
 
 SETTINGS = {"data.size_px": 32}
 
 
-def maker(config: DataConfig, uri: str, seed: int = 0) -> tuple[shards.ShardMaker, list[str]]:
+def maker(config: DataConfig, uri: str, seed: int = 0) -> tuple[prepare.ShardMaker, list[str]]:
     settled = replace(config, sketch=replace(config.sketch, detector="opencv", precision="float32"))
     source, listing = sources.open_source(settled, seed)
-    return shards.ShardMaker(settled, source, uri, SETTINGS), listing.keys
+    return prepare.ShardMaker(settled, source, uri, SETTINGS), listing.keys
 
 
 def photograph(value: int = 99, size: tuple[int, int] = (70, 60)) -> bytes:
@@ -38,8 +39,8 @@ def test_file_holds_the_documented_columns(tiny: Config, tmp_path: Path) -> None
     work, keys = maker(tiny.data, str(tmp_path))
     assert work.make(3, keys[:3]) == (3, 0)
     table = pq.read_table(tmp_path / "data" / "part-00003.parquet")
-    assert table.schema.equals(prepared.SCHEMA)
-    row = prepared.decode_row(table.to_pylist()[1])
+    assert table.schema.equals(SCHEMA)
+    row = decode_row(table.to_pylist()[1])
     face = work.load(keys[1])
     assert np.array_equal(row["image"], face.image)
     assert face.eyes is not None and row["eyes"] == pytest.approx(face.eyes)
@@ -50,7 +51,7 @@ def test_statistics_are_those_of_the_maps(tiny: Config, tmp_path: Path) -> None:
     work, keys = maker(tiny.data, str(tmp_path))
     work.make(0, keys[:2])
     for stored in pq.read_table(tmp_path / "data" / "part-00000.parquet").to_pylist():
-        row = prepared.decode_row(stored)
+        row = decode_row(stored)
         assert stored["sketch_area"] == pytest.approx(row["sketch"].mean())
         assert stored["hair_area"] == pytest.approx(row["hair"].mean())
         assert stored["num_colors"] == len(np.unique(row["color"].reshape(-1, 3), axis=0))
@@ -66,12 +67,12 @@ def test_file_says_what_it_was_made_from(tmp_path: Path, tiny: Config) -> None:
     (faces / "c.png").write_bytes(photograph(size=(8, 8)))
     work, keys = maker(replace(tiny.data, source=str(faces)), str(tmp_path / "made"))
     assert work.make(0, keys) == (1, 2)
-    shard = shards.read(shards.place(str(tmp_path / "made"), 0))
+    shard = read_shard(shard_place(str(tmp_path / "made"), 0))
     assert shard.settings == SETTINGS
     assert shard.settled == {"detector": "opencv", "precision": "float32"}
     assert shard.refused == [("b.png", "not a readable image"), ("c.png", "8x8 pixels, a side smaller than 16")]
     assert [row["key"] for row in shard.rows] == ["a.png"]
-    assert shard.rows[0].keys() == {"key", "sha256", *prepared.STATISTICS}
+    assert shard.rows[0].keys() == {"key", "sha256", *STATISTICS}
     assert shard.rows[0]["hair_area"] is None
     assert shard.num_bytes == (tmp_path / "made" / "data" / "part-00000.parquet").stat().st_size
 
@@ -82,8 +83,8 @@ def test_shard_of_refused_images_only(tmp_path: Path, tiny: Config) -> None:
     (faces / "b.png").write_bytes(b"no")
     work, keys = maker(replace(tiny.data, source=str(faces)), str(tmp_path / "made"))
     assert work.make(0, keys) == (0, 1)
-    place = shards.place(str(tmp_path / "made"), 0)
-    assert shards.read(place).rows == [] and shards.read_some(place, 5) == []
+    place = shard_place(str(tmp_path / "made"), 0)
+    assert read_shard(place).rows == [] and read_rows(place, 5) == []
 
 
 def test_digest_covers_the_content(tiny: Config, tmp_path: Path) -> None:
@@ -91,18 +92,18 @@ def test_digest_covers_the_content(tiny: Config, tmp_path: Path) -> None:
     for seed in (0, 0, 1):
         work, keys = maker(tiny.data, str(tmp_path), seed)
         work.make(0, keys[:1])
-        digests.append(shards.read(shards.place(str(tmp_path), 0)).rows[0]["sha256"])
+        digests.append(read_shard(shard_place(str(tmp_path), 0)).rows[0]["sha256"])
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_row_groups_are_of_a_sane_size(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work, keys = maker(tiny.data, str(tmp_path))
-    monkeypatch.setattr(shards, "_ROW_GROUP_BYTES", 8_000)
+    monkeypatch.setattr(dataset, "_ROW_GROUP_BYTES", 8_000)
     work.make(0, keys)
     meta = pq.read_metadata(tmp_path / "data" / "part-00000.parquet")
     sizes = [meta.row_group(at).total_byte_size for at in range(meta.num_row_groups)]
     assert len(sizes) > 1 and max(sizes) < 16_000
-    assert len(shards.read_some(shards.place(str(tmp_path), 0), 99)) < len(keys)
+    assert len(read_rows(shard_place(str(tmp_path), 0), 99)) < len(keys)
 
 
 class Everywhere:
@@ -149,15 +150,6 @@ def test_place_that_cannot_be_written_ends_the_work(tiny: Config) -> None:
         work.make(3, keys[:1])
 
 
-def test_what_is_no_shard_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.parquet").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"x\.parquet is no shard of a prepared dataset"):
-        shards.read(str(tmp_path / "x.parquet"))
-    pq.write_table(pa.table({"key": ["a"]}), tmp_path / "y.parquet")
-    with pytest.raises(DataError, match=r"y\.parquet is no shard of a prepared dataset"):
-        shards.read(str(tmp_path / "y.parquet"))
-
-
 def test_storage_that_fails_for_a_while_is_tried_again(
     tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,7 +182,7 @@ def test_storage_that_fails_for_a_while_is_tried_again(
         work.make(0, keys)
     failures |= {"read_bytes": 2, "write_bytes": 1}
     calls |= {"read_bytes": 0, "write_bytes": 0}
-    patient = shards.ShardMaker(work._config, work._source, work._uri, SETTINGS, retry_seconds=60.0)
+    patient = prepare.ShardMaker(work._config, work._source, work._uri, SETTINGS, retry_seconds=60.0)
     assert pickle.loads(pickle.dumps(patient))._retry_seconds == 60.0
     assert patient.make(0, keys) == (2, 1)
     assert calls == {"read_bytes": 3 + 2, "write_bytes": 1 + 1}, "a damaged image is read once"

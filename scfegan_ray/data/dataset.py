@@ -1,4 +1,4 @@
-"""The prepared dataset: its files, its columns, and reading it back.
+"""The prepared dataset: its files, its columns, writing and reading them.
 
 | path | holds |
 | --- | --- |
@@ -23,26 +23,31 @@
 | hair_area | float32 or null | share of pixels that are hair |
 
 Anything that reads Parquet reads it; this package reads it through a memory-mapped copy on each machine.
+
+A shard's file says itself what it was made from: its rows, the images of the shard that were refused, and the settings
+(as metadata of the Parquet schema). So what a killed preparation leaves behind is either whole or not there, and needs
+no other record.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import weakref
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from scfegan_ray import cache, storage
+from scfegan_ray.data.codecs import decode_row
 from scfegan_ray.errors import DataError, StorageError
 
 SCHEMA_VERSION = 2
@@ -72,6 +77,11 @@ STATISTICS = ("sketch_area", "num_colors", "color_error", "hair_area")
 
 OTHER_FILES = ("dataset.json", "preview.png", "rejected.parquet", "report.html")
 """What lies beside the shards."""
+
+_METADATA = b"scfegan_ray"
+_SUMMARY_COLUMNS = ["key", "sha256", *STATISTICS]
+_READING_THREADS = 8
+_ROW_GROUP_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,6 +154,27 @@ class DatasetInfo:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What one shard's file says, without its pixels.
+
+    Attributes:
+        settings: everything that shaped it, as it was asked for.
+        settled: what was decided where `data.sketch` left it open.
+        rows: one dict per image: key, sha256 and `STATISTICS`.
+        refused: (key, reason) of the shard's images that cannot be used.
+        notes: (key, note) of its images whose files needed a guess.
+        num_bytes: size of the file.
+    """
+
+    settings: dict[str, Any]
+    settled: dict[str, Any]
+    rows: list[dict[str, Any]] = field(repr=False)
+    refused: list[tuple[str, str]]
+    num_bytes: int
+    notes: list[tuple[str, str]] = field(default_factory=list)
+
+
 class PreparedDataset:
     """A prepared dataset, memory-mapped on this machine: any row at once, shared by all processes.
 
@@ -193,7 +224,7 @@ class PreparedDataset:
             index: position among the sorted keys.
 
         Returns:
-            As `decode_row`.
+            As `codecs.decode_row`.
 
         Raises:
             DataError: a picture is damaged.
@@ -218,26 +249,6 @@ class PreparedDataset:
         return [int(row) for row in self.test_rows[:count]]
 
 
-def decode_row(value: dict[str, Any]) -> dict[str, Any]:
-    """Decode the columns of one stored row.
-
-    Args:
-        value: columns by name; the pictures are bytes or Arrow buffers.
-
-    Returns:
-        key: str; image: (S, S, 3) uint8 RGB; sketch: (S, S) uint8 {0, 1}; color: (S, S, 3) uint8 RGB;
-        hair: (S, S) uint8 {0, 1} or None; eyes: (4,) float32 pixels.
-    """
-    return {
-        "key": value["key"],
-        "image": decode_png(value["image"]),
-        "sketch": decode_png(value["sketch"]) & 1,
-        "color": decode_png(value["color"]),
-        "hair": None if value["hair"] is None else decode_png(value["hair"]) & 1,
-        "eyes": np.asarray(value["eyes"], np.float32),
-    }
-
-
 def is_test_key(key: str, test_fraction: float) -> bool:
     """Tell whether an image is held back: a pure function of its key."""
     return key_number(key) / 2**64 < test_fraction
@@ -254,37 +265,133 @@ def fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """Encode (H, W) gray or (H, W, 3) RGB uint8 without loss, so that it decodes fast.
+def shard_name(number: int) -> str:
+    """Return the name of a shard's file within the folder `data` of its dataset."""
+    return f"part-{number:05d}.parquet"
 
-    Decoding is most of what a training image costs. Photographs are stored row by row as the difference from the row
-    above: no other of PNG's filters is undone as fast, nor makes them much smaller. Flat areas are fastest unfiltered.
+
+def shard_place(uri: str, number: int) -> str:
+    """Return the URI of a shard's file in the dataset at a URI."""
+    return storage.join(uri, "data", shard_name(number))
+
+
+def read_shard(uri: str) -> Shard:
+    """Read what a shard's file says of itself.
+
+    Raises:
+        DataError: it is no such file.
+        StorageError: it cannot be read.
     """
-    sample = image[::8]
-    is_flat = 2 * np.count_nonzero(sample[:, 1:] == sample[:, :-1]) > sample.size
-    row_filter = cv2.IMWRITE_PNG_FILTER_NONE if is_flat else cv2.IMWRITE_PNG_FILTER_UP
-    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    ok, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_FILTER, row_filter])
-    assert ok, "OpenCV encodes every uint8 image as PNG"
-    return data.tobytes()
+    stream = storage.open_seekable(uri)
+    with stream, storage.errors_of_reading(uri):
+        try:
+            with pq.ParquetFile(stream) as file:
+                said = json.loads((file.schema_arrow.metadata or {})[_METADATA])
+                rows = file.read(columns=_SUMMARY_COLUMNS).to_pylist()
+            refused = [(key, reason) for key, reason in said["refused"]]
+            notes = [(key, note) for key, note in said.get("notes", ())]
+            return Shard(said["settings"], said["settled"], rows, refused, stream.seek(0, io.SEEK_END), notes)
+        except (pa.ArrowInvalid, KeyError, ValueError) as error:
+            raise DataError(f"{uri} is no shard of a prepared dataset ({error}); delete the dataset") from error
 
 
-def encode_webp(image: NDArray[np.uint8]) -> bytes:
-    """Encode (H, W, 3) RGB uint8 for a page: smaller, and not quite the same."""
-    ok, data = cv2.imencode(".webp", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, 85])
-    assert ok, "OpenCV encodes every uint8 image as WebP"
-    return data.tobytes()
+def read_shards(uris: Sequence[str]) -> list[Shard]:
+    """Read what several shards' files say of themselves, some at a time; see `read_shard`."""
+    with ThreadPoolExecutor(_READING_THREADS) as pool:
+        return list(pool.map(read_shard, uris))
 
 
-def decode_png(data: bytes | pa.Buffer) -> NDArray[np.uint8]:
-    """Decode what `encode_png` made."""
-    encoded = np.frombuffer(data, np.uint8)
-    # The color type in a PNG's header: OpenCV decodes straight to RGB, but not before it is told to expect colors.
-    is_rgb = encoded[25:26].tobytes() == b"\x02"
-    image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB if is_rgb else cv2.IMREAD_GRAYSCALE)
-    if image is None:
-        raise DataError("an image of the prepared dataset is damaged; delete the dataset and prepare it anew")
-    return image.astype(np.uint8, copy=False)
+def read_rows(uri: str, count: int) -> list[dict[str, Any]]:
+    """Read the first rows of a shard's file, with all their columns, but no more of it than its first row group.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    stream = storage.open_seekable(uri)
+    with stream, storage.errors_of_reading(uri), pq.ParquetFile(stream) as file:
+        rows: list[dict[str, Any]] = file.read_row_group(0).slice(0, count).to_pylist() if file.num_row_groups else []
+    return rows
+
+
+def write_shard(
+    uri: str,
+    number: int,
+    rows: list[dict[str, Any]],
+    *,
+    settings: dict[str, Any],
+    settled: dict[str, Any],
+    refused: Sequence[tuple[str, str]],
+    notes: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Write the file of one shard, so that readers see all of it or nothing.
+
+    Args:
+        uri: of the dataset.
+        number: of the shard.
+        rows: a dict per image, columns as the module's docstring has them.
+        settings: as in `Shard`.
+        settled: as in `Shard`.
+        refused: as in `Shard`.
+        notes: as in `Shard`.
+
+    Raises:
+        StorageError: the dataset's place fails.
+    """
+    record = {"settings": settings, "settled": settled, "refused": refused, "notes": list(notes)}
+    said = json.dumps(record, sort_keys=True).encode()
+    table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({_METADATA: said}))
+    per_group = max(1, _ROW_GROUP_BYTES * table.num_rows // max(table.nbytes, 1))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=per_group, compression="none")
+    storage.write_bytes(shard_place(uri, number), buffer.getvalue())
+
+
+def write_rejected(uri: str, rejected: list[tuple[str, str]]) -> None:
+    """Write `rejected.parquet`: key and reason of each image that was left out."""
+    table = pa.table(
+        {
+            "key": pa.array([key for key, _ in rejected], pa.string()),
+            "reason": pa.array([reason for _, reason in rejected], pa.string()),
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    storage.write_bytes(storage.join(uri, "rejected.parquet"), buffer.getvalue())
+
+
+def read_rejected(uri: str) -> list[tuple[str, str]]:
+    """Read what `write_rejected` wrote."""
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(uri, "rejected.parquet"))))
+    return list(zip(table.column("key").to_pylist(), table.column("reason").to_pylist(), strict=True))
+
+
+def first_held_back(uri: str, info: DatasetInfo) -> dict[str, Any]:
+    """Read one row of a dataset, for which no copy of it is made: the first that is held back, else the first of all.
+
+    Returns:
+        As `codecs.decode_row`.
+
+    Raises:
+        DataError: the dataset has no rows.
+        StorageError: it cannot be read.
+    """
+    first: dict[str, Any] | None = None
+    for name in storage.list_files(storage.join(uri, "data")):
+        place = storage.join(uri, "data", name)
+        stream = storage.open_seekable(place)
+        with stream, storage.errors_of_reading(place), pq.ParquetFile(stream) as file:
+            for group in range(file.num_row_groups):
+                keys = file.read_row_group(group, columns=["key"]).column("key").to_pylist()
+                held_back = [at for at, key in enumerate(keys) if is_test_key(key, info.test_fraction)]
+                if held_back or (first is None and keys):
+                    at = min(held_back, key=keys.__getitem__, default=0)
+                    row = decode_row(file.read_row_group(group).slice(at, 1).to_pylist()[0])
+                    if held_back:
+                        return row
+                    first = row
+    if first is None:
+        raise DataError(f"{uri} holds no images; delete the dataset and prepare it anew")
+    return first
 
 
 def _open_copy(uri: str, info: DatasetInfo, path: Path) -> tuple[pa.Table, int]:

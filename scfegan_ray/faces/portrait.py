@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from scfegan_ray.data.faces import dress, head
-from scfegan_ray.data.faces.canvas import Canvas, array
-from scfegan_ray.data.faces.scene import EYE_X, Scene
-from scfegan_ray.data.faces.traits import draw_traits
 from scfegan_ray.errors import ConfigError
+from scfegan_ray.faces import dress, head
+from scfegan_ray.faces.canvas import Canvas, array
+from scfegan_ray.faces.scene import EYE_X, Scene
+from scfegan_ray.faces.traits import draw_traits
 
 _MIN_SIDE = 16
 _CANVAS_SIDE = 256  # smaller images are painted at a multiple of their size and averaged down

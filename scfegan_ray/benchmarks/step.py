@@ -1,18 +1,9 @@
-"""How fast one update and one edit are, against the same written straight from the paper (`plain`).
-
-And what Ray costs: the loop of its workers, with data streaming in, against nothing but updates in one process.
-"""
+"""How fast one update and one edit are, against the same written straight from the paper (`plain`)."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -24,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from scfegan_ray.allocation import KEEP_MEMORY, num_cores
+from scfegan_ray.allocation import num_cores
+from scfegan_ray.benchmarks.plain import PlainGenerator, PlainStep
 from scfegan_ray.config import Config
-from scfegan_ray.data import examples, pipeline, prepared, shards, sources
+from scfegan_ray.data import examples, prepare, sources
+from scfegan_ray.data.codecs import decode_row
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features, load_features
 from scfegan_ray.precision import autocast, check_available, name_of, resolve_precision, set_tf32
-from scfegan_ray.training import launch
-from scfegan_ray.training.plain import PlainGenerator, PlainStep
 from scfegan_ray.training.state import TrainingState
 from scfegan_ray.training.step import Pass, train_step
 
@@ -40,12 +31,7 @@ logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
 _REPEATS = 5
-_ROUNDS = 3
-_LOOP_SECONDS = 15.0
-_FEWEST_UPDATES = 8
-_EMBEDDED = 64
 _SETTLING_ITERATIONS = 30
-_SETTLING_UPDATES = 3
 _MATRIX_SIDE = 2048
 
 
@@ -62,12 +48,12 @@ def run(config: Config) -> dict[str, Any]:
         part of the loss, |ours - plain| / max(|plain|, 1) on the first update; flops_per_step, flops_per_second and
         peak_flops_per_second (of matrix products of that precision, or of float32 where the hardware lacks it).
     """
-    device = _set_up(config)
+    device = set_up(config)
     precision = resolve_precision(config.train.precision, device)
     kinds, chosen = dict.fromkeys((torch.float32, precision)), name_of(precision)
     features = load_features(config.losses.features).to(device)
     state = TrainingState.build(config, device)
-    batch, interpolation = _batch(config, device)
+    batch, interpolation = make_batch(config, device)
     _settle_spectral_norms(state)
 
     plain = PlainStep(state, features, config.losses, config.optimization)
@@ -124,103 +110,12 @@ def run(config: Config) -> dict[str, Any]:
     }
 
 
-def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContextManager[None]]) -> dict[str, Any]:
-    """Measure loops of updates, in turns, log a table, and keep nothing.
+def set_up(config: Config) -> torch.device:
+    """Settle threads and TF32 of this process, as a worker does; return the device to compute on.
 
-    Args:
-        config: as of a training run; `train.images` is not read, and embedded faces are few.
-        session: Ray must run within it.
-
-    Returns:
-        images_per_second: medians of alone (updates on one batch in memory, in one process on all cores, without Ray),
-            beside_ray (the same beside a Ray that does nothing), one_worker and two_workers (of Ray Train, on all
-            cores); ray_share: one worker's over alone; loop_share: one worker's over beside_ray; workers_share: two
-            workers' over one's.
+    Raises:
+        ConfigError: it is a GPU, and torch sees none.
     """
-    rates: dict[str, list[float]] = defaultdict(list)
-    shares: dict[str, list[float]] = defaultdict(list)
-    with tempfile.TemporaryDirectory(prefix="scfegan-benchmark-") as scratch:
-        config = replace(
-            config,
-            run_name="benchmark",
-            # Nothing is held back, hence nothing measured in between.
-            data=replace(config.data, num_embedded=min(config.data.num_embedded, _EMBEDDED), test_fraction=0.0),
-            storage=replace(config.storage, path=scratch),
-            tracking=replace(config.tracking, uri=f"sqlite:///{scratch}/mlflow.db"),
-        )
-        with session():
-            config = replace(config, data=replace(config.data, prepared=pipeline.ensure_prepared(config)))
-        for turn in range(_ROUNDS):
-            alone = _updates_in_a_process(config)
-            rates["alone"].append(alone)
-            updates = max(_FEWEST_UPDATES, int(_LOOP_SECONDS * alone / config.train.batch_size))
-            with session():
-                rates["beside_ray"].append(_updates_in_a_process(config))
-                for name, number in (("one_worker", 1), ("two_workers", 2)):
-                    train = replace(
-                        config.train,
-                        num_workers=number,
-                        images=updates * config.train.batch_size,
-                        checkpoint_every_images=1 << 40,
-                        gradient_norms_every_images=0,
-                    )
-                    made = launch.train(
-                        replace(config, run_name=f"benchmark-{number}-{turn}", train=train), register=False
-                    )
-                    rates[name].append(made.images_per_second)
-            last = {name: values[-1] for name, values in rates.items()}
-            shares["ray_share"].append(last["one_worker"] / last["alone"])
-            shares["loop_share"].append(last["one_worker"] / last["beside_ray"])
-            shares["workers_share"].append(last["two_workers"] / last["one_worker"])
-    for name, values in rates.items():
-        logger.info("%-12s %s images/s", name, "  ".join(f"{value:.3g}" for value in values))
-    for name, values in shares.items():
-        logger.info("%-13s %s", name, "  ".join(f"{value:.3f}" for value in values))
-    return {
-        "images_per_second": {name: statistics.median(values) for name, values in rates.items()},
-        **{name: statistics.median(values) for name, values in shares.items()},
-    }
-
-
-def _updates_in_a_process(config: Config) -> float:
-    """Return images per second of `updates_alone` in a process with the memory settings of a worker."""
-    code = "import sys; from scfegan_ray.training import benchmark; print(benchmark.updates_alone(sys.stdin.read()))"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=json.dumps(config.to_dict()),
-        env=os.environ | KEEP_MEMORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"the loop without Ray failed: {done.stderr[-2000:]}")
-    return float(done.stdout.split()[-1])
-
-
-def updates_alone(config_json: str) -> float:
-    """Return images per second of updates on one batch in memory, on one device, for `_LOOP_SECONDS`."""
-    config = Config.from_dict(json.loads(config_json))
-    device = _set_up(config)
-    features = load_features(config.losses.features).to(device)
-    batch, interpolation = _batch(config, device)
-    state, precision = TrainingState.build(config, device), resolve_precision(config.train.precision, device)
-
-    def update() -> None:
-        _step(state, batch, interpolation, features, config, precision)
-        state.update_ema(config.optimization.ema_half_life_images, config.train.batch_size)
-
-    for _ in range(_SETTLING_UPDATES):
-        update()
-    done, started = 0, time.perf_counter()
-    while done < _FEWEST_UPDATES or time.perf_counter() - started < _LOOP_SECONDS:
-        update()
-        _wait(device)
-        done += 1
-    return config.train.batch_size * done / (time.perf_counter() - started)
-
-
-def _set_up(config: Config) -> torch.device:
     torch.set_num_threads(config.train.threads_per_worker or num_cores())
     set_tf32(convolutions=False, products=False)  # as in a worker
     device = torch.device("cuda" if config.train.use_gpu else "cpu")
@@ -228,16 +123,16 @@ def _set_up(config: Config) -> torch.device:
     return device
 
 
-def _batch(config: Config, device: torch.device) -> tuple[Batch, Tensor]:
+def make_batch(config: Config, device: torch.device) -> tuple[Batch, Tensor]:
     """Return drawn faces with their holes, and where the gradient penalty looks."""
     sketch = replace(config.data.sketch, detector="opencv")
     data = replace(config.data, source=sources.EMBEDDED, num_embedded=config.train.batch_size, sketch=sketch)
     source, listing = sources.open_source(replace(data, max_images=None), config.seed)
-    maker = shards.ShardMaker(data, source, "", {})
+    maker = prepare.ShardMaker(data, source, "", {})
     loaded = [maker.load(key) for key in listing.keys]
     made = []
     for index, (key, face, drawn) in enumerate(zip(listing.keys, loaded, maker.sketch(loaded), strict=True)):
-        row = prepared.decode_row(maker.encode(key, face, drawn, maker.color(face)))
+        row = decode_row(maker.encode(key, face, drawn, maker.color(face)))
         made.append(examples.make_example(row, config.masks, np.random.default_rng([config.seed, index])))
     arrays = examples.stack(made)
     return Batch.from_arrays(arrays, device), torch.from_numpy(arrays["interpolation"]).to(device)
@@ -255,12 +150,13 @@ def _our_step(
     state = TrainingState.build(config, batch.mask.device)
     for name, network in state.networks().items():
         network.load_state_dict(source.networks()[name].state_dict())
-    return lambda: _step(state, batch, interpolation, features, config, kind)
+    return lambda: update(state, batch, interpolation, features, config, kind)
 
 
-def _step(
+def update(
     state: TrainingState, batch: Batch, interpolation: Tensor, features: Features, config: Config, kind: torch.dtype
 ) -> dict[str, Tensor]:
+    """Make one update of both networks, computed in `kind`; return the parts of its loss."""
     return train_step(
         state,
         [Pass(batch, interpolation)],
@@ -289,10 +185,10 @@ def _in_turns(
     first: dict[str, ResultT] = {}
     for turn in range(_REPEATS + 1):
         for name, call in work.items():
-            _wait(device)
+            wait(device)
             started = time.perf_counter()
             result = call()
-            _wait(device)
+            wait(device)
             if turn:
                 seconds[name].append(time.perf_counter() - started)
             else:
@@ -300,7 +196,8 @@ def _in_turns(
     return {name: statistics.median(values) for name, values in seconds.items()}, first
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -310,9 +207,9 @@ def _matmul_flops_per_second(precision: torch.dtype, device: torch.device) -> fl
     a, b = (torch.randn(_MATRIX_SIDE, _MATRIX_SIDE, device=device).to(precision) for _ in range(2))
     best = float("inf")
     for _ in range(2 * _REPEATS):
-        _wait(device)
+        wait(device)
         started = time.perf_counter()
         a @ b
-        _wait(device)
+        wait(device)
         best = min(best, time.perf_counter() - started)
     return 2.0 * _MATRIX_SIDE**3 / best

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scfegan_ray.data.faces.canvas import F32, Canvas, Mask, array, both, enlarge, knots, noise, ribbon, smooth
-from scfegan_ray.data.faces.traits import Traits
+from scfegan_ray.faces.canvas import F32, Canvas, Mask, array, both, enlarge, knots, noise, ribbon, smooth
+from scfegan_ray.faces.traits import Traits
 
 EYE_X = 0.112
 FIELD_SIDE = 128  # smooth fields (light, backdrop) are computed on this grid and enlarged

@@ -1,4 +1,4 @@
-"""Raw faces to a prepared dataset with Ray Data; what it makes is described in `prepared`.
+"""Raw faces to a prepared dataset with Ray Data; what it makes is described in `dataset`.
 
 Each block of the Ray dataset is one shard: the keys it shall hold. One stage of actors turns it into a Parquet file
 and gives back a line about it, so pixels never cross a process border. A shard's file is written whole or not at all
@@ -15,49 +15,52 @@ whole preparation: Ray would pass it on as the text of a traceback.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import hashlib
-import io
-import json
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import cv2
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
+from numpy.typing import NDArray
 
-from scfegan_ray import config as configuration
 from scfegan_ray import errors, locks, nodes, room, storage
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config, DataConfig
-from scfegan_ray.data import decoding, parsing, prepared, report, shards, sketches, sources
+from scfegan_ray.data import colors, parsing, report, sketches, sources
+from scfegan_ray.data.codecs import encode_row
+from scfegan_ray.data.dataset import DatasetInfo, Shard, read_rejected, write_rejected, write_shard
+from scfegan_ray.data.plan import (
+    Plan,
+    check_detector,
+    check_finished,
+    describe,
+    find_shards,
+    make_plan,
+    read_planned,
+    settle,
+)
 from scfegan_ray.errors import DataError, ScFeganError
 from scfegan_ray.progress import Progress
 
 logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
+CHUNK_IMAGES = 8
+"""Decoded photographs in memory at a time."""
+
 _MANY_SHARDS = 8  # per core
 _LOGGED = 20
 _LEAST_BYTES_PER_PIXEL = 1
 """Of a prepared photograph with its maps; most take up to twice as much."""
-
-_DECODING = "data.decoding_version"
-_NOT_OF_THE_DATA = ("prepared", "license", "gpus_per_actor")
-
-_UNKNOWN_BEFORE = ("data.sizes_sha256", "data.tags_sha256")
-# Version 0.1.0 did not keep them: what it made is told by its keys alone.
-
-_ADDRESSES = ("data.source", "data.parser.model")
-# Version 0.1.0 kept them: what lies there is told by its listing or digest, wherever it lies.
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +76,10 @@ class Preparation:
     """
 
     uri: str
-    info: prepared.DatasetInfo
+    info: DatasetInfo
     rejected: list[tuple[str, str]]
     busy_seconds: float = 0.0
     num_made: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What is to be made: the shards' keys, and everything that shapes them; and, to inform, where they come from."""
-
-    source: sources.FaceSource
-    address: str
-    listing: sources.Listing
-    settings: dict[str, Any]
-    uri: str
-    shards: list[list[str]]
-    retry_seconds: float = 0.0
 
 
 def prepare(
@@ -109,22 +99,15 @@ def prepare(
         StorageError: the source cannot be read or the place cannot be written.
         ModelError: weights that are needed cannot be had.
     """
-    plan = _patiently(config, lambda: _make_plan(config))
-    found = _patiently(config, lambda: prepared.DatasetInfo.read(plan.uri))
+    plan = _patiently(config, lambda: make_plan(config))
+    found = _patiently(config, lambda: DatasetInfo.read(plan.uri))
     if found is not None:
-        if _DECODING not in found.preparation and _DECODING in plan.settings:
-            logger.warning(
-                "%s was prepared before color profiles and the bits in use of 16-bit files were heeded; it is used as "
-                "it is, prepare anew at another --data.prepared to have them heeded",
-                plan.uri,
-            )
-        _check_same(plan, {_DECODING: plan.settings.get(_DECODING)} | found.preparation, "was prepared")
-        _check_detector(config.data, plan.uri, found.sketch_detector)
+        check_finished(config.data, plan, found)
         logger.info("%s is already prepared: %d images", plan.uri, found.num_images)
-        return Preparation(plan.uri, found, _patiently(config, lambda: _read_rejected(plan.uri)))
+        return Preparation(plan.uri, found, _patiently(config, lambda: read_rejected(plan.uri)))
     with locks.held(plan.uri, f"the dataset {plan.uri}", patience_seconds=float("inf")):
         # Another process may have made it while this one waited.
-        if _patiently(config, lambda: prepared.DatasetInfo.read(plan.uri)) is None:
+        if _patiently(config, lambda: DatasetInfo.read(plan.uri)) is None:
             return _make(config, plan, session)
     return prepare(config, session=session)
 
@@ -142,11 +125,11 @@ def ensure_prepared(
         DataError: as `prepare`; or the dataset holds another image size than the config.
     """
     uri = storage.absolute(config.data.prepared) if config.data.prepared else None
-    info = _patiently(config, functools.partial(prepared.DatasetInfo.read, uri)) if uri else None
+    info = _patiently(config, functools.partial(DatasetInfo.read, uri)) if uri else None
     if uri is None or info is None:
         made = prepare(config, session=session)
         uri, info = made.uri, made.info
-    _check_detector(config.data, uri, info.sketch_detector)
+    check_detector(config.data, uri, info.sketch_detector)
     if info.size_px != config.data.size_px:
         raise DataError(
             f"{uri} holds {info.size_px}-pixel images, the run wants {config.data.size_px}; "
@@ -165,88 +148,11 @@ def _patiently(config: Config, work: Callable[[], ResultT]) -> ResultT:
     return storage.retrying(work, config.storage.retry_seconds, logger.warning)
 
 
-def _make_plan(config: Config) -> _Plan:
-    source, listing = sources.open_source(config.data, config.seed, outputs=(config.storage.path,))
-    if not listing.keys:
-        kinds = " ".join(decoding.IMAGE_SUFFIXES)
-        raise DataError(f"no images ({kinds}) under {config.data.source}; check --data.source")
-    values = {name: value for name, value in config.to_dict()["data"].items() if name not in _NOT_OF_THE_DATA}
-    embedded = config.data.source == sources.EMBEDDED
-    if values["sketch"]["detector"] == "hed":
-        values["sketch"]["detector"] = "auto"  # the same dataset, but where `_check_detector` finds otherwise
-    address = sources.EMBEDDED if embedded else storage.absolute(config.data.source)
-    if not embedded:
-        # Photographs are told by what their listing says, wherever they lie and however that place is spelled.
-        del values["source"], values["num_embedded"]
-    values["seed"] = config.seed if embedded else None
-    values["schema_version"] = prepared.SCHEMA_VERSION
-    values |= listing.identity
-    if not embedded:
-        values["decoding_version"] = decoding.VERSION
-    if config.data.parser.model:
-        values["parser"]["sha256"] = parsing.load_parser(config.data.parser).digest
-        del values["parser"]["model"]
-    settings = configuration.flatten(values, "data.")
-    uri = storage.absolute(config.data.prepared) if config.data.prepared else _default_place(config, source, settings)
-    per_shard = config.data.shard_images
-    keys = [listing.keys[start : start + per_shard] for start in range(0, len(listing.keys), per_shard)]
-    return _Plan(source, address, listing, settings, uri, keys, config.storage.retry_seconds)
-
-
-def _default_place(config: Config, source: sources.FaceSource, settings: dict[str, Any]) -> str:
-    """Return where a dataset of some settings goes under the storage path: where it was begun before, or a new place.
-
-    Version 0.1.0 named the place by the addresses of source and parser, and neither by sizes, nor by tags, nor by how
-    photographs were decoded.
-    """
-    before = {name: value for name, value in settings.items() if name not in (*_UNKNOWN_BEFORE, _DECODING)}
-    before.setdefault("data.source", storage.absolute(config.data.source))
-    before.setdefault("data.parser.model", config.data.parser.model)
-    places = []
-    for named_by in (settings, before):
-        digest = hashlib.sha256(json.dumps(named_by, sort_keys=True).encode()).hexdigest()[:10]
-        name = f"{source.name}-{config.data.size_px}-{digest}"
-        places.append(storage.join(storage.absolute(config.storage.path), "prepared", name))
-    new, old = places
-    return new if new == old or storage.exists(new) or not storage.exists(old) else old
-
-
-def _check_same(plan: _Plan, before: dict[str, Any], what: str) -> None:
-    now = plan.settings
-    if before.get("data.sketch.detector") == "hed":
-        before = before | {"data.sketch.detector": "auto"}  # as in `_make_plan`
-    for name in sorted(now.keys() | before.keys()):
-        if now.get(name) == before.get(name) or name in _ADDRESSES:
-            continue
-        if name in _UNKNOWN_BEFORE and not _can_be_compared(now.get(name), before.get(name)):
-            continue
-        difference = (
-            "from other photographs than the source holds now"
-            if name == "data.keys_sha256" or name in _UNKNOWN_BEFORE
-            else f"with {name} = {before.get(name)}, now it is {now.get(name)}"
-        )
-        raise DataError(f"{plan.uri} {what} {difference}; choose another --data.prepared or delete that folder")
-
-
-def _check_detector(config: DataConfig, uri: str, found: str) -> None:
-    if config.sketch.detector == "hed" and found != "hed":
-        raise DataError(
-            f"the sketches of {uri} were drawn with {found}, now data.sketch.detector is hed; give "
-            f"--data.sketch.detector auto to take them as they are, or another --data.prepared, or delete that folder"
-        )
-
-
-def _can_be_compared(now: str | None, before: str | None) -> bool:
-    """Tell whether two digests were made over things of one kind: a zip's checksums are no ETags."""
-    kinds = {value.rpartition(":")[0] if value else None for value in (now, before)}
-    return len(kinds) == 1 and None not in kinds
-
-
-def _make(config: Config, plan: _Plan, session: Callable[[], contextlib.AbstractContextManager[object]]) -> Preparation:
+def _make(config: Config, plan: Plan, session: Callable[[], contextlib.AbstractContextManager[object]]) -> Preparation:
     if storage.is_local(plan.uri):
         storage.check_writable(plan.uri)  # a folder that cannot be made now cannot be made in a minute
-    there = _patiently(config, lambda: _look(plan))
-    settled = _settle(config.data, plan.uri, list(there.values()))
+    there = _patiently(config, lambda: find_shards(plan))
+    settled = settle(config.data, plan.uri, list(there.values()))
     missing = [number for number in range(len(plan.shards)) if number not in there]
     busy_seconds, num_made = 0.0, 0
     if missing:
@@ -260,8 +166,8 @@ def _make(config: Config, plan: _Plan, session: Callable[[], contextlib.Abstract
             logger.info("going on with the %d of %d shards that are there", len(there), len(plan.shards))
         with session():
             busy_seconds, num_made = _run(plan, settled, missing)
-        there |= _patiently(config, lambda: _read_shards(plan, missing))
-        settled = _settle(config.data, plan.uri, list(there.values()))
+        there |= _patiently(config, lambda: read_planned(plan, missing))
+        settled = settle(config.data, plan.uri, list(there.values()))
     info, rejected = _patiently(config, lambda: _finish(config, plan, settled, there))
     for key, reason in rejected[:_LOGGED]:
         logger.warning("left out %s: %s", key, reason)
@@ -271,22 +177,9 @@ def _make(config: Config, plan: _Plan, session: Callable[[], contextlib.Abstract
     return Preparation(plan.uri, info, rejected, busy_seconds, num_made)
 
 
-def _look(plan: _Plan) -> dict[int, shards.Shard]:
-    """Return the shards that are there already, in a place that takes more."""
-    foreign = [
-        name
-        for name in storage.list_files(plan.uri)
-        if name not in prepared.OTHER_FILES and not name.startswith("data/part-")
-    ]
-    if foreign:
-        raise DataError(f"{plan.uri} holds other files ({foreign[0]}); choose an empty --data.prepared")
-    storage.check_writable(plan.uri)
-    return _read_shards(plan, _finished(plan))
-
-
 def _finish(
-    config: Config, plan: _Plan, settled: DataConfig, there: dict[int, shards.Shard]
-) -> tuple[prepared.DatasetInfo, list[tuple[str, str]]]:
+    config: Config, plan: Plan, settled: DataConfig, there: dict[int, Shard]
+) -> tuple[DatasetInfo, list[tuple[str, str]]]:
     """Write what lies beside the shards, its description last; return that, and what was left out."""
     rows = [row for number in sorted(there) for row in there[number].rows]
     rejected = sorted(plan.listing.refused + [one for shard in there.values() for one in shard.refused])
@@ -298,51 +191,16 @@ def _finish(
     notes = sorted(one for shard in there.values() for one in shard.notes)
     for note, count in Counter(note for _, note in notes).most_common():
         logger.warning("%d images, %s among them: %s", count, next(key for key, said in notes if said == note), note)
-    info = _describe(config, plan, settled, rows, rejected)
+    info = describe(config, plan, settled, rows, rejected)
     for folder in (plan.uri, storage.join(plan.uri, "data")):
         storage.delete_abandoned(folder)
-    _write_rejected(plan.uri, rejected)
+    write_rejected(plan.uri, rejected)
     report.write(plan.uri, info, rows, rejected, config.masks, notes)
     storage.write_bytes(storage.join(plan.uri, "dataset.json"), info.to_json())
     return info, rejected
 
 
-def _finished(plan: _Plan) -> list[int]:
-    """Return the numbers of the shards whose files are there."""
-    names = set(storage.list_files(storage.join(plan.uri, "data")))
-    numbers = [at for at in range(len(plan.shards)) if shards.file_name(at) in names]
-    if len(numbers) < len(names):
-        raise DataError(f"{plan.uri} holds shards of another dataset; choose another --data.prepared or delete it")
-    return numbers
-
-
-def _read_shards(plan: _Plan, numbers: list[int]) -> dict[int, shards.Shard]:
-    """Read what shards say of themselves.
-
-    Raises:
-        DataError: one was made with other settings, or does not hold the images that it should.
-    """
-    found = shards.read_all([shards.place(plan.uri, number) for number in numbers])
-    read = dict(zip(numbers, found, strict=True))
-    for number, shard in read.items():
-        _check_same(plan, shard.settings, "holds shards of a preparation that was begun")
-        if {row["key"] for row in shard.rows} | {key for key, _ in shard.refused} != set(plan.shards[number]):
-            raise DataError(f"{shards.place(plan.uri, number)} holds other images than it should; delete it")
-    return read
-
-
-def _settle(config: DataConfig, uri: str, there: list[shards.Shard]) -> DataConfig:
-    """Decide once for all workers what the settings leave open, as it was decided for the shards that are there."""
-    if not there:
-        return dataclasses.replace(config, sketch=sketches.settle(config.sketch))
-    settled = there[0].settled
-    if any(shard.settled != settled for shard in there):
-        raise DataError(f"two preparations of {uri} chose different edge detectors; delete it and start anew")
-    _check_detector(config, uri, settled["detector"])
-    return dataclasses.replace(config, sketch=dataclasses.replace(config.sketch, **settled))
-
-
-def _run(plan: _Plan, config: DataConfig, missing: list[int]) -> tuple[float, int]:
+def _run(plan: Plan, config: DataConfig, missing: list[int]) -> tuple[float, int]:
     """Make shards on the cluster.
 
     Returns:
@@ -369,7 +227,7 @@ def _run(plan: _Plan, config: DataConfig, missing: list[int]) -> tuple[float, in
 
 
 def _make_shards(
-    plan: _Plan,
+    plan: Plan,
     config: DataConfig,
     blocks: list[pa.Table],
     landmarks: nodes.Landmarks,
@@ -380,7 +238,7 @@ def _make_shards(
     dataset = ray.data.from_arrow(blocks).map_batches(
         _MakeShard,
         fn_constructor_args=[
-            shards.ShardMaker(config, plan.source, plan.uri, plan.settings, plan.retry_seconds),
+            ShardMaker(config, plan.source, plan.uri, plan.settings, plan.retry_seconds),
             landmarks,
         ],
         # That of every block but the last: a batch is a block, and Ray Data wants a number where a GPU is used.
@@ -424,7 +282,7 @@ def _make_shards(
 class _MakeShard:
     """Ray Data stage: the keys of one shard to its Parquet file."""
 
-    def __init__(self, maker: shards.ShardMaker, landmarks: nodes.Landmarks) -> None:
+    def __init__(self, maker: ShardMaker, landmarks: nodes.Landmarks) -> None:
         self._maker = maker
         self._landmarks = landmarks
         self._device = assigned_device()
@@ -449,7 +307,7 @@ def assigned_device() -> torch.device:
 
 
 def make_shard(
-    maker: shards.ShardMaker,
+    maker: ShardMaker,
     block: pa.Table,
     device: torch.device | None = None,
     landmarks: nodes.Landmarks | None = None,
@@ -479,50 +337,161 @@ def make_shard(
     return pa.Table.from_pylist([row | {"error": error, "message": message}])
 
 
-def _describe(
-    config: Config,
-    plan: _Plan,
-    settled: DataConfig,
-    rows: list[dict[str, Any]],
-    rejected: list[tuple[str, str]],
-) -> prepared.DatasetInfo:
-    num_test = sum(prepared.is_test_key(row["key"], config.data.test_fraction) for row in rows)
-    # What rows hold, not what was hoped for: a parser may find no face anywhere, and labels may know no hair.
-    hair_areas = [row["hair_area"] for row in rows if row["hair_area"] is not None]
-    labels = ("labels" if plan.source.has_labels else "parser") if hair_areas else None
-    return prepared.DatasetInfo(
-        schema_version=prepared.SCHEMA_VERSION,
-        size_px=config.data.size_px,
-        num_images=len(rows),
-        num_train=len(rows) - num_test,
-        num_test=num_test,
-        num_rejected=len(rejected),
-        num_shards=len(plan.shards),
-        test_fraction=config.data.test_fraction,
-        fingerprint=prepared.fingerprint(rows),
-        license=config.data.license or plan.source.license,
-        source=plan.address,
-        sketch_detector=settled.sketch.detector,
-        sketch_precision=settled.sketch.precision,
-        color_segments=labels or "superpixels",
-        eyes=labels or "canonical",
-        hair=(labels if any(hair_areas) else None) or "none",
-        preparation=plan.settings,
-    )
+class ShardMaker:
+    """Prepares faces, one shard after the other, in one process."""
 
+    def __init__(
+        self,
+        config: DataConfig,
+        source: sources.FaceSource,
+        uri: str,
+        settings: dict[str, Any],
+        retry_seconds: float = 0.0,
+    ) -> None:
+        """Take the work's description.
 
-def _write_rejected(uri: str, rejected: list[tuple[str, str]]) -> None:
-    table = pa.table(
-        {
-            "key": pa.array([key for key, _ in rejected], pa.string()),
-            "reason": pa.array([reason for _, reason in rejected], pa.string()),
-        }
-    )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    storage.write_bytes(storage.join(uri, "rejected.parquet"), buffer.getvalue())
+        Args:
+            config: with `sketch` settled, so that no two workers choose differently.
+            source: where the keys are read from.
+            uri: of the dataset.
+            settings: everything that shapes the shards; written into each.
+            retry_seconds: how long storage that fails is tried again.
+        """
+        self._config = config
+        self._source = source
+        self._uri = uri
+        self._settings = settings
+        self._retry_seconds = retry_seconds
+        self._device = torch.device("cpu")
+        self._is_set_up = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave weights behind; who works with them loads them."""
+        return ShardMaker, (self._config, self._source, self._uri, self._settings, self._retry_seconds)
 
-def _read_rejected(uri: str) -> list[tuple[str, str]]:
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(uri, "rejected.parquet"))))
-    return list(zip(table.column("key").to_pylist(), table.column("reason").to_pylist(), strict=True))
+    @functools.cached_property
+    def detector(self) -> sketches.EdgeDetector:
+        """What finds the edges of all sketches."""
+        return sketches.make_detector(self._config.sketch, self._device)
+
+    @functools.cached_property
+    def parser(self) -> parsing.FaceParser | None:
+        """What labels photographs that nobody labelled, if anything."""
+        return parsing.load_parser(self._config.parser) if self._config.parser.model else None
+
+    def set_up(self, device: torch.device | None = None) -> None:
+        """Make this process ready: load weights and libraries, and keep to one core, for every core has a process.
+
+        Args:
+            device: where edges are detected. Default: the CPU.
+
+        Raises:
+            ModelError: weights cannot be had.
+        """
+        if self._is_set_up:
+            return
+        self._device = device or self._device
+        cv2.setNumThreads(1)
+        torch.set_num_threads(1)
+        blank = np.full((self._config.size_px, self._config.size_px, 3), 128, np.uint8)
+        face = sources.Face(blank, blank, None, parsing.canonical_eyes(self._config.size_px))
+        # The first face through takes a second longer: libraries load parts of themselves when they are first used.
+        self.encode("", face, self.sketch([face] * CHUNK_IMAGES)[0], self.color(face))
+        if self.parser is not None:
+            self.parser(blank)
+        self._is_set_up = True
+
+    def make(self, number: int, keys: Sequence[str]) -> tuple[int, int]:
+        """Prepare the images of one shard and write its file.
+
+        Args:
+            number: of the shard.
+            keys: of its images.
+
+        Returns:
+            How many images were prepared, and how many were refused.
+
+        Raises:
+            StorageError: the source or the dataset's place fails.
+            ModelError: weights cannot be had.
+        """
+        rows: list[dict[str, Any]] = []
+        refused: list[tuple[str, str]] = []
+        notes: list[tuple[str, str]] = []
+        for start in range(0, len(keys), CHUNK_IMAGES):
+            loaded: list[tuple[str, sources.Face]] = []
+            for key in keys[start : start + CHUNK_IMAGES]:
+                try:
+                    loaded.append((key, self._patiently(functools.partial(self.load, key))))
+                except DataError as error:
+                    refused.append((key, " ".join(str(error).split())))
+            notes += [(key, note) for key, face in loaded for note in face.notes]
+            drawn = self.sketch([face for _, face in loaded])
+            rows += [
+                self.encode(key, face, sketch, self.color(face))
+                for (key, face), sketch in zip(loaded, drawn, strict=True)
+            ]
+        self._patiently(lambda: self.write(number, rows, refused, notes))
+        return len(rows), len(refused)
+
+    def _patiently(self, work: Callable[[], ResultT]) -> ResultT:
+        return storage.retrying(work, self._retry_seconds, logger.warning)
+
+    def load(self, key: str) -> sources.Face:
+        """Read one face, with labels of the parser where nobody labelled it, and with eyes.
+
+        Raises:
+            DataError: this image cannot be used; the text is the reason, without the key.
+        """
+        size_px = self._config.size_px
+        face = self._source.load(key, size_px, sketches.working_size_px(self._config.sketch, size_px))
+        labels = face.labels
+        if labels is None and self.parser is not None:
+            found = self.parser(face.photograph)
+            if parsing.has_face(found):
+                labels = parsing.resize_labels(found, size_px)
+        eyes = face.eyes
+        if eyes is None and labels is not None:
+            eyes = parsing.eye_positions(labels, self._config.eyes)
+        if eyes is None:
+            eyes = parsing.canonical_eyes(size_px, self._config.eyes)
+        return replace(face, labels=labels, eyes=eyes)
+
+    def sketch(self, faces: Sequence[sources.Face]) -> NDArray[np.uint8]:
+        """Draw the lines of some faces: (N, S, S) uint8 in {0, 1}."""
+        photographs = [face.photograph for face in faces]
+        return sketches.make_sketches(photographs, self.detector, self._config.sketch, self._config.size_px)
+
+    def color(self, face: sources.Face) -> NDArray[np.uint8]:
+        """Paint the segments of one face: (S, S, 3) uint8 RGB."""
+        return colors.make_color_map(face.image, face.labels, self._config.color)
+
+    def encode(
+        self, key: str, face: sources.Face, sketch: NDArray[np.uint8], color: NDArray[np.uint8]
+    ) -> dict[str, Any]:
+        """Make one face's row; its columns are documented in `dataset`."""
+        hair = None if face.labels is None else parsing.hair_region(face.labels)
+        assert face.eyes is not None, "load gives every face eyes"
+        return encode_row(key, face.image, sketch, color, hair, face.eyes)
+
+    def write(
+        self,
+        number: int,
+        rows: list[dict[str, Any]],
+        refused: list[tuple[str, str]],
+        notes: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """Write one shard's file, so that readers see all of it or nothing.
+
+        Raises:
+            StorageError: the dataset's place fails.
+        """
+        write_shard(
+            self._uri,
+            number,
+            rows,
+            settings=self._settings,
+            settled={"detector": self._config.sketch.detector, "precision": self._config.sketch.precision},
+            refused=refused,
+            notes=notes,
+        )

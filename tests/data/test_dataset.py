@@ -1,20 +1,23 @@
-"""This machine's copy of a prepared dataset: shared, checked, made once."""
+"""A prepared dataset and what its files say; this machine's copy of it: shared, checked, made once."""
 
 from __future__ import annotations
 
+import json
 import os
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from running import run_code
 from test_examples import NUM, write_dataset
 
 from scfegan_ray import cache, storage
-from scfegan_ray.data import prepared, shards
-from scfegan_ray.data.prepared import PreparedDataset
+from scfegan_ray.data.dataset import SCHEMA, DatasetInfo, PreparedDataset, first_held_back, is_test_key, read_shard
 from scfegan_ray.errors import DataError, StorageError
 
 
@@ -56,7 +59,7 @@ def test_damaged_copy_is_made_again(uri: str, copy: Path, damage: Any) -> None:
 def test_copy_of_fewer_rows_is_made_again(uri: str, copy: Path) -> None:
     PreparedDataset.open(uri)
     whole = copy.read_bytes()
-    with prepared.pa.ipc.new_file(str(copy), prepared.SCHEMA):
+    with pa.ipc.new_file(str(copy), SCHEMA):
         pass
     assert len(PreparedDataset.open(uri).keys) == NUM and copy.read_bytes() == whole
 
@@ -103,11 +106,11 @@ def test_file_in_the_way_of_the_cache(uri: str, tmp_path: Path) -> None:
 _AS_NOBODY = """
 import os
 import pyarrow.dataset  # the others of this Python's modules may be closed to that user
-from scfegan_ray.data import prepared
+from scfegan_ray.data.dataset import PreparedDataset
 from scfegan_ray.errors import ScFeganError
 os.setgid(65534); os.setuid(65534)
 try:
-    print(len(prepared.PreparedDataset.open({uri!r}).keys))
+    print(len(PreparedDataset.open({uri!r}).keys))
 except ScFeganError as error:
     print(type(error).__name__, error)
 """
@@ -133,10 +136,47 @@ def test_another_user_shares_the_cache(
 
 @pytest.mark.parametrize("test_fraction", [0.25, 0.0])
 def test_one_row_without_a_copy(uri: str, test_fraction: float, copy: Path) -> None:
-    info = prepared.DatasetInfo.read(uri)
+    info = DatasetInfo.read(uri)
     assert info is not None
-    info = prepared.DatasetInfo(**{**prepared.asdict(info), "test_fraction": test_fraction})
-    row = shards.first_held_back(uri, info)
+    info = DatasetInfo(**{**asdict(info), "test_fraction": test_fraction})
+    row = first_held_back(uri, info)
     assert not copy.exists()
-    expected = prepared.is_test_key(row["key"], 0.25) if test_fraction else True
+    expected = is_test_key(row["key"], 0.25) if test_fraction else True
     assert expected and row["image"].shape == (32, 32, 3)
+
+
+def test_unfinished_dataset_is_none(tmp_path: Path) -> None:
+    root = Path(write_dataset(tmp_path / "set"))
+    (root / "dataset.json").unlink()
+    assert DatasetInfo.read(str(root)) is None
+    with pytest.raises(DataError, match="no prepared dataset at"):
+        PreparedDataset.open(str(root))
+
+
+def test_lost_rows_are_noticed_and_not_cached(tmp_path: Path) -> None:
+    uri = write_dataset(tmp_path / "set", num_images=NUM + 1)
+    with pytest.raises(DataError, match=r"holds 20 images, its dataset\.json says 21"):
+        PreparedDataset.open(uri)
+    # The same content prepared anew has the same fingerprint, and must not meet what was cached before.
+    assert len(PreparedDataset.open(write_dataset(tmp_path / "anew")).keys) == NUM
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"schema_version": 99}, "has schema version 99, this package reads 2; prepare it anew"), ({"x": 1}, "damaged")],
+)
+def test_foreign_description_is_refused(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    root = Path(write_dataset(tmp_path / "set"))
+    values = json.loads((root / "dataset.json").read_text()) | change
+    (root / "dataset.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match=named):
+        PreparedDataset.open(str(root))
+
+
+def test_what_is_no_shard_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"no")
+    with pytest.raises(DataError, match=r"x\.parquet is no shard of a prepared dataset"):
+        read_shard(str(tmp_path / "x.parquet"))
+    pq.write_table(pa.table({"key": ["a"]}), tmp_path / "y.parquet")
+    with pytest.raises(DataError, match=r"y\.parquet is no shard of a prepared dataset"):
+        read_shard(str(tmp_path / "y.parquet"))

@@ -12,6 +12,6 @@ image.
 
 from __future__ import annotations
 
-from scfegan_ray.data.faces.portrait import DrawnFace, draw_face
+from scfegan_ray.faces.portrait import DrawnFace, draw_face
 
 __all__ = ["DrawnFace", "draw_face"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from scfegan_ray.data.faces.canvas import (
+from scfegan_ray.faces.canvas import (
     CLASS,
     F32,
     array,
@@ -19,8 +19,8 @@ from scfegan_ray.data.faces.canvas import (
     shrunk,
     smooth,
 )
-from scfegan_ray.data.faces.scene import EYE_X, FIELD_SIDE, Scene
-from scfegan_ray.data.faces.traits import Traits
+from scfegan_ray.faces.scene import EYE_X, FIELD_SIDE, Scene
+from scfegan_ray.faces.traits import Traits
 
 # --- background and body -----------------------------------------------------------------------------------------
 

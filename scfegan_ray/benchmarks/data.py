@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 
 from scfegan_ray.config import Config
-from scfegan_ray.data import examples, masks, pipeline, prepared, shards, sketches, sources
+from scfegan_ray.data import examples, masks, prepare, sketches, sources
+from scfegan_ray.data.dataset import PreparedDataset
 from scfegan_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -52,12 +53,12 @@ def run(
     source, listing = sources.open_source(data, config.seed, outputs=(config.storage.path,))
     seconds: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="scfegan-benchmark-") as scratch:
-        maker = shards.ShardMaker(data, source, f"{scratch}/one", {})
+        maker = prepare.ShardMaker(data, source, f"{scratch}/one", {})
         maker.set_up()
         keys = [key for key in listing.keys[:_STAGE_IMAGES] if _can_be_used(maker, key)]
         _time_stages(maker, keys, data.shard_images, seconds)
         with session():
-            num_cores = pipeline.num_cores()
+            num_cores = prepare.num_cores()
             enough = int(_PIPELINE_SECONDS * num_cores * len(keys) / seconds[_ALL_IN_ONE][0])
             num_images = min(data.max_images or enough, len(listing.keys))
             # As many shards for each core, so that none waits for another at the end: that is no matter of speed.
@@ -70,7 +71,7 @@ def run(
             )
             with _peak_memory() as peak:
                 started = time.perf_counter()
-                made = pipeline.prepare(replace(config, data=data))
+                made = prepare.prepare(replace(config, data=data))
                 whole_seconds = time.perf_counter() - started
         _time_stages(maker, keys, config.data.shard_images, seconds)
         loading = _time_loading(config, f"{scratch}/ray", Path(scratch, "cache"))
@@ -101,7 +102,7 @@ def run(
     }
 
 
-def _can_be_used(maker: shards.ShardMaker, key: str) -> bool:
+def _can_be_used(maker: prepare.ShardMaker, key: str) -> bool:
     try:
         maker.load(key)
     except DataError:
@@ -109,7 +110,7 @@ def _can_be_used(maker: shards.ShardMaker, key: str) -> bool:
     return True
 
 
-def _time_stages(maker: shards.ShardMaker, keys: list[str], per_shard: int, seconds: dict[str, list[float]]) -> None:
+def _time_stages(maker: prepare.ShardMaker, keys: list[str], per_shard: int, seconds: dict[str, list[float]]) -> None:
     """Add to each stage's list how long it took for all keys."""
     started = time.perf_counter()
 
@@ -120,7 +121,7 @@ def _time_stages(maker: shards.ShardMaker, keys: list[str], per_shard: int, seco
 
     loaded = [maker.load(key) for key in keys]
     stop("read, decode, resize, label")
-    chunks = [loaded[at : at + shards.CHUNK_IMAGES] for at in range(0, len(loaded), shards.CHUNK_IMAGES)]
+    chunks = [loaded[at : at + prepare.CHUNK_IMAGES] for at in range(0, len(loaded), prepare.CHUNK_IMAGES)]
     drawn = np.concatenate([maker.sketch(chunk) for chunk in chunks])
     stop("sketch")
     painted = [maker.color(face) for face in loaded]
@@ -137,7 +138,7 @@ def _time_stages(maker: shards.ShardMaker, keys: list[str], per_shard: int, seco
 
 def _time_loading(config: Config, uri: str, cache: Path) -> dict[str, float]:
     """Return images per second, on one thread, of what a training worker does for each image."""
-    dataset = prepared.PreparedDataset.open(uri, cache)
+    dataset = PreparedDataset.open(uri, cache)
     cv2.setNumThreads(1)
     rng = np.random.default_rng(0)
     rows = [dataset.row(at) for at in range(min(64, len(dataset.keys)))]

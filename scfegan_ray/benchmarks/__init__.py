@@ -1,0 +1,1 @@
+"""How fast things are here, against what they could be."""

@@ -1,0 +1,130 @@
+"""What Ray costs: the loop of its workers, with data streaming in, against nothing but updates in one process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from scfegan_ray.allocation import KEEP_MEMORY
+from scfegan_ray.benchmarks import step
+from scfegan_ray.config import Config
+from scfegan_ray.data import prepare
+from scfegan_ray.models.features import load_features
+from scfegan_ray.precision import resolve_precision
+from scfegan_ray.training import launch
+from scfegan_ray.training.state import TrainingState
+
+logger = logging.getLogger(__name__)
+
+_ROUNDS = 3
+_LOOP_SECONDS = 15.0
+_FEWEST_UPDATES = 8
+_EMBEDDED = 64
+_SETTLING_UPDATES = 3
+
+
+def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContextManager[None]]) -> dict[str, Any]:
+    """Measure loops of updates, in turns, log a table, and keep nothing.
+
+    Args:
+        config: as of a training run; `train.images` is not read, and embedded faces are few.
+        session: Ray must run within it.
+
+    Returns:
+        images_per_second: medians of alone (updates on one batch in memory, in one process on all cores, without Ray),
+            beside_ray (the same beside a Ray that does nothing), one_worker and two_workers (of Ray Train, on all
+            cores); ray_share: one worker's over alone; loop_share: one worker's over beside_ray; workers_share: two
+            workers' over one's.
+    """
+    rates: dict[str, list[float]] = defaultdict(list)
+    shares: dict[str, list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory(prefix="scfegan-benchmark-") as scratch:
+        config = replace(
+            config,
+            run_name="benchmark",
+            # Nothing is held back, hence nothing measured in between.
+            data=replace(config.data, num_embedded=min(config.data.num_embedded, _EMBEDDED), test_fraction=0.0),
+            storage=replace(config.storage, path=scratch),
+            tracking=replace(config.tracking, uri=f"sqlite:///{scratch}/mlflow.db"),
+        )
+        with session():
+            config = replace(config, data=replace(config.data, prepared=prepare.ensure_prepared(config)))
+        for turn in range(_ROUNDS):
+            alone = _updates_in_a_process(config)
+            rates["alone"].append(alone)
+            updates = max(_FEWEST_UPDATES, int(_LOOP_SECONDS * alone / config.train.batch_size))
+            with session():
+                rates["beside_ray"].append(_updates_in_a_process(config))
+                for name, number in (("one_worker", 1), ("two_workers", 2)):
+                    train = replace(
+                        config.train,
+                        num_workers=number,
+                        images=updates * config.train.batch_size,
+                        checkpoint_every_images=1 << 40,
+                        gradient_norms_every_images=0,
+                    )
+                    made = launch.train(
+                        replace(config, run_name=f"benchmark-{number}-{turn}", train=train), register=False
+                    )
+                    rates[name].append(made.images_per_second)
+            last = {name: values[-1] for name, values in rates.items()}
+            shares["ray_share"].append(last["one_worker"] / last["alone"])
+            shares["loop_share"].append(last["one_worker"] / last["beside_ray"])
+            shares["workers_share"].append(last["two_workers"] / last["one_worker"])
+    for name, values in rates.items():
+        logger.info("%-12s %s images/s", name, "  ".join(f"{value:.3g}" for value in values))
+    for name, values in shares.items():
+        logger.info("%-13s %s", name, "  ".join(f"{value:.3f}" for value in values))
+    return {
+        "images_per_second": {name: statistics.median(values) for name, values in rates.items()},
+        **{name: statistics.median(values) for name, values in shares.items()},
+    }
+
+
+def _updates_in_a_process(config: Config) -> float:
+    """Return images per second of `updates_alone` in a process with the memory settings of a worker."""
+    code = "import sys; from scfegan_ray.benchmarks import ray; print(ray.updates_alone(sys.stdin.read()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(config.to_dict()),
+        env=os.environ | KEEP_MEMORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"the loop without Ray failed: {done.stderr[-2000:]}")
+    return float(done.stdout.split()[-1])
+
+
+def updates_alone(config_json: str) -> float:
+    """Return images per second of updates on one batch in memory, on one device, for `_LOOP_SECONDS`."""
+    config = Config.from_dict(json.loads(config_json))
+    device = step.set_up(config)
+    features = load_features(config.losses.features).to(device)
+    batch, interpolation = step.make_batch(config, device)
+    state, precision = TrainingState.build(config, device), resolve_precision(config.train.precision, device)
+
+    def update() -> None:
+        step.update(state, batch, interpolation, features, config, precision)
+        state.update_ema(config.optimization.ema_half_life_images, config.train.batch_size)
+
+    for _ in range(_SETTLING_UPDATES):
+        update()
+    done, started = 0, time.perf_counter()
+    while done < _FEWEST_UPDATES or time.perf_counter() - started < _LOOP_SECONDS:
+        update()
+        step.wait(device)
+        done += 1
+    return config.train.batch_size * done / (time.perf_counter() - started)

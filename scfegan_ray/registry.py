@@ -1,0 +1,233 @@
+"""MLflow's registry of models: versions, each with an exported program and with weights that nothing executes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import mlflow.pyfunc
+import numpy as np
+import torch
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
+from mlflow.store.artifact.utils.models import _parse_model_uri as parse_model_uri
+from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.utils import validation
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.search_utils import SearchModelVersionUtils
+from numpy.typing import NDArray
+from sqlalchemy.engine import make_url
+
+from scfegan_ray import places, tracking
+from scfegan_ray.config import Config
+from scfegan_ray.errors import ConfigError, ModelError
+from scfegan_ray.models import editing
+from scfegan_ray.models.generator import Generator
+
+
+def check_names(config: Config) -> None:
+    """Refuse a name of the registered model that MLflow would refuse, or not find again when a run is at its end.
+
+    Raises:
+        ConfigError: it would.
+    """
+    model = config.tracking.model_name
+    try:
+        validation._validate_model_name(model)
+        tracking.check_length(model)
+        # Both are how the version will be asked for: with a quote, a space at an end or a question mark in its name it
+        # would not be found again.
+        if parse_model_uri(f"models:/{model}/1").name != model or model.strip() != model:
+            raise MlflowException("it would be read as another name")
+        SearchModelVersionUtils.parse_search_filter(f"name='{model}'")
+    except MlflowException as error:
+        raise ConfigError(
+            f"tracking.model_name is {model!r}: {tracking.one_line(error)}; use letters, digits, dots, dashes and "
+            "underscores"
+        ) from error
+
+
+def check_usable(config: Config) -> None:
+    """Make sure that the registry answers.
+
+    Raises:
+        StorageError: it does not.
+    """
+    with tracking.errors_of_mlflow(config):
+        _versions(tracking.open_client(config), config.tracking.model_name)
+
+
+def register(
+    generator: Generator,
+    config: Config,
+    run_id: str,
+    *,
+    weights_sha256: str,
+    tags: Mapping[str, str],
+    example: Mapping[str, NDArray[Any]],
+) -> str:
+    """Register a generator as a new version, unless the same run registered the same weights before.
+
+    The version holds an exported program, so it loads where this package is not installed, and the weights once more
+    for readers who do not trust it.
+
+    Args:
+        generator: the moving average, on the CPU.
+        config: of its training; goes into the model as `config.json`.
+        run_id: run that made it.
+        weights_sha256: digest of the checkpoint it comes from.
+        tags: facts for people to find it by.
+        example: image, mask, sketch, color: stacked uint8 maps of one example.
+
+    Returns:
+        `models:/NAME/VERSION`.
+
+    Raises:
+        StorageError: the registry cannot be used.
+    """
+    config = places.settle(config)
+    name = config.tracking.model_name
+    facts = dict(tags) | tracking.code_tags() | {"format_version": str(editing.FORMAT_VERSION)}
+    # What tells a version that is there already goes last: without it one counts as not finished.
+    facts["weights_sha256"] = weights_sha256
+    with (
+        tracking.errors_of_mlflow(config),
+        _fluent(tracking.tracking_uri(config)),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        client = MlflowClient()
+        for version in _versions(client, name):
+            # One of an older format is no reason not to make one that can be read.
+            same = all(version.tags.get(key) == facts[key] for key in ("weights_sha256", "format_version"))
+            if version.run_id == run_id and same:
+                return f"models:/{name}/{version.version}"
+        editing.write(generator, config, Path(scratch))
+        with mlflow.start_run(run_id=run_id):
+            info = mlflow.pyfunc.log_model(
+                name="generator",
+                python_model=str(Path(__file__).with_name("served.py")),
+                artifacts={
+                    key: str(Path(scratch, file))
+                    for key, file in (
+                        ("program", editing.PROGRAM),
+                        ("weights", editing.WEIGHTS),
+                        ("config", editing.CONFIG),
+                    )
+                },
+                signature=_signature(config.data.size_px),
+                input_example={key: example[key] for key in ("image", "mask", "sketch", "color")},
+                pip_requirements=[f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}", _torch_requirement()],
+                registered_model_name=name,
+                model_config={"noise_probability": config.masks.noise_probability},
+                metadata=facts,
+            )
+        version_number = str(info.registered_model_version)
+        for key, value in facts.items():
+            client.set_model_version_tag(name, version_number, key, value)
+    return f"models:/{name}/{version_number}"
+
+
+def download_model(uri: str, tracking_uri: str | None = None, *, into: Path | None = None) -> Path:
+    """Bring a registered model's folder to this machine; nothing in it is executed.
+
+    Args:
+        uri: `models:/NAME/VERSION`, `models:/NAME@ALIAS` or `runs:/ID/PATH`.
+        tracking_uri: registry to ask; default `MLFLOW_TRACKING_URI`.
+        into: existing folder for a copy. Default: where the files are, if that is on this machine; else a new
+            temporary folder.
+
+    Raises:
+        ModelError: there is no such model, or its files or the registry's are not where they were.
+    """
+    given = tracking_uri or (mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None)
+    with places.logged_in(given) if given else nullcontext() as where, _fluent(where) if where else nullcontext():
+        registry = mlflow.get_tracking_uri()
+        _check_database_exists(uri, registry)
+        try:
+            if uri.startswith("models:"):
+                _check_files_exist(uri, registry, ModelsArtifactRepository.get_underlying_uri(uri))
+            return Path(
+                mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=None if into is None else str(into))
+            )
+        except Exception as error:
+            # A registry says in many ways that it cannot answer.
+            if not tracking.is_of_mlflow(error):
+                raise
+            raise ModelError(
+                f"no model {uri} at {registry}: {tracking.one_line(error)}; check the name and MLFLOW_TRACKING_URI"
+            ) from error
+
+
+def _check_database_exists(uri: str, registry: str) -> None:
+    """Refuse to ask a SQLite file that is not there: MLflow would make an empty one."""
+    if not registry.startswith("sqlite:"):
+        return
+    database = make_url(registry).database
+    if database and database != ":memory:" and not Path(database).is_file():
+        raise ModelError(
+            f"cannot look up {uri}: there is no MLflow database at {Path(database).absolute()}; set "
+            "MLFLOW_TRACKING_URI to the registry that training told of, as in "
+            "sqlite:////path/to/runs/mlflow.db (mlflow.db under its --storage.path)"
+        )
+
+
+def _check_files_exist(uri: str, registry: str, source: str) -> None:
+    """Refuse a version whose files were recorded at a local path where they are no longer."""
+    if not tracking.is_on_this_machine(source):
+        return
+    recorded = Path(local_file_uri_to_path(source))
+    if recorded.is_dir():
+        return
+    cure = "bring them back there, or give from_uri the folder that holds the version's MLmodel file"
+    database = make_url(registry).database if registry.startswith("sqlite:") else None
+    if database and "mlartifacts" in recorded.parts:
+        # Beside the database, as `tracking` has it.
+        inner = recorded.parts[recorded.parts.index("mlartifacts") :]
+        moved = Path(database).absolute().parent.joinpath(*inner)
+        if moved.is_dir():
+            old, new = (str(path)[: -len(str(Path(*inner))) - 1] for path in (recorded, moved))
+            cure = f"move {new} back to {old}, link it there (ln -s {new} {old}), or give from_uri the folder {moved}"
+    raise ModelError(
+        f"the files of {uri} are not at {recorded}, where {registry} recorded them: the folder was moved, deleted, or "
+        f"is of another machine; {cure}"
+    )
+
+
+def _signature(size_px: int) -> ModelSignature:
+    def spec(name: str, channels: int) -> TensorSpec:
+        return TensorSpec(np.dtype(np.uint8), (-1, size_px, size_px, channels), name)
+
+    return ModelSignature(
+        inputs=Schema([spec("image", 3), spec("mask", 1), spec("sketch", 1), spec("color", 3)]),
+        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, size_px, size_px, 3))]),
+        params=ParamSchema([ParamSpec("seed", DataType.long, 0)]),
+    )
+
+
+def _torch_requirement() -> str:
+    return f"torch=={torch.__version__.partition('+')[0]}"
+
+
+def _versions(client: MlflowClient, name: str) -> list[Any]:
+    return list(client.search_model_versions(f"name='{name}'"))
+
+
+@contextmanager
+def _fluent(uri: str) -> Iterator[None]:
+    # Setting a URI also sets MLFLOW_TRACKING_URI; what only stood there must not become the process's own choice.
+    variable = os.environ.get("MLFLOW_TRACKING_URI")
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None if before == variable else before)
+        if variable is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = variable

@@ -1,0 +1,60 @@
+"""The benchmark of the workers' loop compares like with like."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from scfegan_ray.benchmarks import ray
+from scfegan_ray.config import Config
+from scfegan_ray.data import prepare
+from scfegan_ray.training import launch
+
+
+def test_loops_are_compared_within_their_round(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions, trained = [], []
+    processes = iter([40.0, 30.0, 20.0, 20.0])  # alone and beside Ray, for each of two rounds
+    workers = iter([30.0, 15.0, 10.0, 10.0])  # one and two
+
+    @contextlib.contextmanager
+    def session() -> Iterator[None]:
+        sessions.append("Ray runs")
+        yield
+        sessions.pop()
+
+    def alone(config: Config) -> float:
+        assert config.data.prepared == "somewhere"
+        return next(processes)
+
+    def train(config: Config, register: bool) -> SimpleNamespace:
+        assert sessions and not register and Path(config.storage.path).is_dir()
+        trained.append(config)
+        return SimpleNamespace(images_per_second=next(workers))
+
+    monkeypatch.setattr(ray, "_ROUNDS", 2)
+    monkeypatch.setattr(ray, "_updates_in_a_process", alone)
+    monkeypatch.setattr(prepare, "ensure_prepared", lambda config: "somewhere")
+    monkeypatch.setattr(launch, "train", train)
+    assert ray.run_loops(tiny, session=session) == {
+        "images_per_second": {"alone": 30.0, "beside_ray": 25.0, "one_worker": 20.0, "two_workers": 12.5},
+        "ray_share": (30 / 40 + 10 / 20) / 2,
+        "loop_share": (30 / 30 + 10 / 20) / 2,
+        "workers_share": (15 / 30 + 10 / 10) / 2,
+    }
+    assert [config.train.num_workers for config in trained] == [1, 2, 1, 2]
+    assert len({config.run_name for config in trained}) == 4, "none resumes another"
+    assert all(config.train.images % tiny.train.batch_size == 0 for config in trained)
+    assert not Path(trained[0].storage.path).exists(), "nothing is kept"
+
+
+def test_updates_alone_are_counted(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "_LOOP_SECONDS", 0.0)
+    clock = iter([100.0, 102.0, 104.0])
+    monkeypatch.setattr(ray, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    done = ray._FEWEST_UPDATES * tiny.train.batch_size
+    assert ray.updates_alone(json.dumps(tiny.to_dict())) == done / 4.0
