@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from running import run_code
 from safetensors.torch import load_file
 from tiny import TINY
 
@@ -286,36 +284,3 @@ def test_storage_that_goes_away_before_a_return_ends_the_run(loop: Loop, monkeyp
     assert found.failure == ("StorageError", "cannot read checkpoint-0000000000: connection refused")
     assert found.images_seen < 400
     assert found.checkpoint == loop.store.uri("checkpoint-0000000000"), "which is whole"
-
-
-_ONE_OF_TWO_RANKS = """
-import datetime
-import torch.distributed as dist
-from scfegan_ray.errors import StorageError
-from scfegan_ray.models.features import vgg_random
-from scfegan_ray.training.ranks import together
-
-rank = {rank}
-dist.init_process_group(
-    "gloo", init_method="file://{meeting}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
-)
-
-def refuse(who):
-    if rank == who:
-        raise StorageError(f"rank {{who}} cannot read")
-    return rank
-
-print(together(lambda: refuse(None)))
-for who in (0, 1):
-    try:
-        together(lambda: refuse(who))
-    except StorageError as error:
-        print(error)
-"""
-
-
-def test_what_one_rank_meets_all_ranks_hear(tmp_path: Path) -> None:
-    codes = [_ONE_OF_TWO_RANKS.format(rank=rank, meeting=tmp_path / "meeting") for rank in range(2)]
-    with ThreadPoolExecutor() as ranks:
-        for said in ranks.map(lambda code: run_code(code, tmp_path), codes):
-            assert said.splitlines() == ["0", "rank 0 cannot read", "rank 1 cannot read"]
