@@ -166,7 +166,7 @@ def train(
     # Hooks: what is done beside updates.
     tracker.tags({"features": features.description, "precision": name_of(precision), "tf32": config.train.tf32})
     journal = Journal(config, tracker, device, state.images_seen)
-    held_back = HeldBack(config, dataset, features, device, tracker) if rank == 0 and dataset.info.num_test else None
+    held_back = HeldBack(config, dataset, features, device, precision, tracker) if dataset.info.num_test else None
     keeper = Keeper(config, store, state.images_seen)
 
     def measure() -> None:

@@ -235,6 +235,25 @@ def test_failing_metric_does_not_stop_training(loop: Loop, monkeypatch: pytest.M
     assert (found.images_seen, found.last_metrics, found.failure) == (24, {}, None)
 
 
+def test_references_are_measured_once_for_a_dataset(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+    plain = evaluation.reference_values
+
+    def counted(batches: Any) -> Any:
+        measured.append(1)
+        return plain(batches)
+
+    monkeypatch.setattr(evaluation, "reference_values", counted)
+    for images in (4, 8, 12):  # the same run again, and again
+        loop(replace(CONFIG, train=replace(CONFIG.train, images=images)))
+    assert len(measured) == 1
+    loop(replace(CONFIG, evaluation=replace(CONFIG.evaluation, num_images=1)))
+    assert len(measured) == 2, "of other images"
+    said = [values for _, values in loop.tracker.said if "val/telea_hole_psnr" in values]
+    assert len(said) == 4 and said[0] == said[1] == said[2]
+    assert said[0].keys() == {"val/telea_hole_psnr", "val/color_hole_psnr"}
+
+
 @pytest.mark.parametrize("at", [0, 8])
 def test_storage_that_stays_away_ends_the_run(loop: Loop, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = CheckpointStore.write

@@ -62,11 +62,12 @@ def assert_same_on_all(found: list[Trained]) -> None:
     assert len({one.outcome.failure for one in found}) == 1
 
 
-@pytest.fixture
-def alone(ranks: Ranks, tiny_dataset: str, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def alone(ranks: Ranks, tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train on one rank; return its checkpoints."""
-    ranks.train(1, changed(batch_size=5, images=30), tiny_dataset, str(tmp_path / "alone"))
-    return tmp_path / "alone"
+    place = tmp_path_factory.mktemp("alone") / "run"
+    ranks.train(1, changed(batch_size=5, images=30), tiny_dataset, str(place))
+    return place
 
 
 @pytest.mark.parametrize(("number", "per_pass"), [(2, 0), (3, 0), (2, 1)])
@@ -160,6 +161,28 @@ def test_what_differs_by_more_ends_the_run_and_is_named(ranks: Ranks, tiny_datas
         assert kind == "DivergenceError"
         assert text.startswith("generator.encoder.0.weight is not the same on all ranks: it differs from rank 0's by 1")
     assert CheckpointStore(str(tmp_path)).names() == ["checkpoint-0000000000"], "nothing of it is kept"
+
+
+def test_held_back_images_are_shared_and_measured_alike(ranks: Ranks, tiny_dataset: str, tmp_path: Path) -> None:
+    config = replace(changed(images=4), evaluation=replace(TINY.evaluation, num_images=3, batch_size=2))
+    measured = [
+        ranks.train(number, config, tiny_dataset, str(tmp_path / str(number)))[0].outcome.first_metrics
+        for number in (1, 2, 3)
+    ]
+    assert measured[0].keys() == {"hole_psnr", "perceptual_distance", "objective", "blind_hole_psnr"}
+    for metrics in measured[1:]:
+        assert metrics == pytest.approx(measured[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("on", [0, 1])
+def test_rank_that_cannot_measure_holds_up_none(ranks: Ranks, tiny_dataset: str, tmp_path: Path, on: int) -> None:
+    found = ranks.train(2, changed(images=8), tiny_dataset, str(tmp_path), on=on, measures=False)
+    assert_same_on_all(found)
+    for one in found:
+        assert (one.outcome.images_seen, one.outcome.last_metrics, one.outcome.failure) == (8, {}, None)
+    [*_, line] = [line for line in found[on].log if "could not be measured" in line]
+    assert "division by zero" in line
+    assert not any(name.startswith("val/") for _, values in found[0].records for name in values)
 
 
 def compare(values: list[float]) -> str | list[float]:
