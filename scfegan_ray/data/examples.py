@@ -131,9 +131,19 @@ def training_batches(
             pool.shutdown(cancel_futures=True)
 
 
-def evaluation_batches(dataset: PreparedDataset, config: MaskConfig, count: int, batch_size: int) -> Iterator[Example]:
-    """Yield held-back examples in batches, always the same."""
-    rows = dataset.held_back(count)
+def evaluation_batches(
+    dataset: PreparedDataset, config: MaskConfig, count: int, batch_size: int, share: tuple[int, int] = (0, 1)
+) -> Iterator[Example]:
+    """Yield held-back examples in batches, always the same.
+
+    Args:
+        dataset: whose.
+        config: how holes and brushes are drawn.
+        count: how many, over all shares.
+        batch_size: most of a batch.
+        share: of the examples, and how many shares there are; they are as large as each other, or differ by one.
+    """
+    rows = dataset.held_back(count)[share[0] :: share[1]]
     for at in range(0, len(rows), batch_size):
         yield stack([evaluation_example(dataset.row(row), config) for row in rows[at : at + batch_size]])
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -66,6 +67,18 @@ class Outcome:
     stopped: bool = False
     failure: tuple[str, str] | None = None
 
+    def fail(self, error: ScFeganError) -> None:
+        """Note what ended training."""
+        self.failure = type(error).__name__, str(error)
+
+    @contextlib.contextmanager
+    def noting_failure(self) -> Iterator[None]:
+        """Note a deliberate error within; it must be the same on every rank, which then all come to the same end."""
+        try:
+            yield
+        except ScFeganError as error:
+            self.fail(error)
+
 
 class _Unread(NamedTuple):
     """An update of which the host does not know yet what became of it."""
@@ -117,11 +130,11 @@ def train(
 
     # State: built from the seed, then brought to the last checkpoint.
     state = TrainingState.build(config, device)
-    try:
+    with outcome.noting_failure():
         ranks.together(lambda: check_native(precision, device))
         resumed = load_latest(state, store, retry_seconds)
-    except ScFeganError as error:  # the same on every rank
-        outcome.failure = _named(error)
+        ranks.make_same(state.tensors())
+    if outcome.failure:
         return outcome
     if resumed is not None:
         logger.info("resuming at %d images", state.images_seen)
@@ -153,7 +166,7 @@ def train(
     # Hooks: what is done beside updates.
     tracker.tags({"features": features.description, "precision": name_of(precision), "tf32": config.train.tf32})
     journal = Journal(config, tracker, device, state.images_seen)
-    held_back = HeldBack(config, dataset, features, device, tracker) if rank == 0 and dataset.info.num_test else None
+    held_back = HeldBack(config, dataset, features, device, precision, tracker) if dataset.info.num_test else None
     keeper = Keeper(config, store, state.images_seen)
 
     def measure() -> None:
@@ -224,11 +237,10 @@ def train(
             if known.reason:
                 logger.warning("skipped the batch at %d: %s", update.before, known.reason)
             if known.must_roll_back:
-                try:
+                with outcome.noting_failure():
                     ranks.together(keeper.wait)
                     go_back(state, store, retry_seconds)
-                except ScFeganError as error:  # the same on every rank
-                    outcome.failure, agreed = _named(error), _FAIL
+                if outcome.failure:
                     break
                 batches.close()
                 batches = open_batches()
@@ -243,6 +255,10 @@ def train(
             will_roll_back = any(one.must_roll_back for one in latest)
             is_sound = not will_roll_back and not latest[-1].reason
             if is_due and is_sound:
+                with outcome.noting_failure():
+                    ranks.make_same(state.tensors())
+                if outcome.failure:
+                    break
                 measure()
             if rank == 0 and is_sound and asks != _FAIL:
                 save((outcome.last_metrics or None) if is_due else None)
@@ -250,11 +266,11 @@ def train(
                 report(outcome.last_metrics | {"images_seen": after})
 
     batches.close()
-    if rank == 0 and agreed != _FAIL and keeper.saved_at != state.images_seen:
+    if rank == 0 and agreed != _FAIL and not outcome.failure and keeper.saved_at != state.images_seen:
         save(None)
     last = keeper.close() or resumed
     if keeper.trouble is not None:
-        outcome.failure = _named(keeper.trouble)
+        outcome.fail(keeper.trouble)
     outcome.images_seen, outcome.stopped = state.images_seen, agreed == _STOP
     if counting := seconds[_SETTLING_UPDATES:]:
         outcome.images_per_second = batch_size * len(counting) / sum(counting)
@@ -272,7 +288,3 @@ def _passes(arrays: examples.Example, largest: int, device: torch.device) -> lis
         piece = {name: array[at : at + step] for name, array in arrays.items()}
         passes.append(Pass(Batch.from_arrays(piece, device), torch.from_numpy(piece["interpolation"]).to(device)))
     return passes
-
-
-def _named(error: ScFeganError) -> tuple[str, str]:
-    return type(error).__name__, str(error)
