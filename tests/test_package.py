@@ -19,6 +19,6 @@ def test_installation_takes_all_files_of_the_package() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     patterns = [f"{package.replace('.', '/')}/{name}" for package, names in declared.items() for name in names]
     files = [path.relative_to(ROOT) for path in (ROOT / "scfegan_ray").rglob("*") if path.is_file()]
-    others = [str(file) for file in files if file.suffix != ".py" and "__pycache__" not in file.parts]
+    others = [str(file) for file in files if file.suffix not in (".py", ".md") and "__pycache__" not in file.parts]
     assert "scfegan_ray/data/report.html.jinja" in others
     assert [file for file in others if not any(fnmatch.fnmatch(file, pattern) for pattern in patterns)] == []
