@@ -16,6 +16,7 @@ WITH_RAY = {
     "training.launch",
     "training.stopping",
     "tuning",
+    "benchmarks.feed",
 }
 WITH_MLFLOW = {
     "tracking", "serving", "inference", "training.benchmark", "training.checks", "training.worker", "training.launch",

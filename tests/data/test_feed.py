@@ -19,16 +19,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from prepared_set import write_dataset
 from running import kill, run_code, wait_until
-from test_examples import MASKS, write_dataset
 from torch import Tensor
 
 from scfegan_ray import cache
+from scfegan_ray.config import MaskConfig
 from scfegan_ray.data import examples, prepared
 from scfegan_ray.data.feed import Feed
 from scfegan_ray.data.prepared import PreparedDataset
 from scfegan_ray.errors import DataError, FeedError
 
+MASKS = MaskConfig(hair_probability=0.5)
 SEED = 3
 END_SECONDS = 10.0
 
