@@ -17,6 +17,7 @@ WITH_RAY = {
     "training.launch",
     "training.stopping",
     "tuning",
+    "benchmarks.feed",
 }
 WITH_MLFLOW = {
     "tracking", "registry", "served", "training.checks", "training.worker", "training.launch", "tuning",
