@@ -71,6 +71,14 @@ def name_of(precision: torch.dtype) -> str:
     return str(precision).removeprefix("torch.")
 
 
+def set_up(device: torch.device) -> None:
+    """Make a device the one of this process, whose libraries then choose their ways by trying, and round nothing."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.backends.cudnn.benchmark = True  # shapes never change
+    set_tf32(convolutions=False, products=False)  # but where an update allows it
+
+
 def set_tf32(*, convolutions: bool, products: bool) -> None:
     """Say where GPUs may round what goes into float32 arithmetic to the 10 bits of TF32.
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import logging
 import multiprocessing
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -22,13 +24,13 @@ from scfegan_ray.config import Config
 from scfegan_ray.models.features import vgg_random
 from scfegan_ray.tracking import NullTracker
 from scfegan_ray.training import loop
-from scfegan_ray.training.loop import Outcome
+from scfegan_ray.training.outcome import Outcome
 from scfegan_ray.training.state import TrainingState
 from scfegan_ray.training.step import Pass
 from scfegan_ray.training.store import CheckpointStore
 
 MOST = 3
-_PATIENCE_SECONDS = 120
+_PATIENCE_SECONDS = 60
 
 
 class Ranks:
@@ -68,7 +70,12 @@ def _be_rank(rank: int, number: int, meeting: str, work: Callable[..., Any], arg
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=number, timeout=patience)
     try:
         return work(*arguments)
+    except BaseException as error:
+        # A process that ends closes its connections; this one goes on, so nothing may hold them.
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,6 +26,7 @@ from scfegan_ray.evaluation import Evaluator
 from scfegan_ray.models.features import Features
 from scfegan_ray.progress import Progress
 from scfegan_ray.training import checkpoint, ranks
+from scfegan_ray.training.copies import HostCopy
 from scfegan_ray.training.sentinel import Verdict
 from scfegan_ray.training.state import TrainingState
 from scfegan_ray.training.store import CheckpointStore, CheckpointWriter
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GRID_SIDE_PX = 128
+
+Written = Callable[[], str | None]
+"""Waits until a checkpoint is whole; returns its URI, or None where there is none."""
 
 
 class TimeSpent:
@@ -110,18 +115,27 @@ class Means:
         return means
 
 
-class Record(NamedTuple):
-    """What is recorded at a position once its sums are on the host.
+class _Record(NamedTuple):
+    """What is recorded once its sums are on the host: groups as of `Means.take`, and what the host knew before."""
 
-    Attributes:
-        position: images seen.
-        groups: as of `Means.take`.
-        numbers: what the host knew by then.
-    """
-
-    position: int
     groups: list[tuple[str, ...]]
     numbers: dict[str, float]
+
+
+class Unread(NamedTuple):
+    """An update of which the host does not know yet what became of it.
+
+    Attributes:
+        before: images seen before it.
+        after: images seen after it.
+        copy: what tells of it, on its way to the host.
+        record: what is due then, if anything.
+    """
+
+    before: int
+    after: int
+    copy: HostCopy
+    record: _Record | None
 
 
 class Journal:
@@ -150,7 +164,8 @@ class Journal:
         before: int,
         state: TrainingState,
         rates: tuple[float, float],
-    ) -> tuple[dict[str, Tensor], Record | None]:
+        to_read: Mapping[str, Tensor],
+    ) -> Unread:
         """Take notice of an update.
 
         Args:
@@ -159,15 +174,16 @@ class Journal:
             before: images seen before it.
             state: after it.
             rates: learning rates of generator and discriminator.
+            to_read: what else the host is to read of it.
 
         Returns:
-            Where a record is due, what `write` is to be given once it is on the host; else nothing.
+            What the host reads some updates later.
         """
         after, train = state.images_seen, self._config.train
         self._means.add(values, accepted)
         self.spent.num_images += train.batch_size
         if before > 0 and after < train.images and not crossed(before, after, train.log_every_images):
-            return {}, None
+            return Unread(before, after, HostCopy(to_read), None)
         groups, sums = self._means.take()
         numbers = self.spent.take() | {
             "generator/learning_rate": rates[0],
@@ -176,24 +192,24 @@ class Journal:
             "memory_gib": memory_bytes(self._device) / 2**30,
             "rollbacks": len(state.sentinel.reseeded_at),
         }
-        return {"sums": sums}, Record(after, groups, numbers)
+        return Unread(before, after, HostCopy({**to_read, "sums": sums}), _Record(groups, numbers))
 
-    def write(self, position: int, record: Record | None, found: Mapping[str, Tensor], verdict: Verdict) -> None:
+    def write(self, update: Unread, found: Mapping[str, Tensor], verdict: Verdict) -> None:
         """Take notice of what is known of an update by now.
 
         Args:
-            position: images seen after it.
-            record: as `add` returned it, and
-            found: its tensors, on the host.
+            update: as `add` returned it.
+            found: what it had copied, on the host.
             verdict: about it.
         """
+        record = update.record
         values = {} if record is None else Means.of(record.groups, found["sums"].tolist())
-        self._progress.update(position, f"generator {values['generator/total']:.3f}" if values else "")
+        self._progress.update(update.after, f"generator {values['generator/total']:.3f}" if values else "")
         if record is None:
             return
         weighted = {f"weighted/{name}": value for name, value in _weighted(values, self._config).items()}
         numbers = values | weighted | record.numbers | {"skipped_batches": verdict.num_skipped}
-        self._tracker.metrics({f"train/{name}": value for name, value in numbers.items()}, record.position)
+        self._tracker.metrics({f"train/{name}": value for name, value in numbers.items()}, update.after)
 
 
 class HeldBack:
@@ -309,34 +325,41 @@ class Keeper:
         config: of the run.
         store: where to.
         position: images seen in the last checkpoint, or before the first one.
+        spent: where the time goes.
 
     Attributes:
         trouble: what made writing fail for good, if anything.
         saved_at: position of the last checkpoint that was begun.
     """
 
-    def __init__(self, config: Config, store: CheckpointStore, position: int) -> None:
+    def __init__(self, config: Config, store: CheckpointStore, position: int, spent: TimeSpent) -> None:
         self.trouble: StorageError | None = None
         self.saved_at = position
-        self._config, self._store = config, store
+        self._config, self._store, self._spent = config, store, spent
         self._writer = CheckpointWriter(store, config.train.checkpoints_to_keep, config.storage.retry_seconds)
         self._saved_seconds = time.monotonic()
 
-    def save(self, state: TrainingState, metrics: dict[str, float] | None) -> None:
-        """Begin to write a checkpoint, after the one before; the state may change as soon as this returns.
+    def save(self, state: TrainingState, metrics: dict[str, float], *, by_clock: bool = False) -> Written:
+        """Begin to write a checkpoint; the state may change as soon as this returns.
 
         Args:
             state: to be kept.
-            metrics: of held-back images in this state, where they were measured.
+            metrics: of held-back images in this state; empty where they were not measured.
+            by_clock: whether a later one may take its place where storage is slow.
+
+        Returns:
+            What waits until it is whole and returns its URI, or None where it was left out or cannot be written.
         """
-        with self._noting():
-            self._writer.save(checkpoint.capture(state, self._config, metrics))
         self.saved_at, self._saved_seconds = state.images_seen, time.monotonic()
+        with self._noting(), self._spent.on("checkpoint"):
+            snapshot = checkpoint.capture(state, self._config, metrics or None)
+            future = self._writer.save(snapshot, may_be_dropped=by_clock)
+            return lambda: self._uri(future)
+        return lambda: None
 
     def is_due(self) -> bool:
-        """Tell whether the clock says that it is time for another one, and the last one is written."""
-        seconds = time.monotonic() - self._saved_seconds
-        return seconds > self._config.train.checkpoint_every_seconds and not self._writer.is_busy
+        """Tell whether the clock says that it is time for another one."""
+        return time.monotonic() - self._saved_seconds > self._config.train.checkpoint_every_seconds
 
     def has_failed(self) -> bool:
         """Tell, without waiting, whether one could not be written."""
@@ -358,6 +381,13 @@ class Keeper:
             self._writer.wait()
         self._writer.close()
         return self._writer.last
+
+    def _uri(self, future: Future[str | None]) -> str | None:
+        try:
+            name = future.result()
+        except StorageError:
+            return None  # which training notices by itself
+        return None if name is None else self._store.uri(name)
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:

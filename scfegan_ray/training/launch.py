@@ -32,7 +32,7 @@ from scfegan_ray.errors import ConfigError, DataError, StorageError, deliberate_
 from scfegan_ray.models.features import settle_features
 from scfegan_ray.precision import check_available, has_bfloat16
 from scfegan_ray.training import checkpoint, checks, stopping
-from scfegan_ray.training.loop import Outcome
+from scfegan_ray.training.outcome import Outcome
 from scfegan_ray.training.store import CheckpointStore
 from scfegan_ray.training.worker import train_worker
 
@@ -80,7 +80,7 @@ class TrainingResult:
         weights_sha256: digest over generator, discriminator and moving average.
         first_metrics: of held-back images when this session started.
         last_metrics: of held-back images at the end.
-        images_per_second: of this session's training loop, see `loop.Outcome`.
+        images_per_second: of this session's training loop, see `outcome.Outcome`.
     """
 
     run_name: str

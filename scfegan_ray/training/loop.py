@@ -6,9 +6,8 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,15 +16,13 @@ from scfegan_ray import storage
 from scfegan_ray.config import Config
 from scfegan_ray.data.dataset import PreparedDataset
 from scfegan_ray.data.feed import Feed
-from scfegan_ray.errors import ScFeganError
-from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features
-from scfegan_ray.precision import check_native, name_of, resolve_precision, set_tf32
+from scfegan_ray.precision import check_native, name_of, resolve_precision, set_up
 from scfegan_ray.training import ranks
-from scfegan_ray.training.copies import HostCopy
-from scfegan_ray.training.hooks import HeldBack, Journal, Keeper, Record, crossed
+from scfegan_ray.training.hooks import HeldBack, Journal, Keeper, Unread, Written, crossed
+from scfegan_ray.training.outcome import Outcome
 from scfegan_ray.training.state import TrainingState
-from scfegan_ray.training.step import Pass, train_step
+from scfegan_ray.training.step import cut_into_passes, train_step
 from scfegan_ray.training.store import CheckpointStore, go_back, load_latest
 
 if TYPE_CHECKING:
@@ -41,54 +38,6 @@ _SETTLING_UPDATES = 3
 """Updates that do not count for the speed: libraries choose their ways in them."""
 
 
-@dataclass(kw_only=True, slots=True)
-class Outcome:
-    """What came of a run; complete on rank 0.
-
-    Attributes:
-        images_seen: when the loop ended.
-        weights_sha256: digest over generator, discriminator and moving average then.
-        checkpoint: URI of the last checkpoint; None where there is none.
-        features: which VGG weights were used.
-        first_metrics: of held-back images when this loop started.
-        last_metrics: of held-back images when they were last measured.
-        images_per_second: of the loop, without its first updates, held-back images and copying for checkpoints.
-        stopped: whether the user ended training before its time.
-        failure: class and text of a deliberate error that ended training, after which a restart would change nothing.
-    """
-
-    images_seen: int = 0
-    weights_sha256: str = ""
-    checkpoint: str | None = None
-    features: str = ""
-    first_metrics: dict[str, float]
-    last_metrics: dict[str, float]
-    images_per_second: float = 0.0
-    stopped: bool = False
-    failure: tuple[str, str] | None = None
-
-    def fail(self, error: ScFeganError) -> None:
-        """Note what ended training."""
-        self.failure = type(error).__name__, str(error)
-
-    @contextlib.contextmanager
-    def noting_failure(self) -> Iterator[None]:
-        """Note a deliberate error within; it must be the same on every rank, which then all come to the same end."""
-        try:
-            yield
-        except ScFeganError as error:
-            self.fail(error)
-
-
-class _Unread(NamedTuple):
-    """An update of which the host does not know yet what became of it."""
-
-    before: int
-    after: int
-    copy: HostCopy
-    record: Record | None
-
-
 def train(
     config: Config,
     dataset_uri: str,
@@ -98,7 +47,7 @@ def train(
     *,
     device: torch.device,
     must_stop: Callable[[], bool] = lambda: False,
-    report: Callable[[dict[str, float]], object] | None = None,
+    report: Callable[[dict[str, float], Written | None], object] | None = None,
 ) -> Outcome:
     """Train until `train.images` images were seen, from the last checkpoint where there is one.
 
@@ -112,17 +61,15 @@ def train(
         tracker: where rank 0 records; other ranks' records nothing.
         device: of this rank.
         must_stop: asked on rank 0 between updates; where it says yes, all ranks end after the same one.
-        report: called on every rank with the metrics of held-back images when they are due.
+        report: called on every rank with the metrics of held-back images when they are due and, on rank 0, with what
+            waits for the checkpoint that goes with them.
 
     Raises:
         DataError: the dataset cannot be used.
         StorageError: it cannot be reached.
     """
     rank, num_ranks = ranks.rank(), ranks.num_ranks()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    torch.backends.cudnn.benchmark = True  # shapes never change
-    set_tf32(convolutions=False, products=False)  # but where an update allows it
+    set_up(device)
     precision = resolve_precision(config.train.precision, device)
     batch_size, total = config.train.batch_size, config.train.images
     retry_seconds = config.storage.retry_seconds
@@ -149,7 +96,6 @@ def train(
     dataset = storage.retrying(lambda: PreparedDataset.open(dataset_uri), retry_seconds, logger.warning)
     largest = config.train.max_images_per_pass
     keep_graph = largest == 0 or -(-batch_size // num_ranks) <= largest
-
     feed = Feed(
         dataset,
         config.masks,
@@ -165,25 +111,20 @@ def train(
     tracker.tags({"features": features.description, "precision": name_of(precision), "tf32": config.train.tf32})
     journal = Journal(config, tracker, device, state.images_seen)
     held_back = HeldBack(config, dataset, features, device, precision, tracker) if dataset.info.num_test else None
-    keeper = Keeper(config, store, state.images_seen)
+    keeper = Keeper(config, store, state.images_seen, journal.spent)
 
     def measure() -> None:
         if held_back is not None:
             with journal.spent.on("evaluation"):
                 outcome.last_metrics = held_back.measure(state)
 
-    def save(metrics: dict[str, float] | None) -> None:
-        with journal.spent.on("checkpoint"):
-            keeper.save(state, metrics)
-
     measure()
     outcome.first_metrics = outcome.last_metrics
     if rank == 0 and resumed is None:
-        save(outcome.last_metrics or None)  # something to go back to from the very first
+        keeper.save(state, outcome.last_metrics)  # something to go back to from the very first
 
     # What rank 0 asks of all ranks travels with the losses; averaged gradients are the same on every rank anyway.
-    asks, agreed = _GO_ON, _GO_ON
-    told = torch.zeros(1, device=device)
+    asks, agreed, told = _GO_ON, _GO_ON, torch.zeros(1, device=device)
 
     def refuses(name: str, loss: Tensor, gradient_norm: Tensor) -> Tensor:
         nonlocal told
@@ -193,7 +134,7 @@ def train(
 
     with contextlib.closing(feed):
         batches = feed.batches(state.images_seen, state.sentinel.reseeded_at)
-        unread, seconds = deque[_Unread](), list[float]()
+        unread, seconds = deque[Unread](), list[float]()
         while unread or (state.images_seen < total and agreed == _GO_ON):
             # Step: whatever is decided about it is decided on the device.
             began, before, after = time.perf_counter(), state.images_seen, state.images_seen + batch_size
@@ -202,7 +143,7 @@ def train(
                 if rank == 0:
                     asks = _FAIL if keeper.has_failed() else _STOP if asks == _STOP or must_stop() else _GO_ON
                 with journal.spent.on("data"):
-                    passes = _passes(next(batches), largest)
+                    passes = cut_into_passes(next(batches), largest)
                 rates = state.set_learning_rates(config.optimization, total)
                 with journal.spent.on("step"):
                     values = train_step(
@@ -222,9 +163,8 @@ def train(
                     accepted, verdict = state.sentinel.conclude()
                     state.images_seen = after
                     state.update_ema(config.optimization.ema_half_life_images, batch_size, accepted)
-                sums, record = journal.add(values, accepted, before, state, rates)
-                copy = HostCopy({"verdict": verdict, "told": told} | sums)
-                unread.append(_Unread(before, after, copy, record))
+                to_read = {"verdict": verdict, "told": told}
+                unread.append(journal.add(values, accepted, before, state, rates, to_read))
 
             # Verdict: read by all ranks after the same update, whatever their clocks say.
             if len(unread) > _DELAY or not is_update:
@@ -233,7 +173,7 @@ def train(
                     found = update.copy.wait()
                 known = state.sentinel.read(found["verdict"].tolist())
                 agreed = max(agreed, *found["told"].tolist())
-                journal.write(update.after, update.record, found, known)
+                journal.write(update, found, known)
                 if known.reason:
                     logger.warning("skipped the batch at %d: %s", update.before, known.reason)
                 if known.must_roll_back:
@@ -249,23 +189,26 @@ def train(
 
             # Checkpoint: at positions that all ranks know, with metrics, or when rank 0's clock says so, without.
             is_due = is_update and (after >= total or crossed(before, after, config.train.checkpoint_every_images))
-            if is_due or (is_update and rank == 0 and keeper.is_due()):
+            if not is_due and not (is_update and rank == 0 and keeper.is_due()):
+                continue
+            with journal.spent.on("checkpoint"):
                 latest = [state.sentinel.read(one.copy.wait()["verdict"].tolist()) for one in unread]
-                will_roll_back = any(one.must_roll_back for one in latest)
-                is_sound = not will_roll_back and not latest[-1].reason
-                if is_due and is_sound:
-                    with outcome.noting_failure():
-                        ranks.make_same(state.tensors())
-                    if outcome.failure:
-                        break
-                    measure()
-                if rank == 0 and is_sound and asks != _FAIL:
-                    save((outcome.last_metrics or None) if is_due else None)
-                if is_due and report is not None and not will_roll_back:
-                    report(outcome.last_metrics | {"images_seen": after})
+            will_roll_back = any(one.must_roll_back for one in latest)
+            is_sound = not will_roll_back and not latest[-1].reason
+            if is_due and is_sound:
+                with outcome.noting_failure():
+                    ranks.make_same(state.tensors())
+                if outcome.failure:
+                    break
+                measure()
+            written = None
+            if rank == 0 and is_sound and asks != _FAIL:
+                written = keeper.save(state, outcome.last_metrics if is_due else {}, by_clock=not is_due)
+            if is_due and report is not None and not will_roll_back:
+                report(outcome.last_metrics | {"images_seen": after}, written)
 
     if rank == 0 and agreed != _FAIL and not outcome.failure and keeper.saved_at != state.images_seen:
-        save(None)
+        keeper.save(state, {})
     last = keeper.close() or resumed
     if keeper.trouble is not None:
         outcome.fail(keeper.trouble)
@@ -275,14 +218,3 @@ def train(
     if rank == 0 and last is not None:
         outcome.checkpoint, outcome.weights_sha256 = store.uri(last), state.weights_sha256()
     return outcome
-
-
-def _passes(maps: dict[str, Tensor], largest: int) -> list[Pass]:
-    """Cut a rank's share of a batch into passes of at most so many images; 0 for no limit."""
-    number = len(maps["interpolation"])
-    passes = []
-    for at in range(0, number, largest or number):
-        piece = {name: one[at : at + (largest or number)] for name, one in maps.items()}
-        interpolation = piece.pop("interpolation")
-        passes.append(Pass(Batch.from_uint8(**piece), interpolation))
-    return passes

@@ -29,6 +29,22 @@ class Pass(NamedTuple):
     interpolation: Tensor
 
 
+def cut_into_passes(maps: Mapping[str, Tensor], largest: int) -> list[Pass]:
+    """Cut a batch into passes.
+
+    Args:
+        maps: uint8, as `Batch.from_uint8` takes them, and interpolation, all with a leading axis of images.
+        largest: most images of a pass; 0 for no limit.
+    """
+    number = len(maps["interpolation"])
+    passes = []
+    for at in range(0, number, largest or number):
+        piece = {name: one[at : at + (largest or number)] for name, one in maps.items()}
+        interpolation = piece.pop("interpolation")
+        passes.append(Pass(Batch.from_uint8(**piece), interpolation))
+    return passes
+
+
 def _refuse_nothing(name: str, loss: Tensor, gradient_norm: Tensor) -> None:
     return None
 

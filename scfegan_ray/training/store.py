@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -108,8 +111,15 @@ class CheckpointStore:
         return float("-inf") if math.isnan(score) else score
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    snapshot: Snapshot
+    may_be_dropped: bool
+    name: Future[str | None]
+
+
 class CheckpointWriter:
-    """Writes snapshots to a store on a thread of its own, one after the other.
+    """Writes snapshots to a store on a thread of its own, one after the other; nobody waits for it to begin.
 
     Args:
         store: where to.
@@ -120,51 +130,88 @@ class CheckpointWriter:
     def __init__(self, store: CheckpointStore, keep: int, retry_seconds: float) -> None:
         self._store, self._keep, self._retry_seconds = store, keep, retry_seconds
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._pending: Future[str] | None = None
+        self._lock = threading.Lock()
+        self._waiting: deque[_Job] = deque()
+        self._unnoticed: deque[Future[str | None]] = deque()
         self.last: str | None = None
-        """Name of the last checkpoint that was written whole."""
+        """Name of the last checkpoint that is known to be whole."""
 
     @property
     def is_busy(self) -> bool:
-        """Whether the last snapshot is not written yet; another one would wait in memory."""
-        return self._pending is not None and not self._pending.done()
+        """Whether a snapshot is not written yet."""
+        return not all(name.done() for name in self._unnoticed)
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Begin to write a snapshot; wait first for the one before.
+    def save(self, snapshot: Snapshot, *, may_be_dropped: bool = False) -> Future[str | None]:
+        """Have a snapshot written, when those before are.
+
+        Args:
+            snapshot: to be written.
+            may_be_dropped: whether a later one may take its place as long as writing it has not begun.
+
+        Returns:
+            The checkpoint's name, once it is whole; None where it was dropped.
 
         Raises:
-            StorageError: the one before could not be written.
+            StorageError: one before could not be written; this one is not taken.
         """
-        self.wait()
-        self._pending = self._pool.submit(self._write, snapshot)
+        self.check()
+        job = _Job(snapshot, may_be_dropped, Future())
+        with self._lock:
+            if self._waiting and self._waiting[-1].may_be_dropped:
+                dropped = self._waiting.pop()
+                dropped.name.set_result(None)
+                logger.warning(
+                    "the checkpoint at %d is left out: that at %d came before storage had taken those before",
+                    dropped.snapshot.images_seen,
+                    snapshot.images_seen,
+                )
+            self._waiting.append(job)
+        self._unnoticed.append(job.name)
+        self._pool.submit(self._write_next)
+        return job.name
 
     def check(self) -> None:
-        """Notice, without waiting, that the last snapshot could not be written.
+        """Notice, without waiting, that a snapshot could not be written.
 
         Raises:
-            StorageError: it could not.
+            StorageError: one could not.
         """
-        if not self.is_busy:
-            self.wait()
+        while self._unnoticed and self._unnoticed[0].done():
+            self.last = self._unnoticed.popleft().result() or self.last
 
     def wait(self) -> None:
-        """Wait until the last snapshot is written.
+        """Wait until all snapshots are written.
 
         Raises:
-            StorageError: it could not be.
+            StorageError: one could not be.
         """
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            self.last = pending.result()
+        while self._unnoticed:
+            self.last = self._unnoticed.popleft().result() or self.last
 
     def close(self) -> None:
-        """End the thread; what it is writing is finished."""
+        """End the thread; what waits is written before."""
         self._pool.shutdown()
+
+    def _write_next(self) -> None:
+        with self._lock:
+            if not self._waiting:
+                return
+            job = self._waiting.popleft()
+        try:
+            job.name.set_result(self._write(job.snapshot))
+        except BaseException as error:  # whoever asks for the name is told
+            job.name.set_exception(error)
 
     def _write(self, snapshot: Snapshot) -> str:
         started = time.monotonic()
         name = storage.retrying(lambda: self._store.write(snapshot), self._retry_seconds, logger.warning)
-        logger.info("wrote %s in %.1f s", self._store.uri(name), time.monotonic() - started)
+        seconds = time.monotonic() - started
+        logger.info(
+            "wrote %s in %.1f s, for which training stood still %.2f s",
+            self._store.uri(name),
+            seconds,
+            snapshot.seconds,
+        )
         self._store.prune(self._keep)
         return name
 

@@ -35,7 +35,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             landmarks: what this node must see, or None.
 
     Returns:
-        `loop.Outcome` as a dict; only rank 0's is read.
+        `outcome.Outcome` as a dict; only rank 0's is read.
 
     Raises:
         ConfigError: this node does not see what it must.

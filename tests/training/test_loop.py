@@ -23,7 +23,7 @@ from scfegan_ray.tracking import NullTracker
 from scfegan_ray.training import checkpoint
 from scfegan_ray.training import loop as training
 from scfegan_ray.training.hooks import HeldBack
-from scfegan_ray.training.loop import Outcome
+from scfegan_ray.training.outcome import Outcome
 from scfegan_ray.training.store import CheckpointStore
 
 CONFIG = replace(TINY, train=replace(TINY.train, num_workers=1, checkpoint_every_images=1000, images=24))
@@ -154,7 +154,7 @@ def test_exploding_training_goes_back_and_gives_up(loop: Loop) -> None:
 
 def test_one_bad_batch_is_skipped(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
-    plain = training._passes
+    plain = training.cut_into_passes
 
     def spoil(arrays: dict[str, Any], *rest: Any) -> Any:
         nonlocal calls
@@ -164,7 +164,7 @@ def test_one_bad_batch_is_skipped(loop: Loop, monkeypatch: pytest.MonkeyPatch) -
             passes[0].batch.ground_truth[0, 0, 0, 0] = float("nan")
         return passes
 
-    monkeypatch.setattr(training, "_passes", spoil)
+    monkeypatch.setattr(training, "cut_into_passes", spoil)
     found = loop(CONFIG)
     assert found.failure is None and found.images_seen == 24
     name = loop.store.names()[-1]

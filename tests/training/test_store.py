@@ -274,6 +274,42 @@ def test_writer_waits_for_the_one_before_and_prunes(
     assert writer.last == "checkpoint-0000000024"
 
 
+def test_nobody_waits_for_slow_storage(
+    writer: CheckpointWriter,
+    store: CheckpointStore,
+    take: Take,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    may_go_on, written = threading.Event(), list[int]()
+    plain = CheckpointStore.write
+
+    def slow(store: CheckpointStore, snapshot: Snapshot) -> str:
+        written.append(snapshot.images_seen)
+        assert may_go_on.wait(30)
+        return plain(store, snapshot)
+
+    monkeypatch.setattr(CheckpointStore, "write", slow)
+    first = writer.save(take(8), may_be_dropped=True)
+    while not written:
+        threading.Event().wait(0.01)
+    names = [
+        writer.save(take(seen), may_be_dropped=by_clock)
+        for seen, by_clock in ((12, True), (16, True), (20, False), (24, True), (28, False), (32, False))
+    ]
+    assert [name.done() for name in names] == [True, True, False, True, False, False]
+    may_go_on.set()
+    writer.wait()
+    assert written == [8, 20, 28, 32], "of those by the clock the one that was begun; the measured ones all"
+    assert first.result() == "checkpoint-0000000008"
+    assert [name.result() for name in names] == [
+        None, None, "checkpoint-0000000020", None, "checkpoint-0000000028", "checkpoint-0000000032",
+    ]  # fmt: skip
+    assert writer.last == "checkpoint-0000000032"
+    lines = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert [line.split(":")[0] for line in lines] == [f"the checkpoint at {at} is left out" for at in (12, 16, 24)]
+
+
 def test_storage_that_comes_back_costs_nothing(
     writer: CheckpointWriter,
     store: CheckpointStore,

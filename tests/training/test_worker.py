@@ -11,7 +11,7 @@ import ray.train.torch
 from tiny import TINY
 
 from scfegan_ray.config import Config
-from scfegan_ray.training.loop import Outcome
+from scfegan_ray.training.outcome import Outcome
 from scfegan_ray.training.worker import train_worker
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray Train's, of its own ways
