@@ -394,6 +394,10 @@ class TrainConfig:
     """Let `torch.compile` fuse the generator and the feature network. It takes a minute and a C++ compiler, pays where
     memory traffic is the limit, as on GPUs; on CPUs, where convolutions are most of the work, it made an update
     at 64 px a tenth slower."""
+    gradient_compression: Literal["off", "bfloat16"] = "off"
+    """How gradients travel between workers. bfloat16: rounded, which halves what is sent and is lost in the noise of a
+    batch; it pays where the network between nodes is the limit (`--benchmark step` prints the bytes of an update), and
+    costs two casts where it is not."""
     wait_for_nodes: bool = False
     """Let the workers wait for nodes that an autoscaling cluster will add, or for what others use, as long as it takes,
     instead of refusing to start."""
@@ -426,7 +430,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name, choices in (("precision", ("auto", "float32", "bfloat16")), ("tf32", ("off", "networks", "all"))):
+        for name, choices in (
+            ("precision", ("auto", "float32", "bfloat16")),
+            ("tf32", ("off", "networks", "all")),
+            ("gradient_compression", ("off", "bfloat16")),
+        ):
             value = getattr(self, name)
             _check(value in choices, f"train.{name} is {value!r}; give one of {', '.join(choices)}")
         for name in (

@@ -13,6 +13,7 @@ WITH_RAY = {
     "benchmarks.data",
     "benchmarks.ray",
     "benchmarks.step",
+    "training.reporting",
     "training.worker",
     "training.launch",
     "training.stopping",

@@ -7,8 +7,8 @@ import functools
 import json
 import logging
 import os
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -207,8 +207,8 @@ def _train(
                 "tracking_uri": uri,
                 "run_id": run_id,
                 "features": run["features"],
-                "report": bool(callbacks),
             },
+            place,
             callbacks,
             lock,
         )
@@ -274,7 +274,9 @@ def lasting(
         yield enter
 
 
-def _fit(config: Config, settings: dict[str, Any], callbacks: Sequence[UserCallback], lock: locks.Lock) -> Outcome:
+def _fit(
+    config: Config, settings: dict[str, Any], place: str, callbacks: Sequence[UserCallback], lock: locks.Lock
+) -> Outcome:
     """Run the workers to their end; where the user interrupts, let them write a checkpoint first."""
     wish = stopping.Wish()
 
@@ -287,37 +289,41 @@ def _fit(config: Config, settings: dict[str, Any], callbacks: Sequence[UserCallb
         # Else Ray Train reports a failed start, at length, each minute. With a range of numbers it waits quietly, but
         # may ask for a node that was lost, and has to think again.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(24 * 3600))
-    with tempfile.TemporaryDirectory(prefix="scfegan-ray-", ignore_cleanup_errors=True) as scratch:
-        trainer = _Trainer(
-            train_worker,
-            train_loop_config=settings | {"stop": wish.flag},
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=(train.min_workers, train.num_workers) if train.min_workers else train.num_workers,
-                use_gpu=train.use_gpu,
-                resources_per_worker=_resources(config),
+    # From a URI Ray would find another place where it holds # or %.
+    filesystem, path = storage.resolve(storage.join(place, "ray"))
+    trainer = _Trainer(
+        train_worker,
+        train_loop_config=settings | {"stop": wish.flag},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=(train.min_workers, train.num_workers) if train.min_workers else train.num_workers,
+            use_gpu=train.use_gpu,
+            resources_per_worker=_resources(config),
+        ),
+        run_config=ray.train.RunConfig(
+            # Another one each time: under a name that it knows Ray would go on from checkpoints of its own.
+            name=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(
+                max_failures=train.max_failures,
+                # Of starts, which fail after a while where the cluster lacks what they need, or it is in use.
+                controller_failure_limit=-1 if train.wait_for_nodes else 3,
             ),
-            run_config=ray.train.RunConfig(
-                name=config.run_name,
-                storage_path=scratch,  # for Ray's own notes, which nobody needs afterwards
-                failure_config=ray.train.FailureConfig(
-                    max_failures=train.max_failures,
-                    # Of starts, which fail after a while where the cluster lacks what they need, or it is in use.
-                    controller_failure_limit=-1 if train.wait_for_nodes else 3,
-                ),
-                callbacks=list(callbacks),
-                logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-                worker_runtime_env={"env_vars": KEEP_MEMORY},
-            ),
-        )
-        try:
-            result = stopping.interruptible(trainer.fit, wish.tell, check)
-        except ray.train.ControllerError as error:
-            if isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
-                raise ConfigError(
-                    f"no {_fewest_workers(config)} workers could be started: the cluster has what they need, but "
-                    "something else uses it; wait until it has ended, or give --train.wait-for-nodes"
-                ) from error
-            raise
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=train.checkpoints_to_keep),
+            callbacks=list(callbacks),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            worker_runtime_env={"env_vars": KEEP_MEMORY},
+        ),
+    )
+    try:
+        result = stopping.interruptible(trainer.fit, wish.tell, check)
+    except ray.train.ControllerError as error:
+        if isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+            raise ConfigError(
+                f"no {_fewest_workers(config)} workers could be started: the cluster has what they need, but "
+                "something else uses it; wait until it has ended, or give --train.wait-for-nodes"
+            ) from error
+        raise
     return Outcome(**result.return_value)
 
 

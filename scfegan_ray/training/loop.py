@@ -89,8 +89,8 @@ def train(
     if config.train.compile:
         state.generator.compile()
         features.compile()
-    generator = ranks.distribute(state.generator, device)
-    discriminator = ranks.distribute(state.discriminator, device)
+    generator = ranks.distribute(state.generator, device, config.train.gradient_compression)
+    discriminator = ranks.distribute(state.discriminator, device, config.train.gradient_compression)
 
     # Feed: this rank's share of each global batch, in passes that fit its memory.
     dataset = storage.retrying(lambda: PreparedDataset.open(dataset_uri), retry_seconds, logger.warning)

@@ -9,6 +9,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from scfegan_ray.errors import DivergenceError, ScFeganError
@@ -31,11 +32,17 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def distribute(network: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap a network so that its backward averages gradients over the ranks; alone it is returned as it is."""
+def distribute(network: nn.Module, device: torch.device, compression: str = "off") -> nn.Module:
+    """Wrap a network so that its backward averages gradients over the ranks; alone it is returned as it is.
+
+    Args:
+        network: on the device.
+        device: of this rank.
+        compression: "bfloat16" sends gradients rounded to it, half the bytes; "off" sends them as they are.
+    """
     if num_ranks() == 1:
         return network
-    return DistributedDataParallel(
+    wrapped = DistributedDataParallel(
         network,
         device_ids=[device] if device.type == "cuda" else None,
         # Each rank moves the vectors of the spectral norm itself: they follow from the weights, which are the same on
@@ -43,6 +50,10 @@ def distribute(network: nn.Module, device: torch.device) -> nn.Module:
         forward_sync_buffers=False,
         gradient_as_bucket_view=True,
     )
+    if compression == "bfloat16":
+        # By its own name DDP would refuse the function where there is no GPU, though gloo sums bfloat16, too.
+        wrapped.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
+    return wrapped
 
 
 def total(values: Tensor) -> Tensor:

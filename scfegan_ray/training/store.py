@@ -205,13 +205,8 @@ class CheckpointWriter:
     def _write(self, snapshot: Snapshot) -> str:
         started = time.monotonic()
         name = storage.retrying(lambda: self._store.write(snapshot), self._retry_seconds, logger.warning)
-        seconds = time.monotonic() - started
-        logger.info(
-            "wrote %s in %.1f s, for which training stood still %.2f s",
-            self._store.uri(name),
-            seconds,
-            snapshot.seconds,
-        )
+        seconds, place = time.monotonic() - started, self._store.uri(name)
+        logger.info("wrote %s in %.1f s; copying it held training up for %.2f s", place, seconds, snapshot.seconds)
         self._store.prune(self._keep)
         return name
 

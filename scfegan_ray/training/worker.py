@@ -1,4 +1,4 @@
-"""What Ray Train knows of a worker: its place among the others, its device, its lock, and the wish to stop."""
+"""What Ray Train knows of a worker: its place among the others, its device, its lock, reports, a request to stop."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from scfegan_ray.errors import StorageError
 from scfegan_ray.models.features import load_features
 from scfegan_ray.tracking import open_tracker
 from scfegan_ray.training import loop
+from scfegan_ray.training.reporting import Reports
 from scfegan_ray.training.stopping import StopRequest
 from scfegan_ray.training.store import CheckpointStore
 
@@ -31,8 +32,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         settings: config: `Config.to_dict()`, its precision settled for all workers; dataset: URI of the prepared data;
             checkpoints: URI of the run's `CheckpointStore`; tracking_uri, run_id: the MLflow run that rank 0 writes to;
             features: which VGG weights, settled for all workers; stop: actor that rank 0 joins, and whose `is_set`
-            tells that training is to end, or None; report: whether metrics of held-back images go to Ray Train, too;
-            landmarks: what this node must see, or None.
+            tells that training is to end, or None; landmarks: what this node must see, or None.
 
     Returns:
         `outcome.Outcome` as a dict; only rank 0's is read.
@@ -60,7 +60,7 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
     assert isinstance(device, torch.device), "one device per worker"
     run_id = settings["run_id"] if is_first else None
     tracker = open_tracker(settings["tracking_uri"], run_id, config.tracking.patience_seconds)
-    stop = StopRequest(settings["stop"] if is_first else None)
+    stop, reports = StopRequest(settings["stop"] if is_first else None), Reports()
     outcome = loop.train(
         config,
         settings["dataset"],
@@ -69,8 +69,9 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
         tracker,
         device=device,
         must_stop=stop.is_set,
-        report=ray.train.report if settings["report"] else None,
+        report=reports.add,
     )
+    reports.close()
     lost = tracker.close()
     if lost is not None and outcome.failure is None:
         outcome.failure = (StorageError.__name__, lost)

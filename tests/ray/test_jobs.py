@@ -78,6 +78,14 @@ def test_run_holds_every_loss_part_and_the_grid(trained: tuple[dict[str, Any], s
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
+def test_ray_train_is_told_where_checkpoints_are(trained: tuple[dict[str, Any], str], place: Path) -> None:
+    result = trained[0]
+    kept = Path(place, "runs", result["run_name"], "ray").glob("*/checkpoint_*/checkpoint.json")
+    uris = sorted(json.loads(file.read_text())["uri"] for file in kept)
+    checkpoints = Path(result["checkpoint"]).parent
+    assert uris == [str(checkpoints / f"checkpoint-{seen:010d}") for seen in (8, 16)]
+
+
 def test_version_says_where_it_comes_from(trained: tuple[dict[str, Any], str], client: MlflowClient) -> None:
     tags = client.get_model_version("scfegan-generator", "1").tags
     assert tags["data_license"] == "CC0-1.0"

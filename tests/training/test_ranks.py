@@ -82,6 +82,16 @@ def test_shares_and_passes_add_up_to_the_same(
     assert found[0].outcome.images_seen == 30 and found[0].outcome.failure is None
 
 
+def test_gradients_may_travel_rounded(ranks: Ranks, tiny_dataset: str, tmp_path: Path, alone: Path) -> None:
+    config = changed(batch_size=5, images=30, gradient_compression="bfloat16")
+    found = ranks.train(2, config, tiny_dataset, str(tmp_path))
+    assert_same_on_all(found)
+    ours, theirs = tensors(tmp_path), tensors(alone)
+    assert any(not torch.equal(ours[name], value) for name, value in theirs.items())
+    for name, value in theirs.items():
+        assert float((ours[name] - value).norm()) < 0.02 * float(value.norm()) + 1e-2, name
+
+
 def test_run_goes_on_with_fewer_and_with_more(ranks: Ranks, tiny_dataset: str, tmp_path: Path) -> None:
     whole = str(tmp_path / "whole")
     ranks.train(2, CONFIG, tiny_dataset, whole)

@@ -26,7 +26,6 @@ def run(config: Config, dataset: str, folder: Path, run_id: str | None) -> Outco
         "run_id": run_id,
         "features": "random",
         "stop": None,
-        "report": False,
     }
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
