@@ -22,7 +22,7 @@ from pathlib import Path
 from scfegan_ray import locks, storage
 
 LOCK_SUFFIX = ".lock"
-ASIDE_SUFFIX = ".part"
+PARTIAL_SUFFIX = ".part"
 CURE = "set SCFEGAN_CACHE to a folder that you can read and write, with free space"
 """For the text of an error that comes from the cache."""
 
@@ -60,14 +60,14 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the folder cannot be written.
     """
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}{ASIDE_SUFFIX}")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     try:
-        aside.touch(exist_ok=False)
-        yield aside
-        storage.flush(aside)  # a name must not outlive a power cut that its content did not
-        os.replace(aside, path)
+        partial.touch(exist_ok=False)
+        yield partial
+        storage.flush(partial)  # a name must not outlive a power cut that its content did not
+        os.replace(partial, path)
     finally:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def hold(path: Path) -> int:

@@ -175,7 +175,7 @@ def _cached(folder: Path) -> Iterator[Item]:
     ours = Path(HED_WEIGHTS.member).name
     copies, kept = _entries(folder / "prepared"), _entries(folder)
     files = [
-        ("copy", file) for file in copies if file.suffix in (".arrow", cache.ASIDE_SUFFIX) or _OLD.match(file.name)
+        ("copy", file) for file in copies if file.suffix in (".arrow", cache.PARTIAL_SUFFIX) or _OLD.match(file.name)
     ]
     files += [("references", file) for file in copies if file.suffix == ".json"]
     files += [("weights", file) for file in kept if file.name == ours or file.name.startswith(f".{ours}.")]

@@ -40,7 +40,7 @@ _ENVIRONMENT = {
     # MLflow's own patience of minutes per record would hold up training when its server is away.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    # Tune would take Ctrl-C for the wish to go on with the trials that there are.
+    # Tune would take Ctrl-C for a request to go on with the trials that there are.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # What is still under way after an interruption must not start another Ray.
     "RAY_ENABLE_AUTO_CONNECT": "0",

@@ -519,9 +519,9 @@ class TuneConfig:
     max_concurrent_trials: int = 0
     """Trials at a time; 0 takes as many as fit the cluster."""
     reports: int = 4
-    """Times each trial is judged over its length; a weak one is stopped at any but the last."""
+    """Times each trial is compared over its length; a weak one is stopped at any but the last."""
     reduction_factor: int = 2
-    """ASHA: one in this many trials survives each judgement."""
+    """ASHA: one in this many trials survives each comparison."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -31,7 +31,7 @@ ResultT = TypeVar("ResultT")
 _OF_ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP)
 _READ_AHEAD_BYTES = 1 << 18
 _UPLOAD_BYTES = 1 << 24
-_ASIDE_SUFFIX = ".part"
+_PARTIAL_SUFFIX = ".part"
 _S3_ATTEMPTS = 3
 _ABANDONED_SECONDS = 60.0
 _HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -197,15 +197,15 @@ def write_bytes(uri: str, data: bytes) -> None:
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_ASIDE_SUFFIX}")
+        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_PARTIAL_SUFFIX}")
         try:
-            with aside.open("wb") as stream:
+            with partial.open("wb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())  # a name must not outlive a power cut that its content did not
-            aside.replace(target)
+            partial.replace(target)
         finally:
-            aside.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -232,17 +232,17 @@ def new_folder(uri: str, *, last: str) -> Iterator[Path]:
                 _upload(file, join(target, file.name))
         return
     place = Path(target)
-    aside = place.with_name(f".{place.name}.{uuid.uuid4().hex}{_ASIDE_SUFFIX}")
+    partial = place.with_name(f".{place.name}.{uuid.uuid4().hex}{_PARTIAL_SUFFIX}")
     with _errors("write", uri):
-        aside.mkdir(parents=True)
+        partial.mkdir(parents=True)
     try:
-        yield aside
+        yield partial
         with _errors("write", uri):
             delete_folder(target, last=last)
-            aside.rename(place)
+            partial.rename(place)
             flush(place.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def delete_folder(uri: str, *, last: str) -> None:
@@ -514,14 +514,14 @@ def delete_abandoned(uri: str) -> None:
         return  # an object store shows nothing before all of it is there
     dead = time.time() - _ABANDONED_SECONDS
     with _errors("clean", uri):
-        for aside in Path(absolute(uri)).glob(f".*{_ASIDE_SUFFIX}"):
+        for partial in Path(absolute(uri)).glob(f".*{_PARTIAL_SUFFIX}"):
             with contextlib.suppress(FileNotFoundError):
-                if aside.stat().st_mtime >= dead:
+                if partial.stat().st_mtime >= dead:
                     continue
-                if aside.is_dir():
-                    shutil.rmtree(aside)
+                if partial.is_dir():
+                    shutil.rmtree(partial)
                 else:
-                    aside.unlink()
+                    partial.unlink()
 
 
 def check_writable(uri: str) -> None:

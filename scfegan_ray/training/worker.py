@@ -18,7 +18,7 @@ from scfegan_ray.models.features import load_features
 from scfegan_ray.tracking import open_tracker
 from scfegan_ray.training import loop
 from scfegan_ray.training.reporting import Reports
-from scfegan_ray.training.stopping import StopRequest
+from scfegan_ray.training.stopping import StopReceiver
 from scfegan_ray.training.store import CheckpointStore
 
 _LAST_WORDS_SECONDS = 60.0
@@ -60,7 +60,7 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
     assert isinstance(device, torch.device), "one device per worker"
     run_id = settings["run_id"] if is_first else None
     tracker = open_tracker(settings["tracking_uri"], run_id, config.tracking.patience_seconds)
-    stop, reports = StopRequest(settings["stop"] if is_first else None), Reports()
+    stop, reports = StopReceiver(settings["stop"] if is_first else None), Reports()
     outcome = loop.train(
         config,
         settings["dataset"],

@@ -140,7 +140,7 @@ def test_lost_node_leaves_one_worker_the_same_batches(
     assert process.returncode == 0, log.read_text()[-3000:]
     found = json.loads(out)
     assert found["images_seen"] == 200
-    assert "an interrupt will no longer wait" not in log.read_text(), "the driver's wish lives beside the driver"
+    assert "an interrupt will no longer wait" not in log.read_text(), "the driver's request lives beside the driver"
 
     # The same images, holes and noise give the same losses, up to rounding that grows from update to update.
     resumed_at = int(re.findall(r"resuming at (\d+) images", log.read_text())[-1])

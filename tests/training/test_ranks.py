@@ -135,7 +135,7 @@ def test_all_ranks_go_back_together(ranks: Ranks, tiny_dataset: str, tmp_path: P
     assert sentinel["num_skipped"] == 8, "every one is counted"
 
 
-def test_a_wish_of_one_rank_ends_all_after_the_same_update(ranks: Ranks, tiny_dataset: str, tmp_path: Path) -> None:
+def test_a_request_to_one_rank_ends_all_after_the_same_update(ranks: Ranks, tiny_dataset: str, tmp_path: Path) -> None:
     found = ranks.train(2, changed(images=4000), tiny_dataset, str(tmp_path), on=0, stops=12)
     assert_same_on_all(found)
     assert all(one.outcome.stopped for one in found)

@@ -79,23 +79,23 @@ class Fakes:
 
 
 def test_worker_that_is_lost_is_waited_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    fakes, wish = Fakes(monkeypatch), stopping.Wish()
-    wish.check()
-    wish.tell()
+    fakes, stop = Fakes(monkeypatch), stopping.StopSender()
+    stop.check()
+    stop.tell()
     for _ in range(4):
-        wish.check()
+        stop.check()
     fakes.is_alive = False
     for _ in range(4):
-        wish.check()  # it may have written its checkpoint: training ends by itself
+        stop.check()  # it may have written its checkpoint: training ends by itself
     monkeypatch.setattr(stopping, "_MOMENT_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        wish.check()
+        stop.check()
 
 
 def test_worker_that_never_came_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    fakes, wish = Fakes(monkeypatch), stopping.Wish()
+    fakes, stop = Fakes(monkeypatch), stopping.StopSender()
     fakes.writer = None
-    wish.check()
-    wish.tell()
+    stop.check()
+    stop.tell()
     with pytest.raises(KeyboardInterrupt):
-        wish.check()
+        stop.check()

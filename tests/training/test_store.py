@@ -115,9 +115,9 @@ def test_a_folder_in_the_making_is_not_seen(
 
     monkeypatch.setattr(checkpoint, "write", look)
     store.write(take(16))
-    ((names, aside),) = seen
+    ((names, partial),) = seen
     assert names == ["checkpoint-0000000008"]
-    assert aside.startswith(".checkpoint-0000000016.")
+    assert partial.startswith(".checkpoint-0000000016.")
     assert images(store) == [8, 16]
 
 
@@ -176,10 +176,10 @@ def test_prune_clears_what_killed_writers_left(store: CheckpointStore, take: Tak
     name = store.write(take(8))
     long_ago = time.time() - 3600
     for number, age in (("1", long_ago), ("2", time.time())):
-        aside = Path(store.place) / f".checkpoint-0000000016.{number}.part"
-        aside.mkdir()
-        (aside / "ema.safetensors").write_bytes(b"half")
-        os.utime(aside, (age, age))
+        partial = Path(store.place) / f".checkpoint-0000000016.{number}.part"
+        partial.mkdir()
+        (partial / "ema.safetensors").write_bytes(b"half")
+        os.utime(partial, (age, age))
     store.prune(1)
     assert entries(store) == [".checkpoint-0000000016.2.part", name], "the second may still be written"
 
