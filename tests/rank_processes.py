@@ -213,10 +213,10 @@ def train(config: Config, dataset: str, checkpoints: str, spoils: Spoils, device
     )
 
 
-def networks_of(checkpoints: Path) -> dict[str, torch.Tensor]:
-    """Return the networks' tensors of a run's newest checkpoint."""
+def networks_of(checkpoints: Path, name: str = "") -> dict[str, torch.Tensor]:
+    """Return the networks' tensors of a run's checkpoint, the newest unless it is named."""
     store = CheckpointStore(str(checkpoints))
-    files = Path(store.uri(store.names()[-1])).glob("*.safetensors")
+    files = Path(store.uri(name or store.names()[-1])).glob("*.safetensors")
     return {
         f"{file.stem}.{key}": value
         for file in files
