@@ -70,6 +70,7 @@ def away(found: Tensor, wanted: Tensor) -> float:
         (torch.float32, "all", 5e-3, 2e-2),
         (torch.bfloat16, "off", 3e-2, 0.15),
     ],
+    ids=str,
 )
 @pytest.mark.parametrize("penalty_in", ["discriminator", "generator"])
 def test_update_is_the_cpus(
@@ -166,7 +167,7 @@ def compiled(wide: Config, gpu: torch.device) -> Iterator[TrainingState]:
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler, while it looks at its own parts
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
 def test_compiled_networks_give_the_same_and_their_checkpoint_needs_no_compiler(
     wide: Config,
     gpu: torch.device,
@@ -202,7 +203,7 @@ def test_editor_gives_what_it_gives_on_a_cpu(wide: Config, gpu: torch.device) ->
     assert (results[1][mask == 0] == image[mask == 0]).all()
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)], ids=str)
 def test_edges_are_the_cpus(
     gpu: torch.device, record_property: RecordProperty, precision: torch.dtype, tolerance: float
 ) -> None:
