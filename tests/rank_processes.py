@@ -30,7 +30,7 @@ from scfegan_ray.training.step import Pass
 from scfegan_ray.training.store import CheckpointStore
 
 MOST = 3
-_PATIENCE_SECONDS = 120
+_PATIENCE_SECONDS = 240  # two cores may take 90 s to compile two ranks' networks
 
 
 class Ranks:

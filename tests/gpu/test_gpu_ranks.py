@@ -12,9 +12,9 @@ import torch
 from prepared_set import write_dataset
 from rank_processes import Ranks, Trained, assert_same_on_all, networks_of, running
 from tiny import TINY
-from updates import FEATURES
 
 from scfegan_ray.config import Config, SentinelConfig
+from scfegan_ray.models.features import vgg_random
 from scfegan_ray.tracking import NullTracker
 from scfegan_ray.training import loop
 from scfegan_ray.training.store import CheckpointStore
@@ -90,6 +90,17 @@ def test_weights_are_those_of_one_rank_on_a_cpu(
     assert share < 0.05
 
 
+def test_compiled_it_goes_the_same_way(
+    train: TrainOnGpu, on_cpu: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    found = train(changed(compile=True))
+    assert_same_on_all(found)
+    assert (found[0].outcome.images_seen, found[0].outcome.failure) == (IMAGES, None)
+    share = away(tmp_path / "run", on_cpu)
+    record_property("away, as a share of the way", share)
+    assert share < 0.05
+
+
 def test_run_of_a_cpu_goes_on_on_the_gpu(
     train: TrainOnGpu,
     ranks: Ranks,
@@ -157,10 +168,11 @@ def test_nothing_waits_for_the_gpu_in_ordinary_updates(
         return step(*arguments, **options)
 
     monkeypatch.setattr(loop, "train_step", watched_step)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # the loop sets it, for the whole process
     config = changed(images=5 * (settling + watched + 5), log_every_images=10, loader_processes=2, precision=precision)
     try:
         outcome = loop.train(
-            config, dataset, CheckpointStore(str(tmp_path / "run")), FEATURES, NullTracker(), device=gpu
+            config, dataset, CheckpointStore(str(tmp_path / "run")), vgg_random(), NullTracker(), device=gpu
         )
     finally:
         set_sync_debug_mode(gpu, "default")
