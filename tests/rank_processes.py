@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gc
+import json
 import logging
 import multiprocessing
 import traceback
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from scfegan_ray import evaluation
 from scfegan_ray.config import Config
@@ -30,7 +32,7 @@ from scfegan_ray.training.step import Pass
 from scfegan_ray.training.store import CheckpointStore
 
 MOST = 3
-_PATIENCE_SECONDS = 60
+_PATIENCE_SECONDS = 240  # two cores may take 90 s to compile two ranks' networks
 
 
 class Ranks:
@@ -39,16 +41,38 @@ class Ranks:
     def __init__(self, pool: ProcessPoolExecutor, folder: Path) -> None:
         self._pool, self._folder = pool, folder
 
-    def run(self, number: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    def run(self, number: int, work: Callable[..., Any], *arguments: Any, backend: str = "gloo") -> list[Any]:
         """Return what each rank returned, or the exception that it raised."""
         meeting = str(self._folder / uuid.uuid4().hex)
         # Each waits for the others, so no process gets two.
-        futures = [self._pool.submit(_be_rank, rank, number, meeting, work, arguments) for rank in range(number)]
+        futures = [
+            self._pool.submit(_be_rank, rank, number, meeting, backend, work, arguments) for rank in range(number)
+        ]
         return [future.exception(_PATIENCE_SECONDS) or future.result() for future in futures]
 
-    def train(self, number: int, config: Config, dataset: str, checkpoints: str, **spoils: Any) -> list[Trained]:
-        """Train on several ranks, all of which must come to an end of their own."""
-        found = self.run(number, train, config, dataset, checkpoints, Spoils(**spoils))
+    def train(
+        self,
+        number: int,
+        config: Config,
+        dataset: str,
+        checkpoints: str,
+        *,
+        device: str = "cpu",
+        backend: str = "gloo",
+        **spoils: Any,
+    ) -> list[Trained]:
+        """Train on several ranks, all of which must come to an end of their own.
+
+        Args:
+            number: of ranks.
+            config: of the run.
+            dataset: URI of the prepared data.
+            checkpoints: URI of the run's checkpoints.
+            device: its kind. All ranks share the first GPU, but over NCCL, which wants one for each rank.
+            backend: of torch.distributed.
+            spoils: as of `Spoils`.
+        """
+        found = self.run(number, train, config, dataset, checkpoints, Spoils(**spoils), device, backend=backend)
         for one in found:
             if isinstance(one, BaseException):
                 raise one
@@ -65,9 +89,11 @@ def _settle_down() -> None:
     torch.set_num_threads(1)
 
 
-def _be_rank(rank: int, number: int, meeting: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _be_rank(
+    rank: int, number: int, meeting: str, backend: str, work: Callable[..., Any], arguments: tuple[Any, ...]
+) -> Any:
     patience = datetime.timedelta(seconds=_PATIENCE_SECONDS)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=number, timeout=patience)
+    dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=number, timeout=patience)
     try:
         return work(*arguments)
     except BaseException as error:
@@ -86,6 +112,7 @@ class Spoils:
     Attributes:
         on: the rank.
         damaged: positions of batches that hold a NaN there.
+        once: whether they hold none when training comes to a position again.
         raises: position at which it raises.
         stops: position from which on it is told to stop.
         moves: of a weight there, at `moves_at`, by this share of the largest.
@@ -95,6 +122,7 @@ class Spoils:
 
     on: int = 0
     damaged: tuple[int, ...] = ()
+    once: bool = False
     raises: int = -1
     stops: int = -1
     moves: float = 0.0
@@ -130,14 +158,23 @@ class _Lines(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def train(config: Config, dataset: str, checkpoints: str, spoils: Spoils) -> Trained:
+def _device_of(kind: str) -> torch.device:
+    if kind == "cpu":
+        return torch.device(kind)
+    return torch.device(kind, dist.get_rank() if dist.get_backend() == "nccl" else 0)
+
+
+def train(config: Config, dataset: str, checkpoints: str, spoils: Spoils, device: str = "cpu") -> Trained:
     """Train as one rank."""
     states: list[TrainingState] = []
+    been: set[int] = set()
     step, build = loop.train_step, TrainingState.build
     is_it = dist.get_rank() == spoils.on
 
     def spoiled_step(state: TrainingState, passes: list[Pass], *arguments: Any, **options: Any) -> Any:
-        if is_it and state.images_seen in spoils.damaged:
+        is_again = state.images_seen in been
+        been.add(state.images_seen)
+        if is_it and state.images_seen in spoils.damaged and not (spoils.once and is_again):
             passes[0].batch.ground_truth[0, 0, 0, 0] = float("nan")
         if is_it and state.images_seen == spoils.raises:
             raise RuntimeError("out of memory")
@@ -169,7 +206,7 @@ def train(config: Config, dataset: str, checkpoints: str, spoils: Spoils) -> Tra
                 CheckpointStore(checkpoints),
                 vgg_random(),
                 tracker,
-                device=torch.device("cpu"),
+                device=_device_of(device),
                 must_stop=lambda: 0 <= spoils.stops <= states[0].images_seen,
             )
     finally:
@@ -181,3 +218,22 @@ def train(config: Config, dataset: str, checkpoints: str, spoils: Spoils) -> Tra
         records=tracker.records,
         log=lines.lines,
     )
+
+
+def networks_of(checkpoints: Path, name: str = "") -> dict[str, torch.Tensor]:
+    """Return the networks' tensors of a run's checkpoint, the newest unless it is named."""
+    store = CheckpointStore(str(checkpoints))
+    files = Path(store.uri(name or store.names()[-1])).glob("*.safetensors")
+    return {
+        f"{file.stem}.{key}": value
+        for file in files
+        if file.stem != "optimizers"
+        for key, value in load_file(file).items()
+    }
+
+
+def assert_same_on_all(found: list[Trained]) -> None:
+    assert len({one.digest for one in found}) == 1, "weights and spectral norm's vectors"
+    assert len({json.dumps(one.sentinel) for one in found}) == 1
+    assert len({one.outcome.images_seen for one in found}) == 1
+    assert len({one.outcome.failure for one in found}) == 1

@@ -66,14 +66,14 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, out, log)
 
 
-def run_code(code: str, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
+def run_code(code: str, cwd: Path, environment: Mapping[str, str] | None = None, seconds: float = 120.0) -> str:
     """Run Python code in a process of its own; return what it prints."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=seconds,
         env=os.environ | dict(environment or {}),
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.benchmarks import step
 from scfegan_ray.config import Config
@@ -45,10 +47,14 @@ def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContex
         images_per_second: medians of alone (updates on one batch in memory, in one process on all cores, without Ray),
             beside_ray (the same beside a Ray that does nothing), one_worker and two_workers (of Ray Train, on all
             cores); ray_share: one worker's over alone; loop_share: one worker's over beside_ray; workers_share: two
-            workers' over one's.
+            workers' over one's. Where `train.use_gpu` and this machine has one GPU, nothing of two workers.
     """
     rates: dict[str, list[float]] = defaultdict(list)
     shares: dict[str, list[float]] = defaultdict(list)
+    workers = {"one_worker": 1, "two_workers": 2}
+    if config.train.use_gpu and torch.cuda.device_count() < 2:
+        logger.info("one GPU has no place for two workers: they are not measured")
+        del workers["two_workers"]
     with tempfile.TemporaryDirectory(prefix="scfegan-benchmark-") as scratch:
         config = replace(
             config,
@@ -66,7 +72,7 @@ def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContex
             updates = max(_FEWEST_UPDATES, int(_LOOP_SECONDS * alone / config.train.batch_size))
             with session():
                 rates["beside_ray"].append(_updates_in_a_process(config))
-                for name, number in (("one_worker", 1), ("two_workers", 2)):
+                for name, number in workers.items():
                     train = replace(
                         config.train,
                         num_workers=number,
@@ -81,7 +87,8 @@ def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContex
             last = {name: values[-1] for name, values in rates.items()}
             shares["ray_share"].append(last["one_worker"] / last["alone"])
             shares["loop_share"].append(last["one_worker"] / last["beside_ray"])
-            shares["workers_share"].append(last["two_workers"] / last["one_worker"])
+            if "two_workers" in workers:
+                shares["workers_share"].append(last["two_workers"] / last["one_worker"])
     for name, values in rates.items():
         logger.info("%-12s %s images/s", name, "  ".join(f"{value:.3g}" for value in values))
     for name, values in shares.items():

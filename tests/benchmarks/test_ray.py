@@ -5,15 +5,30 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from scfegan_ray.benchmarks import ray
 from scfegan_ray.config import Config
 from scfegan_ray.data import prepare
 from scfegan_ray.training import launch
+
+
+def test_one_gpu_has_no_place_for_two_workers(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "_updates_in_a_process", lambda config: 20.0)
+    monkeypatch.setattr(prepare, "ensure_prepared", lambda config: "somewhere")
+    monkeypatch.setattr(launch, "train", lambda config, register: SimpleNamespace(images_per_second=10.0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = replace(tiny, train=replace(tiny.train, use_gpu=True))
+    assert ray.run_loops(config, session=contextlib.nullcontext) == {
+        "images_per_second": {"alone": 20.0, "beside_ray": 20.0, "one_worker": 10.0},
+        "ray_share": 0.5,
+        "loop_share": 0.5,
+    }
 
 
 def test_loops_are_compared_within_their_round(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def dataset(tmp_path: Path) -> PreparedDataset:
     return PreparedDataset.open(write_dataset(tmp_path / "set"))
 
 
-def feed_of(dataset: PreparedDataset, num_processes: int) -> Feed:
+def feed_of(dataset: PreparedDataset, num_processes: int, device: torch.device) -> Feed:
     return Feed(
         dataset,
         MASKS,
@@ -34,13 +34,13 @@ def feed_of(dataset: PreparedDataset, num_processes: int) -> Feed:
         rank=0,
         num_workers=1,
         num_processes=num_processes,
-        device=torch.device("cuda", 0),
+        device=device,
     )
 
 
 @pytest.mark.parametrize("num_processes", [0, 2])
-def test_values_are_those_of_the_examples(dataset: PreparedDataset, num_processes: int) -> None:
-    with contextlib.closing(feed_of(dataset, num_processes)) as feed:
+def test_values_are_those_of_the_examples(dataset: PreparedDataset, gpu: torch.device, num_processes: int) -> None:
+    with contextlib.closing(feed_of(dataset, num_processes, gpu)) as feed:
         for start, reseeded_at in ((0, ()), (8, (8,))):
             # All are kept, and only read at the end: none may be overwritten meanwhile.
             batches = feed.batches(start, reseeded_at)
@@ -49,12 +49,12 @@ def test_values_are_those_of_the_examples(dataset: PreparedDataset, num_processe
                 first = start + 8 * step
                 wanted = [examples.training_example(dataset, MASKS, 3, first + at, reseeded_at) for at in range(8)]
                 for name, array in examples.stack(wanted).items():
-                    assert batch[name].device.type == "cuda"
+                    assert batch[name].device == gpu
                     assert np.array_equal(batch[name].cpu().numpy(), array), (name, step)
 
 
-def test_memory_is_pinned_until_the_feed_is_closed(dataset: PreparedDataset) -> None:
-    feed = feed_of(dataset, 1)
+def test_memory_is_pinned_until_the_feed_is_closed(dataset: PreparedDataset, gpu: torch.device) -> None:
+    feed = feed_of(dataset, 1, gpu)
     with contextlib.closing(feed):
         next(feed.batches(0))
         assert feed._pool is not None
@@ -63,8 +63,8 @@ def test_memory_is_pinned_until_the_feed_is_closed(dataset: PreparedDataset) -> 
     assert not slots.is_pinned()
 
 
-def test_taking_a_batch_waits_for_no_computation(dataset: PreparedDataset) -> None:
-    with contextlib.closing(feed_of(dataset, 2)) as feed:
+def test_taking_a_batch_waits_for_no_computation(dataset: PreparedDataset, gpu: torch.device) -> None:
+    with contextlib.closing(feed_of(dataset, 2, gpu)) as feed:
         batches = feed.batches(0)
         next(batches)
         busy = torch.cuda.Event()

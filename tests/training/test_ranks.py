@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from rank_processes import Ranks, Trained, running
-from safetensors.torch import load_file
+from rank_processes import Ranks, assert_same_on_all, networks_of, running
 from tiny import TINY
 
 from scfegan_ray.config import Config, SentinelConfig
@@ -33,33 +31,14 @@ def changed(config: Config = CONFIG, **train: Any) -> Config:
     return replace(config, train=replace(config.train, **train))
 
 
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the newest checkpoint's networks."""
-    store = CheckpointStore(str(folder))
-    files = Path(store.uri(store.names()[-1])).glob("*.safetensors")
-    return {
-        f"{file.stem}.{key}": value
-        for file in files
-        if file.stem != "optimizers"
-        for key, value in load_file(file).items()
-    }
-
-
 def assert_near(found: Path, expected: Path) -> None:
     """Compare two runs whose sums were taken in another order, after a few updates."""
-    ours, theirs = tensors(found), tensors(expected)
+    ours, theirs = networks_of(found), networks_of(expected)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         torch.testing.assert_close(
             ours[name], value, rtol=1e-3, atol=2e-4, msg=lambda text, name=name: f"{name} {text}"
         )
-
-
-def assert_same_on_all(found: list[Trained]) -> None:
-    assert len({one.digest for one in found}) == 1, "weights and spectral norm's vectors"
-    assert len({json.dumps(one.sentinel) for one in found}) == 1
-    assert len({one.outcome.images_seen for one in found}) == 1
-    assert len({one.outcome.failure for one in found}) == 1
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +94,7 @@ def test_batch_that_is_bad_on_one_rank_is_skipped_by_all(
         assert [line for line in one.log if "skipped" in line] == [
             "skipped the batch at 8: the discriminator's loss is nan"
         ]
-    assert all(value.isfinite().all() for value in tensors(tmp_path).values())
+    assert all(value.isfinite().all() for value in networks_of(tmp_path).values())
     said = dict(found[0].records)
     assert said[12]["train/skipped_batches"] == 1
     assert "train/generator/total" not in said[12] and "train/generator/total" in said[16]
