@@ -65,7 +65,7 @@ def test_gradients_may_travel_rounded(ranks: Ranks, tiny_dataset: str, tmp_path:
     config = changed(batch_size=5, images=30, gradient_compression="bfloat16")
     found = ranks.train(2, config, tiny_dataset, str(tmp_path))
     assert_same_on_all(found)
-    ours, theirs = tensors(tmp_path), tensors(alone)
+    ours, theirs = networks_of(tmp_path), networks_of(alone)
     assert any(not torch.equal(ours[name], value) for name, value in theirs.items())
     for name, value in theirs.items():
         assert float((ours[name] - value).norm()) < 0.02 * float(value.norm()) + 1e-2, name
