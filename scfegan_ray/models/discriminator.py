@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from scfegan_ray.config import ModelConfig
 from scfegan_ray.models.layers import LEAK, conv2d_same, conv2d_same_adjoint, full_precision
@@ -26,20 +25,71 @@ def discriminator_widths(config: ModelConfig) -> list[int]:
 
 _KERNEL_SIZE = 3
 _STRIDE = 2
+_EPSILON = 1e-12  # least length that a vector is divided by
+_FIRST_ITERATIONS = 16
+
+
+class _Vectors(nn.Module):
+    """Estimates of a matrix's first singular vectors: `_u` (rows,) and `_v` (columns,)."""
+
+    _u: Tensor
+    _v: Tensor
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        u, v = (matrix.new_empty(size).normal_() for size in matrix.shape)
+        self.register_buffer("_u", F.normalize(u, dim=0, eps=_EPSILON))
+        self.register_buffer("_v", F.normalize(v, dim=0, eps=_EPSILON))
 
 
 class _Conv2d(nn.Module):
-    """Weights of a convolution: normal with variance 1 / fan-in, bias 0."""
+    """Weights of a convolution under spectral normalization: first normal with variance 1 / fan-in, bias 0.
 
-    weight: Tensor
+    Its tensors have the names that torch's own `spectral_norm` gives them.
+    """
+
     bias: Tensor
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, _KERNEL_SIZE, _KERNEL_SIZE))
+        weight = nn.Parameter(torch.empty(out_channels, in_channels, _KERNEL_SIZE, _KERNEL_SIZE))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         with torch.no_grad():
-            self.weight.normal_(0.0, math.sqrt(1.0 / (in_channels * _KERNEL_SIZE**2)))
+            weight.normal_(0.0, math.sqrt(1.0 / (in_channels * _KERNEL_SIZE**2)))
+        self.parametrizations = nn.ModuleDict({"weight": nn.ModuleDict({"0": _Vectors(weight.detach().flatten(1))})})
+        self.parametrizations["weight"].register_parameter("original", weight)
+
+    @property
+    def original(self) -> Tensor:
+        """The weight that is trained: (out, in, 3, 3)."""
+        return self.get_parameter("parametrizations.weight.original")
+
+    @property
+    def vectors(self) -> _Vectors:
+        """What its norm is estimated with."""
+        vectors = self.get_submodule("parametrizations.weight.0")
+        assert isinstance(vectors, _Vectors), "as made above"
+        return vectors
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight over its spectral norm, whose gradient takes the vectors for constants: (out, in, 3, 3)."""
+        original, vectors = self.original, self.vectors
+        return original / torch.dot(vectors._u, torch.mv(original.flatten(1), vectors._v))
+
+
+@torch.no_grad()
+def _iterate(convs: Sequence[_Conv2d]) -> None:
+    """Move the vectors of several layers by one power iteration: u = W v / |W v|, then v = W^T u / |W^T u|."""
+    matrices, vectors = [conv.original.flatten(1) for conv in convs], [conv.vectors for conv in convs]
+    us = _normalized([torch.mv(matrix, one._v) for matrix, one in zip(matrices, vectors, strict=True)])
+    vs = _normalized([torch.mv(matrix.t(), u) for matrix, u in zip(matrices, us, strict=True)])
+    torch._foreach_copy_([one._u for one in vectors] + [one._v for one in vectors], us + vs)
+
+
+def _normalized(vectors: list[Tensor]) -> list[Tensor]:
+    norms = torch._foreach_clamp_min(list(torch._foreach_norm(vectors)), _EPSILON)
+    return list(torch._foreach_div(vectors, list(norms)))
 
 
 class Discriminator(nn.Module):
@@ -60,26 +110,14 @@ class Discriminator(nn.Module):
         self.config = config
         widths = discriminator_widths(config)
         self.layers = nn.ModuleList(
-            spectral_norm(_Conv2d(inputs, outputs))
-            for inputs, outputs in zip([INPUT_CHANNELS, *widths[:-1]], widths, strict=True)
+            _Conv2d(inputs, outputs) for inputs, outputs in zip([INPUT_CHANNELS, *widths[:-1]], widths, strict=True)
         )
-        self.train()
+        for _ in range(_FIRST_ITERATIONS):
+            self.advance_spectral_norm()
 
-    def train(self, mode: bool = True) -> Discriminator:
-        """Set the mode, in which nothing differs here: torch's spectral norm would move its vectors in each forward."""
-        super().train(mode)
-        for layer in self._convs():
-            layer.get_submodule("parametrizations").eval()
-        return self
-
-    @torch.no_grad()
     def advance_spectral_norm(self) -> None:
         """Move the vectors of the spectral norm by one power iteration towards the present weights."""
-        for layer in self._convs():
-            parametrization = layer.get_submodule("parametrizations")
-            parametrization.train()
-            _ = layer.weight
-            parametrization.eval()
+        _iterate(list(self._convs()))
 
     def forward(
         self, image: Tensor, conditions: Tensor, slope_at: tuple[Tensor, Tensor] | None = None
@@ -109,7 +147,7 @@ class Discriminator(nn.Module):
 
     def _convs(self) -> Iterator[_Conv2d]:
         for layer in self.layers:
-            assert isinstance(layer, _Conv2d), "spectral_norm keeps the module"
+            assert isinstance(layer, _Conv2d), "as made above"
             yield layer
 
     def _activations(self, weights: Sequence[Tensor], image: Tensor, conditions: Tensor) -> Iterator[Tensor]:

@@ -110,7 +110,8 @@ def train_step(
 
     def add(found: Mapping[str, Tensor], share: float) -> None:
         for name, value in found.items():
-            values[name] = values.get(name, 0.0) + share * value.detach()
+            part = _times(share, value.detach())
+            values[name] = values[name] + part if name in values else part
 
     def generate(network: nn.Module, one: Pass) -> Tensor:
         with reduced:
@@ -141,7 +142,7 @@ def train_step(
                         one.interpolation,
                         config,
                     )
-                (share * total).backward()  # type: ignore[no-untyped-call]
+                _times(share, total).backward()  # type: ignore[no-untyped-call]
             add(
                 {"discriminator/total": total} | {f"discriminator/{name}": value for name, value in found.items()},
                 share,
@@ -170,11 +171,15 @@ def train_step(
                 if with_gradient_norms and at == 0:
                     norms = losses.gradient_norms(terms, image)
                     values |= {f"gradient_norm/{name}": value for name, value in norms.items()}
-                (share * total).backward()  # type: ignore[no-untyped-call]
+                _times(share, total).backward()  # type: ignore[no-untyped-call]
             add({"generator/total": total} | {f"generator/{name}": term for name, (_, term) in terms.items()}, share)
     state.discriminator.requires_grad_(True)
     _update("generator", state.generator, state.generator_optimizer, values, refuses)
     return values
+
+
+def _times(share: float, value: Tensor) -> Tensor:
+    return value if share == 1.0 else share * value
 
 
 def _update(

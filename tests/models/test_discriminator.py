@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn.utils.parametrizations import spectral_norm
 
 from scfegan_ray import images
 from scfegan_ray.config import ModelConfig
@@ -68,15 +69,45 @@ def test_vectors_of_the_spectral_norm_are_state_and_move_only_when_told():
 def test_power_iteration_is_the_textbooks():
     discriminator = small()
     layer = discriminator.layers[0]
-    matrix = layer.parametrizations.weight.original.detach().flatten(1)
-    u = layer.parametrizations.weight[0]._u.clone()
+    matrix = layer.original.detach().flatten(1)
+    u = layer.vectors._u.clone()
     discriminator.advance_spectral_norm()
     # The right vector follows from the new left one, so that their product is the new estimate.
-    v = layer.parametrizations.weight[0]._v
+    v = layer.vectors._v
     expected_u = torch.nn.functional.normalize(matrix @ (matrix.T @ u), dim=0)
-    torch.testing.assert_close(layer.parametrizations.weight[0]._u, expected_u)
+    torch.testing.assert_close(layer.vectors._u, expected_u)
     torch.testing.assert_close(v, torch.nn.functional.normalize(matrix.T @ expected_u, dim=0))
     torch.testing.assert_close(layer.weight.detach().flatten(1), matrix / (expected_u @ matrix @ v))
+
+
+class Weights(torch.nn.Module):
+    """What torch's own spectral norm is put on."""
+
+    def __init__(self, original):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty_like(original))
+        self.bias = torch.nn.Parameter(torch.zeros(len(original)))
+        with torch.no_grad():
+            self.weight.normal_(0.0, original[0].numel() ** -0.5)
+
+
+def test_spectral_norm_is_torchs_in_names_draws_and_steps():
+    torch.manual_seed(3)
+    ours = Discriminator(SMALL)
+    torch.manual_seed(3)
+    theirs = torch.nn.ModuleDict(
+        {"layers": torch.nn.ModuleList(spectral_norm(Weights(layer.original.detach())) for layer in ours.layers)}
+    )
+    for _ in range(3):
+        expected, found = theirs.state_dict(), ours.state_dict()
+        assert list(found) == list(expected)
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+        for layer, other in zip(ours.layers, theirs["layers"], strict=True):
+            other.eval()
+            assert torch.equal(layer.weight, other.weight)
+            other.train()
+            _ = other.weight  # which moves its vectors
+        ours.advance_spectral_norm()
 
 
 @pytest.mark.parametrize("size", [(16, 16), (15, 15), (9, 16), (1, 3), (2, 2)])
@@ -157,14 +188,15 @@ def test_survives_double_backward(half):
             assert parameter.grad.abs().max() > 0, name
 
 
-def test_spectral_norm_is_taken_outside_autocast():
-    discriminator = small()
-    seen = []
-    for layer in discriminator.layers:
-        # Only CUDA's autocast takes the products of the power iteration to half precision, so look at the switch.
-        layer.parametrizations.weight[0].register_forward_pre_hook(
-            lambda module, inputs: seen.append(torch.is_autocast_enabled("cpu"))
-        )
+def test_spectral_norm_is_taken_outside_autocast(monkeypatch):
+    discriminator, product, seen = small(), torch.mv, []
+
+    def watched(*arguments):
+        # Only CUDA's autocast takes the product to half precision, so look at the switch.
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return product(*arguments)
+
+    monkeypatch.setattr(torch, "mv", watched)
     with torch.autocast("cpu", torch.bfloat16):
         discriminator(torch.rand(1, 3, 16, 16), torch.rand(1, 5, 16, 16))
     assert seen == [False] * SMALL.discriminator_num_layers
