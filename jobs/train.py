@@ -17,10 +17,11 @@ from scfegan_ray import cli
 class Arguments(cli.Arguments):
     """Arguments of this job."""
 
-    benchmark: Literal["step", "ray"] | None = None
+    benchmark: Literal["step", "ray", "feed"] | None = None
     """Train nothing to keep, but time something. step: one update of the configured networks and one edit on one
     device, without Ray, against the same written straight from the paper. ray: the loop of one and of two Ray Train
-    workers against updates alone."""
+    workers against updates alone. feed: what a second process that decodes and draws adds, and what such a process
+    costs an update beside it."""
 
 
 def job(arguments: Arguments) -> dict[str, Any]:
@@ -33,6 +34,10 @@ def job(arguments: Arguments) -> dict[str, Any]:
         from scfegan_ray.benchmarks import ray
 
         return ray.run_loops(arguments.config, session=cli.ray_session)
+    if arguments.benchmark == "feed":
+        from scfegan_ray.benchmarks import feed
+
+        return feed.run(arguments.config, session=cli.ray_session)
     from scfegan_ray.training import launch
 
     config = cli.named(arguments.config, launch.default_run_name(arguments.preset))

@@ -4,6 +4,10 @@ A file appears whole or not at all, with the permissions that the user's umask g
 the lock of the file beside it; whoever uses one for longer holds a shared lock on the file itself, so that nobody
 deletes it meanwhile. Locks are the system's: they end with their process, however it ends, and a file that may only
 be read can be locked.
+
+Why not filelock: its FileLock opens the lock for writing, so that the file which one user's umask made (0644) stops
+every other user; in a folder with the sticky bit it refuses another user's lock even where that may be written; and it
+cannot share a lock on the file in use (its ReadWriteLock is a database of one user's).
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Item:
 
     Attributes:
         place: path or URI.
-        kind: "dataset", "copy", "weights" or "ray".
+        kind: "dataset", "copy", "references" (measured on one), "weights" or "ray".
         num_bytes: that it takes.
         kept_because: why it must stay; empty where it can go.
     """
@@ -177,11 +177,12 @@ def _cached(folder: Path) -> Iterator[Item]:
     files = [
         ("copy", file) for file in copies if file.suffix in (".arrow", cache.ASIDE_SUFFIX) or _OLD.match(file.name)
     ]
+    files += [("references", file) for file in copies if file.suffix == ".json"]
     files += [("weights", file) for file in kept if file.name == ours or file.name.startswith(f".{ours}.")]
     for kind, file in files:
         about = file.lstat()
         why = "a link" if file.is_symlink() else "" if about.st_uid == os.getuid() else "another user's"
-        is_scrap = file.suffix not in (".arrow", Path(ours).suffix)
+        is_scrap = file.suffix not in (".arrow", ".json", Path(ours).suffix)
         if not why and is_scrap and time.time() - about.st_mtime < _YOUNG_SECONDS:
             why = "it may be in the making: changed in the last hour"
         if not why and cache.in_use(file):

@@ -12,8 +12,8 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -164,9 +164,9 @@ def parse(description: str, kind: type[ArgumentsT], argv: Sequence[str]) -> Argu
     """
     description = f"{description}\n\nPresets: {', '.join(PRESETS)}."
 
-    own = [f.name for f in fields(kind) if f.default is False]
-    settings = [name for name, value in flatten(Config().to_dict()).items() if isinstance(value, bool)]
-    name = _find_preset(argv, [*own, *settings])
+    defaults = flatten(asdict(kind()))
+    switches = {name.removeprefix("config.") for name, value in defaults.items() if isinstance(value, bool)}
+    name = _find_preset(argv, switches | {"help"})
     try:
         arguments = tyro.cli(kind, default=kind(config=preset(name)), args=list(argv), description=description)
     except BrokenPipeError:
@@ -176,24 +176,22 @@ def parse(description: str, kind: type[ArgumentsT], argv: Sequence[str]) -> Argu
     return arguments
 
 
-def _find_preset(argv: Sequence[str], switches: Sequence[str]) -> str:
+def _find_preset(argv: Sequence[str], switches: Set[str]) -> str:
     """Return the positional argument, which may stand anywhere among the flags and decides the flags' defaults.
+
+    To tyro, named configurations are subcommands: their flags must follow the name (`extras.overridable_config_cli`,
+    even with `conf.CascadeSubcommandArgs`). A first parse by tyro, for the name alone, would check values against
+    another preset and print its help.
 
     Args:
         argv: the command line.
         switches: dotted names of the flags that take no value.
     """
-    without_value = {"h", "help"}
-    for switch in switches:
-        block, dot, last = switch.rpartition(".")
-        without_value |= {switch, f"{block}{dot}no_{last}"}
-    is_value = False
-    for token in argv:
-        if is_value:
-            is_value = False
-        elif token.startswith("-"):
-            is_value = "=" not in token and token.lstrip("-").replace("-", "_") not in without_value
-        elif not _NUMBER.fullmatch(token):  # a number is a further value of a flag that takes several
+    for before, token in zip(["", *argv], argv, strict=False):
+        flag = re.sub(r"(^|\.)no_", r"\1", before.lstrip("-").replace("-", "_"))
+        is_value = before.startswith("--") and "=" not in before and flag not in switches
+        # A number is a further value of a flag that takes several.
+        if not (is_value or token.startswith("-") or _NUMBER.fullmatch(token)):
             return token
     return DEFAULT_PRESET
 

@@ -399,8 +399,9 @@ class TrainConfig:
     instead of refusing to start."""
     threads_per_worker: int = 0
     """torch threads per worker; 0 shares the machine's cores among its workers."""
-    loader_threads: int = 2
-    """Threads per worker that decode images and draw masks ahead of the step."""
+    loader_processes: int = 1
+    """Processes per worker that decode images and draw masks ahead of the step; 0: in the worker itself. On one core
+    of a server one makes 150 images a second at 512 px, 900 at 128, and takes 70 MB."""
     batch_size: int = 16
     """Global batch: images per update over all workers; it does not change with their number."""
     max_images_per_pass: int = 0
@@ -437,10 +438,15 @@ class TrainConfig:
             "checkpoint_every_seconds",
             "checkpoints_to_keep",
             "cpus_per_worker",
-            "loader_threads",
         ):
             _check_positive(f"train.{name}", getattr(self, name))
-        for name in ("max_images_per_pass", "gradient_norms_every_images", "max_failures", "threads_per_worker"):
+        for name in (
+            "max_images_per_pass",
+            "gradient_norms_every_images",
+            "max_failures",
+            "threads_per_worker",
+            "loader_processes",
+        ):
             _check(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; give 0 or more")
         _check(
             self.batch_size >= self.num_workers,
@@ -609,9 +615,13 @@ class Config:
 
 T = typing.TypeVar("T")
 
+_RETIRED = frozenset({"train.loader_threads"})
+"""Settings of earlier versions that checkpoints and runs still hold, and that mean nothing any more."""
+
 
 def _build(cls: type[T], values: dict[str, Any], prefix: str) -> T:
     hints = typing.get_type_hints(cls)
+    values = {name: value for name, value in values.items() if f"{prefix}{name}" not in _RETIRED}
     unknown = sorted(set(values) - set(hints))
     _check(not unknown, f"unknown setting {prefix}{unknown[0] if unknown else ''}; see --help for those that exist")
     arguments: dict[str, Any] = {}

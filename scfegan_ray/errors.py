@@ -9,6 +9,7 @@ Exception
     ├── DivergenceError              training does not get anywhere, however often it goes back
     ├── StorageError (OSError)       a place cannot be read or written
     ├── BusyError                    another process is at work on the same run or dataset
+    ├── FeedError                    a process that makes training images died
     └── ModelError                   weights or a registered model cannot be had or do not fit
 ```
 """
@@ -40,6 +41,10 @@ class StorageError(ScFeganError, OSError):
 
 class BusyError(ScFeganError):
     """Another process is at work on the same run or dataset."""
+
+
+class FeedError(ScFeganError):
+    """A process that makes training images died, as where memory runs out."""
 
 
 class ModelError(ScFeganError):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from scfegan_ray import images
 from scfegan_ray.models.features import Features
+from scfegan_ray.precision import autocast
 
 GRID_TITLES = ("incomplete", "sketch", "color", "generated", "composite", "ground truth")
 MAX_PSNR_DB = 100.0
@@ -51,7 +52,7 @@ def perceptual_distance(features: Features, composite: Tensor, ground_truth: Ten
         between runs with the same feature weights.
     """
     pairs = zip(features(composite), features(ground_truth), strict=True)
-    return torch.stack([(a - b).abs().mean(dim=(1, 2, 3)) for a, b in pairs]).sum(dim=0)
+    return torch.stack([(a.float() - b.float()).abs().mean(dim=(1, 2, 3)) for a, b in pairs]).sum(dim=0)
 
 
 def objective_db(metrics: dict[str, float]) -> float:
@@ -62,63 +63,63 @@ def objective_db(metrics: dict[str, float]) -> float:
     return metrics["hole_psnr"] - 10.0 * math.log10(max(metrics["perceptual_distance"], 1e-12))
 
 
-class Evaluator:
-    """Measures a generator, always on the same examples and with the same holes."""
+MEASURED = ("hole_psnr", "perceptual_distance", "blind_hole_psnr")
+"""What is measured of each image."""
+REFERENCES = ("telea_hole_psnr", "color_hole_psnr")
+"""What is measured of each image without a network."""
 
-    def __init__(self, features: Features, device: torch.device | str = "cpu") -> None:
+
+def summary(means: dict[str, float]) -> dict[str, float]:
+    """Return the means of `MEASURED` with the objective; nothing where there are none."""
+    return means | {"objective": objective_db(means)} if means else {}
+
+
+class Evaluator:
+    """Measures a generator, always on the same examples and with the same holes.
+
+    Args:
+        features: frozen VGG-16.
+        device: of the features and of generators.
+        precision: in which both compute, see `precision.autocast`.
+    """
+
+    def __init__(
+        self, features: Features, device: torch.device | str = "cpu", precision: torch.dtype = torch.float32
+    ) -> None:
         self._features = features
         self._device = torch.device(device)
+        self._precision = precision
 
     @torch.no_grad()
-    def run(self, generator: nn.Module, batches: Iterable[dict[str, NDArray[Any]]]) -> dict[str, float]:
-        """Return the means over all images of all batches.
+    def values(self, generator: nn.Module, batches: Iterable[dict[str, NDArray[Any]]]) -> dict[str, Tensor]:
+        """Measure each image of all batches.
 
         Args:
             generator: (N, 9, H, W) to (N, 3, H, W); its training mode is put back afterwards.
             batches: stacked examples, see `data.examples.make_example`.
 
         Returns:
-            hole_psnr: dB; perceptual_distance; objective: see `objective_db`; blind_hole_psnr: dB, where the generator
-            is given the same holes without sketch and color, so that the difference tells what strokes are worth.
+            Of all images, (N,) float32 on the device: hole_psnr: dB; perceptual_distance; blind_hole_psnr: dB, where
+            the generator is given the same holes without sketch and color, so that the difference tells what strokes
+            are worth.
         """
-        psnr: list[Tensor] = []
-        distance: list[Tensor] = []
-        blind: list[Tensor] = []
+        found: dict[str, list[Tensor]] = {name: [torch.zeros(0, device=self._device)] for name in MEASURED}
         for arrays, batch, generated in self._generate(generator, batches):
             composite = batch.composite(generated)
             truth = torch.from_numpy(arrays["image"]).to(self._device)
             mask = torch.from_numpy(arrays["mask"]).to(self._device)
-            psnr.append(hole_psnr(images.to_uint8(composite), truth, mask))
-            distance.append(perceptual_distance(self._features, composite, batch.ground_truth))
+            found["hole_psnr"].append(hole_psnr(images.to_uint8(composite), truth, mask))
             unguided = batch.without_strokes()
-            unguided_composite = batch.composite(generator(unguided.generator_input()))
-            blind.append(hole_psnr(images.to_uint8(unguided_composite), truth, mask))
-        metrics = {
-            "hole_psnr": float(torch.cat(psnr).mean()),
-            "perceptual_distance": float(torch.cat(distance).mean()),
-        }
-        return metrics | {"objective": objective_db(metrics), "blind_hole_psnr": float(torch.cat(blind).mean())}
+            with autocast(self._precision, self._device):
+                distance = perceptual_distance(self._features, composite, batch.ground_truth)
+                unguided_composite = batch.composite(generator(unguided.generator_input()))
+            found["perceptual_distance"].append(distance)
+            found["blind_hole_psnr"].append(hole_psnr(images.to_uint8(unguided_composite), truth, mask))
+        return {name: torch.cat(values) for name, values in found.items()}
 
-    def baselines(self, batches: Iterable[dict[str, NDArray[Any]]]) -> dict[str, float]:
-        """Measure what needs no network, to be held against a generator's `hole_psnr` on the same batches.
-
-        Returns:
-            In dB. telea_hole_psnr: Telea's inpainting (`cv2.inpaint`), which sees no strokes; color_hole_psnr: the
-            painted color, and Telea's inpainting from it where nothing is painted.
-        """
-        found: dict[str, list[Tensor]] = {"telea_hole_psnr": [], "color_hole_psnr": []}
-        for arrays in batches:
-            filled: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in found}
-            for image, mask, color in zip(arrays["image"], arrays["mask"], arrays["color"], strict=True):
-                hole = mask[..., 0]
-                painted = hole & (color.max(axis=2) > 0)
-                with_color = np.where(painted[..., None] == 1, color, image)
-                filled["telea_hole_psnr"].append(_inpaint(image, hole))
-                filled["color_hole_psnr"].append(_inpaint(with_color, hole & (1 - painted)))
-            truth, mask = torch.from_numpy(arrays["image"]), torch.from_numpy(arrays["mask"])
-            for name, pictures in filled.items():
-                found[name].append(hole_psnr(torch.from_numpy(np.stack(pictures)), truth, mask))
-        return {name: float(torch.cat(values).mean()) for name, values in found.items()}
+    def run(self, generator: nn.Module, batches: Iterable[dict[str, NDArray[Any]]]) -> dict[str, float]:
+        """Return the means of `values` over all images of all batches, and objective: see `objective_db`."""
+        return summary({name: float(values.mean()) for name, values in self.values(generator, batches).items()})
 
     @torch.no_grad()
     def grid(self, generator: nn.Module, batches: Iterable[dict[str, NDArray[Any]]], side_px: int) -> NDArray[np.uint8]:
@@ -153,9 +154,33 @@ class Evaluator:
         try:
             for arrays in batches:
                 batch = images.Batch.from_arrays(arrays, self._device)
-                yield arrays, batch, generator(batch.generator_input())
+                with autocast(self._precision, self._device):
+                    generated = generator(batch.generator_input())
+                yield arrays, batch, generated
         finally:
             generator.train(was_training)
+
+
+def reference_values(batches: Iterable[dict[str, NDArray[Any]]]) -> dict[str, Tensor]:
+    """Measure what needs no network, to be held against a generator's `hole_psnr` on the same batches.
+
+    Returns:
+        Of all images, (N,) float32, in dB. telea_hole_psnr: Telea's inpainting (`cv2.inpaint`), which sees no strokes;
+        color_hole_psnr: the painted color, and Telea's inpainting from it where nothing is painted.
+    """
+    found: dict[str, list[Tensor]] = {name: [torch.zeros(0)] for name in REFERENCES}
+    for arrays in batches:
+        filled: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in found}
+        for image, mask, color in zip(arrays["image"], arrays["mask"], arrays["color"], strict=True):
+            hole = mask[..., 0]
+            painted = hole & (color.max(axis=2) > 0)
+            with_color = np.where(painted[..., None] == 1, color, image)
+            filled["telea_hole_psnr"].append(_inpaint(image, hole))
+            filled["color_hole_psnr"].append(_inpaint(with_color, hole & (1 - painted)))
+        truth, mask = torch.from_numpy(arrays["image"]), torch.from_numpy(arrays["mask"])
+        for name, pictures in filled.items():
+            found[name].append(hole_psnr(torch.from_numpy(np.stack(pictures)), truth, mask))
+    return {name: torch.cat(values) for name, values in found.items()}
 
 
 def _inpaint(image: NDArray[np.uint8], hole: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -205,37 +205,3 @@ def contact_sheet(
             top = head + at * (side_px + gap)
             sheet[top : top + side_px, left : left + side_px] = picture
     return sheet
-
-
-def histogram(
-    values: NDArray[np.float64], title: str, *, upper: float, width_px: int, height_px: int = 120, num_bins: int = 40
-) -> NDArray[np.uint8]:
-    """Draw how often values occur.
-
-    Args:
-        values: any number of them, from 0; what exceeds `upper` counts in the last bin.
-        title: says what they are.
-        upper: right end of the axis, whose left end is 0.
-        width_px: of the picture.
-        height_px: of the picture.
-        num_bins: bars.
-
-    Returns:
-        (height_px, width_px, 3) uint8 RGB.
-    """
-    head, foot, margin = 20, 18, 8
-    picture = np.full((height_px, width_px, 3), 255, np.uint8)
-    cv2.putText(picture, title, (margin, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
-    counts, _ = np.histogram(np.clip(values, 0, upper), num_bins, (0, upper))
-    lowest, room = height_px - foot, height_px - head - foot
-    edges = np.linspace(margin, width_px - margin, num_bins + 1).round().astype(int).tolist()
-    for count, left, right in zip(counts.tolist(), edges, edges[1:], strict=False):
-        tall = round(room * count / max(int(counts.max()), 1))
-        if count:
-            cv2.rectangle(picture, (left, lowest - max(tall, 1)), (right - 2, lowest), (70, 110, 160), cv2.FILLED)
-    cv2.line(picture, (margin, lowest), (width_px - margin, lowest), (0, 0, 0), 1)
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        text = f"{upper * share:.3g}"
-        at = round(margin + share * (width_px - 2 * margin) - share * 7.5 * len(text))
-        cv2.putText(picture, text, (at, height_px - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (60, 60, 60), 1, cv2.LINE_AA)
-    return picture

@@ -4,6 +4,9 @@ Locally it is the system's lock of a file, which ends with its process however t
 a shared file system as far as that file system passes locks on. An object store has none; there it is a lease: an
 object that its holder writes anew every few seconds, only where nobody else has written it meanwhile. Who finds one
 that stays as it is for half a minute of his own clock takes it over. No two clocks are ever compared.
+
+Why not filelock: its file stays beside the run and does not say who holds it, and where a file system knows no locks it
+fails or goes over to another kind of lock.
 """
 
 from __future__ import annotations

@@ -39,7 +39,14 @@ _SMALL_256 = Config(
     data=DataConfig(size_px=256, sketch=_SKETCH),
     model=ModelConfig(base_channels=32, num_downsamples=6),
     optimization=OptimizationConfig(generator_learning_rate=1e-3, warmup_images=1_000, final_rate_fraction=0.02),
-    train=TrainConfig(use_gpu=True, num_workers=1, cpus_per_worker=4, images=500_000, checkpoint_every_images=20_000),
+    train=TrainConfig(
+        use_gpu=True,
+        num_workers=1,
+        cpus_per_worker=4,
+        loader_processes=2,
+        images=500_000,
+        checkpoint_every_images=20_000,
+    ),
 )
 """One GPU and a folder of photographs: a usable editor in a day."""
 
@@ -49,7 +56,7 @@ _PAPER_512 = Config(
         use_gpu=True,
         num_workers=4,
         cpus_per_worker=8,
-        loader_threads=8,
+        loader_processes=4,
         batch_size=32,
         images=3_000_000,
         log_every_images=3_200,

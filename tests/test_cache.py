@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from running import run_code
 
 from scfegan_ray import cache
 
@@ -79,6 +80,32 @@ def test_what_is_being_made_is_not_deleted(tmp_path: Path) -> None:
     with cache.making(tmp_path / "a"):
         assert cache.in_use(tmp_path / "a") and not cache.delete_unused(tmp_path / "a")
     assert cache.delete_unused(tmp_path / "a")
+
+
+_AS_NOBODY = """
+import os
+from pathlib import Path
+from scfegan_ray import cache
+os.setgid(65534); os.setuid(65534)
+path = Path({path!r})
+os.close(cache.hold(path))
+with cache.making(path):
+    print(cache.in_use(path))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_lock_that_another_user_made_can_be_taken(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    with cache.making(folder / "a"), cache.new_file(folder / "a") as aside:
+        aside.write_bytes(b"1")
+    for name in ("a", "a.lock"):
+        (folder / name).chmod(0o644)
+    folder.chmod(0o1777)
+    for above in (tmp_path, *tmp_path.parents[:2]):
+        above.chmod(0o755)
+    assert run_code(_AS_NOBODY.format(path=str(folder / "a")), Path("/")) == "True"
+    assert not cache.in_use(folder / "a")
 
 
 def test_killed_process_holds_nothing(tmp_path: Path) -> None:

@@ -38,6 +38,9 @@ from scfegan_ray.presets import preset
         (["--train.wait-for-nodes", "--run-name", "x", "small_256"], "small_256"),
         (["--train.no-use-gpu", "small_256"], "small_256"),
         (["--train.no_use_gpu", "--seed", "1", "small_256"], "small_256"),
+        (["--seed", "3", "paper_512", "--losses.style", "60"], "paper_512"),
+        (["--data.parser.mean", "0", ".1", "-1", "paper_512"], "paper_512"),
+        (["--run-name", "paper_512"], "quickstart"),
     ],
 )
 def test_preset_is_found(argv: list[str], name: str) -> None:
@@ -106,6 +109,19 @@ def test_usage_mistakes(argv: list[str], code: int, named: str, capsys: pytest.C
     assert named in captured.err
     assert "Traceback" not in captured.err
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "images"),
+    [(["--help"], "3200"), (["-h", "paper_512"], "3000000"), (["--dry-run", "small_256", "--help"], "500000")],
+)
+def test_help_shows_the_defaults_of_the_preset(
+    argv: list[str], images: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.parse("", cli.Arguments, argv)
+    shown = re.search(r"--train\.images .*?default: (\d+)\)", capsys.readouterr().out, re.DOTALL)
+    assert shown is not None and shown[1] == images
 
 
 def test_help_ends_well(capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,6 +67,15 @@ def test_unknown_key_is_named() -> None:
         Config.from_dict(values)
 
 
+def test_retired_setting_is_dropped_where_it_was_and_unknown_elsewhere() -> None:
+    values = Config().to_dict()
+    values["train"]["loader_threads"] = 2
+    assert Config.from_dict(values) == Config()
+    values["data"]["loader_threads"] = 2
+    with pytest.raises(ConfigError, match=r"unknown setting data\.loader_threads"):
+        Config.from_dict(values)
+
+
 def test_section_must_be_a_mapping() -> None:
     with pytest.raises(ConfigError, match="losses is 3"):
         Config.from_dict({"losses": 3})
@@ -90,6 +99,7 @@ def test_unknown_preset_lists_those_that_exist() -> None:
         (lambda: TrainConfig(max_images_per_pass=-1), "train.max_images_per_pass is -1"),
         (lambda: TrainConfig(gradient_norms_every_images=-1), "train.gradient_norms_every_images is -1"),
         (lambda: TrainConfig(checkpoint_every_seconds=0.0), "train.checkpoint_every_seconds is 0.0"),
+        (lambda: TrainConfig(loader_processes=-1), "train.loader_processes is -1; give 0 or more"),
         (lambda: TrainConfig(checkpoints_to_keep=0), "train.checkpoints_to_keep is 0"),
         (lambda: SentinelConfig(explosion_factor=1.0), "sentinel.explosion_factor is 1.0; give a value above 1"),
         (lambda: SentinelConfig(max_skipped=0), "sentinel.max_skipped is 0"),

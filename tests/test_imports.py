@@ -17,6 +17,7 @@ WITH_RAY = {
     "training.launch",
     "training.stopping",
     "tuning",
+    "benchmarks.feed",
 }
 WITH_MLFLOW = {
     "tracking", "registry", "served", "training.checks", "training.worker", "training.launch", "tuning",
@@ -34,7 +35,7 @@ def test_plain_modules_import_neither_ray_nor_mlflow_and_none_leaves_a_file(tmp_
     others = [name for name in MODULES if name not in plain and name != "served"]
     code = "import sys, importlib\n"
     code += f"for name in {plain!r}: importlib.import_module('scfegan_ray.' + name)\n"
-    code += "print(sorted({'ray', 'mlflow', 'boto3'} & set(sys.modules)))\n"
+    code += "print(sorted({'ray', 'mlflow', 'boto3', 'matplotlib'} & set(sys.modules)))\n"
     code += f"for name in {others!r}: importlib.import_module('scfegan_ray.' + name)"
     assert run_code(code, tmp_path) == "[]"
     assert list(tmp_path.iterdir()) == []
@@ -42,5 +43,5 @@ def test_plain_modules_import_neither_ray_nor_mlflow_and_none_leaves_a_file(tmp_
 
 def test_command_line_needs_no_heavy_import(tmp_path: Path) -> None:
     code = "import sys; from scfegan_ray import cli; cli.parse('', cli.Arguments, ['--seed', '1'])\n"
-    code += "print(sorted({'ray', 'mlflow', 'torch', 'cv2', 'pyarrow'} & set(sys.modules)))"
+    code += "print(sorted({'ray', 'mlflow', 'torch', 'cv2', 'pyarrow', 'jinja2'} & set(sys.modules)))"
     assert run_code(code, tmp_path) == "[]"

@@ -196,18 +196,19 @@ class PreparedDataset:
         self.test_rows = np.flatnonzero(np.asarray(is_test, bool))
 
     @classmethod
-    def open(cls, uri: str, cache_dir: Path | None = None) -> PreparedDataset:
+    def open(cls, uri: str, cache_dir: Path | None = None, info: DatasetInfo | None = None) -> PreparedDataset:
         """Open a prepared dataset.
 
         Args:
             uri: of the dataset.
             cache_dir: where this machine keeps its copy. Default: `cache.cache_dir()`.
+            info: what its description says, for one who knows it already: then only a missing copy is fetched.
 
         Raises:
             DataError: there is no finished dataset at the URI, or it does not hold what it says.
             StorageError: it cannot be read, or the local cache cannot be written.
         """
-        info = DatasetInfo.read(uri)
+        info = info or DatasetInfo.read(uri)
         if info is None:
             raise DataError(f"no prepared dataset at {uri}; make one with jobs/prepare_data.py")
         path = (cache_dir or cache.cache_dir()) / "prepared" / f"{info.fingerprint}.arrow"
@@ -216,6 +217,11 @@ class PreparedDataset:
         dataset._copy = path
         weakref.finalize(dataset, os.close, handle)
         return dataset
+
+    @property
+    def cache_dir(self) -> str | None:
+        """Where this machine keeps its copy; None where that is not known."""
+        return str(self._copy.parent.parent) if self._copy else None
 
     def row(self, index: int) -> dict[str, Any]:
         """Decode one row.

@@ -8,9 +8,7 @@ go back there, what is left of its epoch comes in another order, and all that fo
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -21,7 +19,6 @@ from numpy.typing import NDArray
 from scfegan_ray.config import MaskConfig
 from scfegan_ray.data import masks
 from scfegan_ray.data.dataset import PreparedDataset, key_number
-from scfegan_ray.errors import DataError
 
 Example = dict[str, NDArray[Any]]
 
@@ -75,65 +72,19 @@ def evaluation_example(row: dict[str, Any], config: MaskConfig) -> Example:
     return make_example(row, config, np.random.default_rng([key_number(row["key"])]))
 
 
-def training_batches(
-    dataset: PreparedDataset,
-    config: MaskConfig,
-    *,
-    seed: int,
-    start: int,
-    batch_size: int,
-    rank: int,
-    num_workers: int,
-    threads: int,
-    reseeded_at: tuple[int, ...] = (),
-) -> Generator[Example, None, None]:
-    """Yield one worker's share of each global batch, without end, decoded ahead on threads.
+def evaluation_batches(
+    dataset: PreparedDataset, config: MaskConfig, count: int, batch_size: int, share: tuple[int, int] = (0, 1)
+) -> Iterator[Example]:
+    """Yield held-back examples in batches, always the same.
 
     Args:
-        dataset: what to draw from; epochs follow each other without a gap or a short batch.
+        dataset: whose.
         config: how holes and brushes are drawn.
-        seed: of order and randomness.
-        start: images seen before the first batch.
-        batch_size: images of a global batch; at least `num_workers`.
-        rank: which share; concatenated in rank order the shares are the global batch.
-        num_workers: number of shares, whose sizes differ by one at most.
-        threads: decoding threads (OpenCV and zlib release the interpreter's lock).
-        reseeded_at: positions from which on order and randomness are others.
-
-    Yields:
-        Stacked examples: every array of `make_example` with a leading axis of the share's size.
+        count: how many, over all shares.
+        batch_size: most of a batch.
+        share: of the examples, and how many shares there are; they are as large as each other, or differ by one.
     """
-    if not len(dataset.train_rows):
-        raise DataError(f"{dataset.uri} has no training images; lower data.test_fraction or add images")
-    skipped, end = (batch_size * one // num_workers for one in (rank, rank + 1))
-    share = end - skipped
-    cv2.setNumThreads(1)
-
-    def write(batch: Example, at: int, position: int) -> None:
-        # Each thread copies what it has just made, still in its cache; the training thread has nothing to do.
-        for name, array in training_example(dataset, config, seed, position, reseeded_at).items():
-            batch[name][at] = array
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="examples") as pool:
-        ahead: deque[tuple[Example, list[Future[None]]]] = deque()
-        first = start + skipped
-        try:
-            while True:
-                while len(ahead) < 3:
-                    batch = _empty_batch(share, dataset.info.size_px)
-                    ahead.append((batch, [pool.submit(write, batch, at, first + at) for at in range(share)]))
-                    first += batch_size
-                batch, writing = ahead.popleft()
-                for future in writing:
-                    future.result()
-                yield batch
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def evaluation_batches(dataset: PreparedDataset, config: MaskConfig, count: int, batch_size: int) -> Iterator[Example]:
-    """Yield held-back examples in batches, always the same."""
-    rows = dataset.held_back(count)
+    rows = dataset.held_back(count)[share[0] :: share[1]]
     for at in range(0, len(rows), batch_size):
         yield stack([evaluation_example(dataset.row(row), config) for row in rows[at : at + batch_size]])
 
@@ -141,13 +92,6 @@ def evaluation_batches(dataset: PreparedDataset, config: MaskConfig, count: int,
 def stack(examples: list[Example]) -> Example:
     """Stack examples along a new leading axis."""
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
-
-
-def _empty_batch(count: int, size_px: int) -> Example:
-    side = (count, size_px, size_px)
-    channels = {"image": 3, "mask": 1, "sketch": 1, "color": 3, "noise": 1}
-    batch: Example = {name: np.empty((*side, number), np.uint8) for name, number in channels.items()}
-    return batch | {"interpolation": np.empty(count, np.float32)}
 
 
 @lru_cache(maxsize=4)

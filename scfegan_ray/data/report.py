@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-import html
+import io
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 import cv2
+import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,6 +40,9 @@ _SAMPLE_SHARDS = 8
 _SAMPLE_ROWS = 64
 _HOLES_PER_ROW = 4
 _LISTED = 100
+_NUM_BARS = 40
+_CHART_PX = (380, 200)
+_STRIP_PX = 180
 _PERCENTILES = (5, 25, 50, 75, 95)
 _MEANING = {
     "hole_area": "share of the image that a training hole covers, hair included",
@@ -61,7 +66,7 @@ def write(
     Args:
         uri: of the dataset.
         info: its description.
-        rows: key and `STATISTICS` of each image.
+        rows: key and `dataset.STATISTICS` of each image.
         rejected: (key, reason) of each image that was left out.
         mask_config: how the sample holes are drawn.
         notes: (key, note) of each image whose file needed a guess.
@@ -71,10 +76,14 @@ def write(
     """
     sample = _sample(uri, info.num_shards)
     values = _values(rows, sample, info.size_px, mask_config)
-    preview = _draw_preview(sample, values["hole_area"], mask_config)
+    sheet = _draw_sheet(sample, mask_config)
+    areas, (_, width_px, _) = values["hole_area"], sheet.shape
+    chart = _chart("hole_area", areas, _title("hole_area", areas), (width_px, _STRIP_PX), "rgba")
+    bars = np.frombuffer(chart, np.uint8).reshape(_STRIP_PX, width_px, 4)[..., :3]
+    preview = np.concatenate([sheet, bars])
     storage.write_bytes(storage.join(uri, "preview.png"), encode_png(preview))
-    page = _write_page(uri, info, rows, rejected, values, preview, mask_config, notes)
-    storage.write_bytes(storage.join(uri, "report.html"), page.encode())
+    page = _write_page(uri, info, rows, rejected, values, sheet, mask_config, notes)
+    storage.write_bytes(storage.join(uri, "report.html"), page)
 
 
 def inspect(uri: str, mask_config: MaskConfig) -> dict[str, Any]:
@@ -160,9 +169,7 @@ def _summary(values: NDArray[np.float64]) -> dict[str, float]:
     return {"mean": float(values.mean())} | dict(named)
 
 
-def _draw_preview(
-    sample: Sequence[dict[str, Any]], hole_areas: NDArray[np.float64], mask_config: MaskConfig
-) -> NDArray[np.uint8]:
+def _draw_sheet(sample: Sequence[dict[str, Any]], mask_config: MaskConfig) -> NDArray[np.uint8]:
     sheet = []
     for stored in sample[:PREVIEW_ROWS]:
         row = decode_row(stored)
@@ -181,9 +188,7 @@ def _draw_preview(
             ]
         )
     titles = ["image", "sketch", "color", "hair", "incomplete", "sketch in hole", "brushed color"]
-    picture = images.contact_sheet(sheet, titles, PREVIEW_SIDE_PX)
-    bars = images.histogram(hole_areas, _title("hole_area", hole_areas), upper=1.0, width_px=picture.shape[1])
-    return np.concatenate([picture, bars])
+    return images.contact_sheet(sheet, titles, PREVIEW_SIDE_PX)
 
 
 def _title(name: str, values: NDArray[np.float64]) -> str:
@@ -213,16 +218,17 @@ def _write_page(
     rows: Sequence[Mapping[str, Any]],
     rejected: Sequence[tuple[str, str]],
     values: Mapping[str, NDArray[np.float64]],
-    preview: NDArray[np.uint8],
+    sheet: NDArray[np.uint8],
     mask_config: MaskConfig,
     notes: Sequence[tuple[str, str]],
-) -> str:
+) -> bytes:
+    """Return a page that needs no other file."""
     num_bald = sum(row["hair_area"] is None for row in rows)
     least, most = mask_config.min_hole_area, mask_config.max_hole_area
     in_range = ((values["hole_area"] >= least) & (values["hole_area"] <= most)).mean()
     facts = {
         "images": f"{info.num_images} of {info.size_px} px: {info.num_train} to train, {info.num_test} held back",
-        "left out": str(info.num_rejected),
+        "left out": info.num_rejected,
         "source": info.source,
         "license": info.license,
         "sketch": f"{info.sketch_detector}, {info.sketch_precision}",
@@ -233,39 +239,38 @@ def _write_page(
         f"hair, where it is known, is added to {mask_config.hair_probability:.0%}",
         "fingerprint": info.fingerprint,
     }
-    statistics = []
-    for name, of in values.items():
-        bars = images.histogram(of, name, upper=_upper(name, of), width_px=420)
-        cells = [f"{value:.3g}" for value in _summary(of).values()]
-        statistics.append([_text(_MEANING[name]), *map(_text, cells), _embed(bars)])
-    reasons = Counter(_kind(reason) for _, reason in rejected).most_common()
-    sections = [
-        f"<h1>{_text(uri)}</h1>",
-        _table([], [[f"<b>{_text(name)}</b>", _text(value)] for name, value in facts.items()]),
-        "<h2>Statistics</h2>",
-        _table(["", "mean", *(f"{at} %" for at in _PERCENTILES), ""], statistics),
-        "<h2>Look at these first</h2>",
-        _table(["", "images"], [[_text(what), _text(", ".join(keys))] for what, keys in _odd(rows).items()]),
-        f"<h2>Left out: {len(rejected)}</h2>",
-        _table(["reason", "images"], [[_text(reason), str(count)] for reason, count in reasons]),
-        _table([f"the first {_LISTED}", ""], [[_text(key), _text(reason)] for key, reason in rejected[:_LISTED]]),
-        f"<h2>Guessed: {len(notes)}</h2>",
-        _table(["note", "images"], [[_text(note), str(count)] for note, count in _counted(notes)]),
-        _table([f"the first {_LISTED}", ""], [[_text(key), _text(note)] for key, note in notes[:_LISTED]]),
-        "<h2>Preview</h2>",
-        _embed(preview),
-        "<h2>Settings</h2>",
-        _table([], [[_text(name), _text(str(value))] for name, value in sorted(info.preparation.items())]),
+    statistics = [
+        {
+            "name": name,
+            "meaning": _MEANING[name],
+            "numbers": _summary(of).values(),
+            "title": _title(name, of),
+            "chart": _data_uri("image/svg+xml", _chart(name, of, name, _CHART_PX, "svg")),
+        }
+        for name, of in values.items()
     ]
-    style = (
-        "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem}"
-        "table{border-collapse:collapse;margin:.5rem 0}td,th{padding:.15rem .8rem .15rem 0;text-align:left;"
-        "vertical-align:top;overflow-wrap:break-word}tr+tr{border-top:1px solid #ddd}img{max-width:100%}"
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("scfegan_ray.data", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{_text(uri)}</title><style>{style}</style>{''.join(sections)}</html>"
+    page = templates.get_template("report.html.jinja").render(
+        uri=uri,
+        facts=facts,
+        statistics=statistics,
+        percentiles=_PERCENTILES,
+        odd=_odd(rows),
+        rejected=rejected,
+        reasons=Counter(_kind(reason) for _, reason in rejected).most_common(),
+        notes=notes,
+        guesses=Counter(note for _, note in notes).most_common(),
+        listed=_LISTED,
+        preview=_data_uri("image/webp", encode_webp(sheet)),
+        settings=sorted(info.preparation.items()),
     )
+    return page.encode(errors="backslashreplace")  # a key may hold what is no UTF-8
 
 
 def _odd(rows: Sequence[Mapping[str, Any]], count: int = 5) -> dict[str, list[str]]:
@@ -281,31 +286,62 @@ def _odd(rows: Sequence[Mapping[str, Any]], count: int = 5) -> dict[str, list[st
     }
 
 
-def _upper(name: str, values: NDArray[np.float64]) -> float:
-    return 1.0 if name in ("hole_area", "hair_area") else max(float(np.percentile(values, 99)), 1e-6)
-
-
-def _counted(notes: Sequence[tuple[str, str]]) -> list[tuple[str, int]]:
-    return Counter(note for _, note in notes).most_common()
-
-
 def _kind(reason: str) -> str:
     """Return a reason without what tells one image from the other."""
     return re.sub(r"\d+", "N", reason.partition(":")[0])
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return ""
-    lines = ["<tr>" + "".join(f"<th>{_text(cell)}" for cell in head)] if head else []
-    lines += ["<tr>" + "".join(f"<td>{cell}" for cell in row) for row in rows]
-    return f"<table>{''.join(lines)}</table>"
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _embed(picture: NDArray[np.uint8]) -> str:
-    data = base64.b64encode(encode_webp(picture)).decode()
-    return f'<img alt="" src="data:image/webp;base64,{data}">'
+def _chart(name: str, values: NDArray[np.float64], title: str, size_px: tuple[int, int], kind: str) -> bytes:
+    """Draw how often values occur, whatever matplotlib's settings on this machine are.
+
+    Args:
+        name: of the statistic.
+        values: any number of them but none.
+        title: of the chart.
+        size_px: its width and height.
+        kind: "svg", or "rgba" for the pixels alone.
+
+    Returns:
+        The file, or (height, width, 4) uint8.
+    """
+    # Takes half a second, which the start of a job can do without.
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    edges = _edges(name, values)
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+    width, height = size_px
+    file = io.BytesIO()
+    with matplotlib.style.context(("default", {"font.size": 8.0, "svg.hashsalt": name})):
+        figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+        # Margins that hold seven digits; to have the layout found takes as long as all the drawing.
+        axes = figure.add_axes((70 / width, 42 / height, 1 - 86 / width, 1 - 68 / height))
+        axes.stairs(counts, edges, fill=True, color="#466ea0")
+        for value, style in zip(np.percentile(values, (5, 50, 95)), (":", "-", ":"), strict=True):
+            axes.axvline(value, color="#c04000", linestyle=style, linewidth=1.0)
+        axes.set_title(title, loc="left", y=1.0)
+        if values.max() > edges[-1]:
+            axes.set_title(f"last bar: {edges[-2]:.3g} and more", loc="right", y=1.0)
+        axes.set(ylabel="holes" if name == "hole_area" else "images", xlim=(edges[0], edges[-1]))
+        axes.locator_params(axis="x", nbins=6)
+        axes.locator_params(axis="y", nbins=4, integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.supxlabel(_MEANING[name], fontsize="medium")
+        figure.savefig(file, format=kind, metadata={"Date": None, "Creator": None} if kind == "svg" else None)
+    return file.getvalue()
 
 
-def _text(value: str) -> str:
-    return html.escape(value)
+def _edges(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the bounds of a chart's bars, which leave out what lies far from all others."""
+    if name in ("hole_area", "hair_area"):
+        return np.linspace(0.0, 1.0, _NUM_BARS + 1)
+    largest = float(values.max())
+    most = min(largest, 1.5 * float(np.percentile(values, 99))) or largest or 1.0
+    if name == "num_colors":  # a bar stands for the same number of whole numbers
+        step = math.ceil((most + 1) / _NUM_BARS)
+        return np.arange(0.0, most + 1 + step, step) - 0.5
+    return np.linspace(0.0, most, _NUM_BARS + 1)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import cv2
 import torch
 from torch import Tensor
 
-from scfegan_ray import losses
+from scfegan_ray import cache, evaluation, losses
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples
 from scfegan_ray.data.dataset import PreparedDataset
@@ -194,39 +197,109 @@ class Journal:
 
 
 class HeldBack:
-    """Measures the moving average on held-back images; that it cannot never stops training."""
+    """Measures the moving average on held-back images, of which each rank takes a share; failing never stops training.
+
+    Args:
+        config: of the run.
+        dataset: which images are held back.
+        features: frozen VGG-16.
+        device: of this rank.
+        precision: in which networks compute.
+        tracker: where rank 0 records.
+    """
 
     def __init__(
-        self, config: Config, dataset: PreparedDataset, features: Features, device: torch.device, tracker: Tracker
+        self,
+        config: Config,
+        dataset: PreparedDataset,
+        features: Features,
+        device: torch.device,
+        precision: torch.dtype,
+        tracker: Tracker,
     ) -> None:
-        self._config, self._dataset, self._tracker = config, dataset, tracker
-        self._evaluator = Evaluator(features, device)
-        self._knows_baselines = False
+        self._config, self._dataset, self._device, self._tracker = config, dataset, device, tracker
+        self._evaluator = Evaluator(features, device, precision)
+        self._references: dict[str, float] = {}
 
     def measure(self, state: TrainingState) -> dict[str, float]:
-        """Record metrics and a grid at the state's position; return the metrics, or nothing where that fails."""
-        try:
-            metrics = self._evaluator.run(state.ema, self._batches(self._config.evaluation.num_images))
-            if not self._knows_baselines:
-                baselines = self._evaluator.baselines(self._batches(self._config.evaluation.num_images))
-                self._record(baselines, state.images_seen)
-                self._knows_baselines = True
-            self._record(metrics, state.images_seen)
-            side = max(GRID_SIDE_PX, self._config.data.size_px)
-            grid = self._evaluator.grid(state.ema, self._batches(self._config.evaluation.grid_images), side)
-            self._tracker.picture("grid", grid, state.images_seen)
-        except Exception as error:  # whatever a metric raises, the weights are worth more
-            logger.warning("held-back images could not be measured at %d: %r", state.images_seen, error)
-            return {}
+        """Record metrics and a grid at the state's position; return the metrics, or nothing where a rank fails.
+
+        Every rank must call it; all are given the same.
+        """
+        if not self._references:
+            self._references = self._measure_references()
+            self._record(self._references, state.images_seen)
+        found = self._means(evaluation.MEASURED, lambda: self._evaluator.values(state.ema, self._batches()))
+        metrics = evaluation.summary(found)
+        self._record(metrics, state.images_seen)
+        if ranks.rank() == 0 and metrics:
+            with self._surviving("a grid could not be drawn"):
+                side = max(GRID_SIDE_PX, self._config.data.size_px)
+                picture = self._evaluator.grid(state.ema, self._batches(self._config.evaluation.grid_images), side)
+                self._tracker.picture("grid", picture, state.images_seen)
         return metrics
 
-    def _batches(self, count: int) -> Iterator[examples.Example]:
-        return examples.evaluation_batches(self._dataset, self._config.masks, count, self._config.evaluation.batch_size)
+    def _measure_references(self) -> dict[str, float]:
+        """Look the references up where they were measured before on this machine, or measure them."""
+        place = references_place(self._config, self._dataset)
+        known = ranks.together(lambda: _read_json(place) if ranks.rank() == 0 else {})
+        if known:
+            return known
+        found = self._means(evaluation.REFERENCES, lambda: evaluation.reference_values(self._batches()))
+        if ranks.rank() == 0 and found:
+            with self._surviving("references could not be kept"), cache.new_file(place) as file:
+                file.write_text(json.dumps(found))
+        return found
+
+    def _means(self, names: Sequence[str], work: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
+        """Return means over the images of all ranks; nothing where one failed, which it says and still takes part."""
+        sums = [0.0] * len(names) + [0.0, 1.0]
+        with self._surviving("held-back images could not be measured"):
+            found = work()
+            sums = [float(found[name].double().sum()) for name in names] + [float(len(found[names[0]])), 0.0]
+        *totals, count, num_failed = ranks.total(torch.tensor(sums, dtype=torch.float64, device=self._device)).tolist()
+        return {} if num_failed else {name: value / count for name, value in zip(names, totals, strict=True)}
+
+    def _batches(self, count: int | None = None) -> Iterator[examples.Example]:
+        """Give this rank's share of the held-back images, or of all the first so many."""
+        wanted = self._config.evaluation
+        share = (ranks.rank(), ranks.num_ranks()) if count is None else (0, 1)
+        return examples.evaluation_batches(
+            self._dataset, self._config.masks, count or wanted.num_images, wanted.batch_size, share
+        )
 
     def _record(self, metrics: dict[str, float], images_seen: int) -> None:
+        if not metrics or ranks.rank() != 0:
+            return
         self._tracker.metrics({f"val/{name}": value for name, value in metrics.items()}, images_seen)
         readable = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
         logger.info("held-back images at %d: %s", images_seen, readable)
+
+    @contextlib.contextmanager
+    def _surviving(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever a metric raises, the weights are worth more
+            logger.warning("%s: %r", what, error)
+
+
+def references_place(config: Config, dataset: PreparedDataset) -> Path:
+    """Return where this machine keeps what references measured on a dataset's held-back images."""
+    shaped_by = {
+        "masks": config.to_dict()["masks"],
+        "num_images": len(dataset.held_back(config.evaluation.num_images)),
+        "opencv": cv2.__version__,
+    }
+    digest = hashlib.sha256(json.dumps(shaped_by, sort_keys=True).encode()).hexdigest()[:16]
+    return cache.cache_dir() / "prepared" / f"{dataset.info.fingerprint}.references-{digest}.json"
+
+
+def _read_json(place: Path) -> dict[str, float]:
+    try:
+        found: dict[str, float] = json.loads(place.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if set(found) == set(evaluation.REFERENCES) else {}
 
 
 class Keeper:

@@ -56,7 +56,7 @@ _FREE_ON_RESUME = (
     "train.cpus_per_worker",
     "train.wait_for_nodes",
     "train.threads_per_worker",
-    "train.loader_threads",
+    "train.loader_processes",
     "train.images",
     "train.log_every_images",
     "train.gradient_norms_every_images",

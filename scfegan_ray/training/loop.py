@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from scfegan_ray import storage
 from scfegan_ray.config import Config
-from scfegan_ray.data import examples
 from scfegan_ray.data.dataset import PreparedDataset
+from scfegan_ray.data.feed import Feed
 from scfegan_ray.errors import ScFeganError
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features
@@ -65,6 +66,18 @@ class Outcome:
     images_per_second: float = 0.0
     stopped: bool = False
     failure: tuple[str, str] | None = None
+
+    def fail(self, error: ScFeganError) -> None:
+        """Note what ended training."""
+        self.failure = type(error).__name__, str(error)
+
+    @contextlib.contextmanager
+    def noting_failure(self) -> Iterator[None]:
+        """Note a deliberate error within; it must be the same on every rank, which then all come to the same end."""
+        try:
+            yield
+        except ScFeganError as error:
+            self.fail(error)
 
 
 class _Unread(NamedTuple):
@@ -117,11 +130,11 @@ def train(
 
     # State: built from the seed, then brought to the last checkpoint.
     state = TrainingState.build(config, device)
-    try:
+    with outcome.noting_failure():
         ranks.together(lambda: check_native(precision, device))
         resumed = load_latest(state, store, retry_seconds)
-    except ScFeganError as error:  # the same on every rank
-        outcome.failure = _named(error)
+        ranks.make_same(state.tensors())
+    if outcome.failure:
         return outcome
     if resumed is not None:
         logger.info("resuming at %d images", state.images_seen)
@@ -137,23 +150,21 @@ def train(
     largest = config.train.max_images_per_pass
     keep_graph = largest == 0 or -(-batch_size // num_ranks) <= largest
 
-    def open_batches() -> Generator[examples.Example, None, None]:
-        return examples.training_batches(
-            dataset,
-            config.masks,
-            seed=config.seed,
-            start=state.images_seen,
-            batch_size=batch_size,
-            rank=rank,
-            num_workers=num_ranks,
-            threads=config.train.loader_threads,
-            reseeded_at=state.sentinel.reseeded_at,
-        )
+    feed = Feed(
+        dataset,
+        config.masks,
+        seed=config.seed,
+        batch_size=batch_size,
+        rank=rank,
+        num_workers=num_ranks,
+        num_processes=config.train.loader_processes,
+        device=device,
+    )
 
     # Hooks: what is done beside updates.
     tracker.tags({"features": features.description, "precision": name_of(precision), "tf32": config.train.tf32})
     journal = Journal(config, tracker, device, state.images_seen)
-    held_back = HeldBack(config, dataset, features, device, tracker) if rank == 0 and dataset.info.num_test else None
+    held_back = HeldBack(config, dataset, features, device, precision, tracker) if dataset.info.num_test else None
     keeper = Keeper(config, store, state.images_seen)
 
     def measure() -> None:
@@ -180,81 +191,84 @@ def train(
         told = totals[1:]
         return state.sentinel.refuses(name, totals[0] / num_ranks, gradient_norm)
 
-    batches, unread, seconds = open_batches(), deque[_Unread](), list[float]()
-    while unread or (state.images_seen < total and agreed == _GO_ON):
-        # Step: whatever is decided about it is decided on the device.
-        began, before, after = time.perf_counter(), state.images_seen, state.images_seen + batch_size
-        is_update = before < total and agreed == _GO_ON
-        if is_update:
-            if rank == 0:
-                asks = _FAIL if keeper.has_failed() else _STOP if asks == _STOP or must_stop() else _GO_ON
-            with journal.spent.on("data"):
-                passes = _passes(next(batches), largest, device)
-            rates = state.set_learning_rates(config.optimization, total)
-            with journal.spent.on("step"):
-                values = train_step(
-                    state,
-                    passes,
-                    features,
-                    config.losses,
-                    generator=generator,
-                    discriminator=discriminator,
-                    precision=precision,
-                    allow_tf32=config.train.tf32,
-                    images_per_worker=batch_size / num_ranks,
-                    keep_graph=keep_graph,
-                    refuses=refuses,
-                    with_gradient_norms=crossed(before, after, config.train.gradient_norms_every_images),
-                )
-                accepted, verdict = state.sentinel.conclude()
-                state.images_seen = after
-                state.update_ema(config.optimization.ema_half_life_images, batch_size, accepted)
-            sums, record = journal.add(values, accepted, before, state, rates)
-            copy = HostCopy({"verdict": verdict, "told": told} | sums)
-            unread.append(_Unread(before, after, copy, record))
+    with contextlib.closing(feed):
+        batches = feed.batches(state.images_seen, state.sentinel.reseeded_at)
+        unread, seconds = deque[_Unread](), list[float]()
+        while unread or (state.images_seen < total and agreed == _GO_ON):
+            # Step: whatever is decided about it is decided on the device.
+            began, before, after = time.perf_counter(), state.images_seen, state.images_seen + batch_size
+            is_update = before < total and agreed == _GO_ON
+            if is_update:
+                if rank == 0:
+                    asks = _FAIL if keeper.has_failed() else _STOP if asks == _STOP or must_stop() else _GO_ON
+                with journal.spent.on("data"):
+                    passes = _passes(next(batches), largest)
+                rates = state.set_learning_rates(config.optimization, total)
+                with journal.spent.on("step"):
+                    values = train_step(
+                        state,
+                        passes,
+                        features,
+                        config.losses,
+                        generator=generator,
+                        discriminator=discriminator,
+                        precision=precision,
+                        allow_tf32=config.train.tf32,
+                        images_per_worker=batch_size / num_ranks,
+                        keep_graph=keep_graph,
+                        refuses=refuses,
+                        with_gradient_norms=crossed(before, after, config.train.gradient_norms_every_images),
+                    )
+                    accepted, verdict = state.sentinel.conclude()
+                    state.images_seen = after
+                    state.update_ema(config.optimization.ema_half_life_images, batch_size, accepted)
+                sums, record = journal.add(values, accepted, before, state, rates)
+                copy = HostCopy({"verdict": verdict, "told": told} | sums)
+                unread.append(_Unread(before, after, copy, record))
 
-        # Verdict: read by all ranks after the same update, whatever their clocks say.
-        if len(unread) > _DELAY or not is_update:
-            update = unread.popleft()
-            with journal.spent.on("step"):
-                found = update.copy.wait()
-            known = state.sentinel.read(found["verdict"].tolist())
-            agreed = max(agreed, *found["told"].tolist())
-            journal.write(update.after, update.record, found, known)
-            if known.reason:
-                logger.warning("skipped the batch at %d: %s", update.before, known.reason)
-            if known.must_roll_back:
-                try:
-                    ranks.together(keeper.wait)
-                    go_back(state, store, retry_seconds)
-                except ScFeganError as error:  # the same on every rank
-                    outcome.failure, agreed = _named(error), _FAIL
-                    break
-                batches.close()
-                batches = open_batches()
-                unread.clear()
-                continue
-        seconds.append(time.perf_counter() - began)
+            # Verdict: read by all ranks after the same update, whatever their clocks say.
+            if len(unread) > _DELAY or not is_update:
+                update = unread.popleft()
+                with journal.spent.on("step"):
+                    found = update.copy.wait()
+                known = state.sentinel.read(found["verdict"].tolist())
+                agreed = max(agreed, *found["told"].tolist())
+                journal.write(update.after, update.record, found, known)
+                if known.reason:
+                    logger.warning("skipped the batch at %d: %s", update.before, known.reason)
+                if known.must_roll_back:
+                    with outcome.noting_failure():
+                        ranks.together(keeper.wait)
+                        go_back(state, store, retry_seconds)
+                    if outcome.failure:
+                        break
+                    batches = feed.batches(state.images_seen, state.sentinel.reseeded_at)
+                    unread.clear()
+                    continue
+            seconds.append(time.perf_counter() - began)
 
-        # Checkpoint: at positions that all ranks know, with metrics, or when rank 0's clock says so, without.
-        is_due = is_update and (after >= total or crossed(before, after, config.train.checkpoint_every_images))
-        if is_due or (is_update and rank == 0 and keeper.is_due()):
-            latest = [state.sentinel.read(one.copy.wait()["verdict"].tolist()) for one in unread]
-            will_roll_back = any(one.must_roll_back for one in latest)
-            is_sound = not will_roll_back and not latest[-1].reason
-            if is_due and is_sound:
-                measure()
-            if rank == 0 and is_sound and asks != _FAIL:
-                save((outcome.last_metrics or None) if is_due else None)
-            if is_due and report is not None and not will_roll_back:
-                report(outcome.last_metrics | {"images_seen": after})
+            # Checkpoint: at positions that all ranks know, with metrics, or when rank 0's clock says so, without.
+            is_due = is_update and (after >= total or crossed(before, after, config.train.checkpoint_every_images))
+            if is_due or (is_update and rank == 0 and keeper.is_due()):
+                latest = [state.sentinel.read(one.copy.wait()["verdict"].tolist()) for one in unread]
+                will_roll_back = any(one.must_roll_back for one in latest)
+                is_sound = not will_roll_back and not latest[-1].reason
+                if is_due and is_sound:
+                    with outcome.noting_failure():
+                        ranks.make_same(state.tensors())
+                    if outcome.failure:
+                        break
+                    measure()
+                if rank == 0 and is_sound and asks != _FAIL:
+                    save((outcome.last_metrics or None) if is_due else None)
+                if is_due and report is not None and not will_roll_back:
+                    report(outcome.last_metrics | {"images_seen": after})
 
-    batches.close()
-    if rank == 0 and agreed != _FAIL and keeper.saved_at != state.images_seen:
+    if rank == 0 and agreed != _FAIL and not outcome.failure and keeper.saved_at != state.images_seen:
         save(None)
     last = keeper.close() or resumed
     if keeper.trouble is not None:
-        outcome.failure = _named(keeper.trouble)
+        outcome.fail(keeper.trouble)
     outcome.images_seen, outcome.stopped = state.images_seen, agreed == _STOP
     if counting := seconds[_SETTLING_UPDATES:]:
         outcome.images_per_second = batch_size * len(counting) / sum(counting)
@@ -263,16 +277,12 @@ def train(
     return outcome
 
 
-def _passes(arrays: examples.Example, largest: int, device: torch.device) -> list[Pass]:
+def _passes(maps: dict[str, Tensor], largest: int) -> list[Pass]:
     """Cut a rank's share of a batch into passes of at most so many images; 0 for no limit."""
-    number = len(arrays["interpolation"])
-    step = largest or number
+    number = len(maps["interpolation"])
     passes = []
-    for at in range(0, number, step):
-        piece = {name: array[at : at + step] for name, array in arrays.items()}
-        passes.append(Pass(Batch.from_arrays(piece, device), torch.from_numpy(piece["interpolation"]).to(device)))
+    for at in range(0, number, largest or number):
+        piece = {name: one[at : at + (largest or number)] for name, one in maps.items()}
+        interpolation = piece.pop("interpolation")
+        passes.append(Pass(Batch.from_uint8(**piece), interpolation))
     return passes
-
-
-def _named(error: ScFeganError) -> tuple[str, str]:
-    return type(error).__name__, str(error)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 
 import torch
@@ -10,9 +11,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scfegan_ray.errors import ScFeganError
+from scfegan_ray.errors import DivergenceError, ScFeganError
+
+logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
+
+_ROUNDING = 1e-3
+"""Of a tensor's largest value: what the sums of thousands of updates may differ by between kinds of hardware."""
 
 
 def rank() -> int:
@@ -61,3 +67,49 @@ def together(work: Callable[[], ResultT]) -> ResultT:
         if trouble is not None:
             raise trouble
     return cast("ResultT", everywhere[0][0])
+
+
+def make_same(tensors: Mapping[str, Tensor]) -> None:
+    """Check that tensors are the same on every rank; what differs by rounding becomes rank 0's, with a warning.
+
+    Only checksums are sent as long as nothing differs. Waits for the device.
+
+    Args:
+        tensors: float32 by name, the same names and shapes on every rank; those that differ are changed.
+
+    Raises:
+        DivergenceError: on every rank, where some differ by more than rounding.
+    """
+    if num_ranks() == 1:
+        return
+    sums = torch.stack([_checksum(tensor) for tensor in tensors.values()])
+    everywhere = [torch.empty_like(sums) for _ in range(num_ranks())]
+    dist.all_gather(everywhere, sums)
+    differs = (torch.stack(everywhere) != everywhere[0]).any(dim=2).any(dim=0).tolist()
+    names = [name for name, one in zip(tensors, differs, strict=True) if one]
+    for name in names:
+        tensor = tensors[name].detach()
+        first = tensor.clone()
+        dist.broadcast(first, src=0)
+        away = (tensor - first).abs().max() / first.abs().max().clamp(min=torch.finfo(first.dtype).tiny)
+        away = away.nan_to_num(nan=float("inf"))
+        dist.all_reduce(away, dist.ReduceOp.MAX)
+        if float(away) > _ROUNDING:
+            raise DivergenceError(
+                f"{name} is not the same on all ranks: it differs from rank 0's by {float(away):.1e} of its largest "
+                f"value, as do {len(names) - 1} other tensors in some way; look for a broken machine, and go on from "
+                "the last checkpoint without it"
+            )
+        tensor.copy_(first)
+    if names and rank() == 0:
+        logger.warning(
+            "%s and %d other tensors were not quite the same on all ranks; all have rank 0's now",
+            names[0],
+            len(names) - 1,
+        )
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    """Return two sums over a tensor's bits: (2,) int64."""
+    bits = tensor.detach().reshape(-1).view(torch.int32).long()
+    return torch.stack([bits.sum(), (bits * bits).sum()])

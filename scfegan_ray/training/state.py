@@ -72,6 +72,14 @@ class TrainingState:
         """Return the networks by name."""
         return {"generator": self.generator, "discriminator": self.discriminator, "ema": self.ema}
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return weights and spectral norm's vectors of all networks, by name."""
+        return {
+            f"{name}.{key}": tensor
+            for name, network in self.networks().items()
+            for key, tensor in network.state_dict().items()
+        }
+
     @torch.no_grad()
     def update_ema(self, half_life_images: float, batch_size: int, accepted: Tensor | None = None) -> None:
         """Move the average towards the generator by one update.

@@ -3,59 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from tiny import DATASET
+import torch
+from prepared_set import NUM, SIZE, write_dataset
 
 from scfegan_ray.config import MaskConfig
 from scfegan_ray.data import examples
-from scfegan_ray.data.codecs import encode_png
-from scfegan_ray.data.dataset import SCHEMA, PreparedDataset, is_test_key
+from scfegan_ray.data.dataset import PreparedDataset, is_test_key
+from scfegan_ray.data.feed import Feed
 
-NUM, SIZE = 20, 32
 MASKS = MaskConfig(hair_probability=0.5)
-
-
-def write_dataset(root: Path, *, num_images: int = NUM, fingerprint: str = "abc") -> str:
-    rng = np.random.default_rng(0)
-    rows: list[dict[str, Any]] = []
-    for index in range(NUM):
-        hair = np.zeros((SIZE, SIZE), np.uint8)
-        hair[:8] = 255
-        rows.append(
-            {
-                "key": f"face-{index:02d}",
-                "image": encode_png(np.full((SIZE, SIZE, 3), index, np.uint8)),
-                "sketch": encode_png(np.eye(SIZE, dtype=np.uint8) * np.uint8(255)),
-                "color": encode_png(rng.integers(1, 256, (SIZE, SIZE, 3), np.uint8)),
-                "hair": encode_png(hair) if index % 2 else None,
-                "eyes": [12.0, 15.0, 20.0, 15.0],
-                "sha256": "",
-            }
-        )
-    (root / "data").mkdir(parents=True)
-    order = rng.permutation(NUM)  # shards hold rows in any order
-    for shard, part in enumerate(np.split(order, 4)):
-        table = pa.Table.from_pylist([rows[i] for i in part], schema=SCHEMA)
-        pq.write_table(table, root / "data" / f"part-{shard:05d}.parquet")
-    info = replace(
-        DATASET,
-        size_px=SIZE,
-        num_images=num_images,
-        num_train=18,
-        num_test=6,
-        num_shards=4,
-        fingerprint=fingerprint,
-        source="test",
-    )
-    (root / "dataset.json").write_bytes(info.to_json())
-    return str(root)
 
 
 @pytest.fixture
@@ -64,12 +25,11 @@ def dataset(tmp_path: Path) -> PreparedDataset:
 
 
 def batches(dataset: PreparedDataset, count: int, **overrides: Any) -> list[examples.Example]:
-    settings = {"seed": 3, "start": 0, "batch_size": 8, "rank": 0, "num_workers": 1, "threads": 2} | overrides
-    stream = examples.training_batches(dataset, MASKS, **settings)
-    try:
-        return list(itertools.islice(stream, count))
-    finally:
-        stream.close()
+    settings = {"seed": 3, "start": 0, "batch_size": 8, "rank": 0, "num_workers": 1, "reseeded_at": ()} | overrides
+    start, reseeded_at = settings.pop("start"), settings.pop("reseeded_at")
+    feed = Feed(dataset, MASKS, num_processes=0, device=torch.device("cpu"), **settings)
+    found = itertools.islice(feed.batches(start, reseeded_at), count)
+    return [{name: maps.numpy() for name, maps in batch.items()} for batch in found]
 
 
 def same(a: examples.Example, b: examples.Example) -> bool:
@@ -124,10 +84,6 @@ def test_batches_are_the_examples_of_their_positions(dataset: PreparedDataset) -
 def test_resuming_goes_on_where_it_stopped(dataset: PreparedDataset) -> None:
     whole = batches(dataset, 5)
     assert all(same(a, b) for a, b in zip(whole[2:], batches(dataset, 3, start=16), strict=True))
-
-
-def test_number_of_threads_changes_nothing(dataset: PreparedDataset) -> None:
-    assert all(same(a, b) for a, b in zip(batches(dataset, 3), batches(dataset, 3, threads=7), strict=True))
 
 
 def test_masks_are_fresh_in_each_epoch_and_depend_on_the_key(dataset: PreparedDataset) -> None:

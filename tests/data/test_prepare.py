@@ -134,7 +134,7 @@ def test_face_parser_labels_photographs(config: Config, cluster: Cluster, tmp_pa
     hair = dataset.row(0)["hair"]
     assert hair[:8].all() and not hair[8:].any()
     assert dataset.row(1)["hair"] is None, "no face was found there"
-    assert "hair parser, unknown in 1 images" in Path(made.uri, "report.html").read_text().replace("</b><td>", " ")
+    assert "parser, unknown in 1 images" in Path(made.uri, "report.html").read_text()
     moved = tmp_path / "moved.onnx"
     moved.write_bytes(model.read_bytes())
     prepare.prepare(replace(config, data=replace(config.data, parser=replace(parser, model=str(moved)))))

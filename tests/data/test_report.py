@@ -7,8 +7,10 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
+import matplotlib
 import numpy as np
 import pytest
 
@@ -59,20 +61,57 @@ def test_report_holds_counts_settings_and_pictures(made: prepare.Preparation) ->
     assert made.info.fingerprint in text and "data.sketch.threshold" in text and "opencv, float32" in text
     for meaning in report._MEANING.values():
         assert meaning in text
-    pictures = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for data in page.pictures]
-    assert all(picture is not None for picture in pictures)
-    assert len(pictures) == 1 + len(report._MEANING)
+    *charts, sheet = page.pictures
+    assert cv2.imdecode(np.frombuffer(sheet, np.uint8), cv2.IMREAD_COLOR) is not None
+    assert len(charts) == len(report._MEANING)
+    for chart, meaning in zip(charts, report._MEANING.values(), strict=True):
+        assert ElementTree.fromstring(chart).tag == "{http://www.w3.org/2000/svg}svg"
+        assert f"<!-- {meaning} -->".encode() in chart, "its axis says what it counts in"
+
+
+def test_page_needs_no_other_file_and_is_the_same_again(made: prepare.Preparation) -> None:
+    page = Path(made.uri, "report.html").read_text()
+    places = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(.{5})""", page)
+    assert len(places) == 1 + len(report._MEANING) and set(places) == {"data:"}
+    assert Pages(page).tags.isdisjoint({"script", "link", "iframe", "object"})
+    rows = [row for at in range(made.info.num_shards) for row in read_shard(shard_place(made.uri, at)).rows]
+    report.write(made.uri, made.info, rows, [], MaskConfig())
+    assert Path(made.uri, "report.html").read_text() == page
+
+
+def test_charts_do_not_depend_on_the_users_style() -> None:
+    values = np.linspace(0.0, 1.0, 50)
+    expected = report._chart("hair_area", values, "hair", (300, 200), "svg")
+    before = {"axes.facecolor": "red", "svg.fonttype": "none", "figure.dpi": 50.0, "text.usetex": True}
+    with matplotlib.rc_context(before):
+        assert report._chart("hair_area", values, "hair", (300, 200), "svg") == expected
+        assert {name: matplotlib.rcParams[name] for name in before} == before
+        assert len(report._chart("hair_area", values, "hair", (300, 200), "rgba")) == 200 * 300 * 4
+
+
+def test_bars_hold_all_values_and_whole_numbers_evenly() -> None:
+    assert report._edges("hair_area", np.full(3, 0.2)).tolist() == pytest.approx(np.linspace(0, 1, 41).tolist())
+    assert report._edges("color_error", np.zeros(3))[-1] == 1.0
+    numbers = np.arange(1.0, 151.0)
+    edges = report._edges("num_colors", numbers)
+    counts, _ = np.histogram(numbers, edges)
+    assert counts.sum() == 150 and set(counts[1:-1].tolist()) == {4}
+    far = np.append(np.full(999, 2.0), 500.0)
+    assert report._edges("color_error", far)[-1] == pytest.approx(3.0)
+    chart = report._chart("color_error", far, "", (300, 200), "svg")
+    assert b"<!-- last bar: 2.92 and more -->" in chart
+    assert b"last bar" not in report._chart("color_error", far[:-1], "", (300, 200), "svg")
 
 
 def test_preview_shows_maps_and_hole_areas(made: prepare.Preparation) -> None:
     preview = decode_png(Path(made.uri, "preview.png").read_bytes())
-    rows, bars = 12, 120
+    rows, bars = 12, report._STRIP_PX
     assert preview.shape == (18 + rows * 130 + 2 + bars, 7 * 130 + 2, 3)
     first = preview[18:146, 2:130]
     sample = report._sample(made.uri, made.info.num_shards)[0]
     image = decode_row(sample)["image"]
     assert np.array_equal(first, cv2.resize(image, (128, 128), interpolation=cv2.INTER_NEAREST))
-    assert (preview[-bars:] != 255).any(), "a histogram is drawn"
+    assert (preview[-bars:] == (0x46, 0x6E, 0xA0)).all(-1).sum() > 1000, "a histogram is drawn"
 
 
 def test_sample_is_spread_over_the_shards(made: prepare.Preparation) -> None:
@@ -131,3 +170,31 @@ def test_no_name_breaks_the_page(tiny: Config, cluster: Cluster, tmp_path: Path)
     assert "<b>2.png" in text and EVIL.replace("/", "∕") in text
     assert "Left out: 3" in text and re.search("not a readable image.*3", text)
     assert "hair_area" not in report.inspect(made.uri, MaskConfig())["statistics"], "nobody labelled it"
+
+
+HOSTILE = (
+    EVIL,
+    "'\"><img src=x onerror=alert(1)>.png",
+    "{{ 7 * 7 }}{% raw %}{# x #}.png",
+    "no\udcff\udcfeutf.png",
+    "\u202egnp.exe\n\x1b[31m\x7f.png",
+    "x" * 100_000,
+)
+
+
+def test_no_key_reason_or_note_breaks_the_page(made: prepare.Preparation) -> None:
+    tags = page_of(made.uri).tags
+    rows = [row for at in range(made.info.num_shards) for row in read_shard(shard_place(made.uri, at)).rows]
+    rows = [{**row, "key": name} for row, name in zip(rows, HOSTILE, strict=False)]
+    texts = [(name, name) for name in HOSTILE]
+    info = replace(made.info, source=EVIL, license=EVIL, preparation=dict(texts))
+    report.write(made.uri, info, rows, texts * 20, MaskConfig(), texts)
+    page = page_of(made.uri)
+    assert page.tags - tags <= {"bdi"} and len(page.pictures) == 1 + len(report._MEANING)
+    assert all(data.startswith((b"<?xml", b"RIFF")) for data in page.pictures)
+    for name in HOSTILE:
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        assert page.text.count(shown) >= 2 * 16 + 2 + 3, (
+            "twice each in the first 100 and in a setting, thrice in the notes"
+        )
+    assert "Left out: 120" in page.text and "the first 100" in page.text

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from running import run_code
 from safetensors.torch import load_file
 from tiny import TINY
 
@@ -237,6 +235,25 @@ def test_failing_metric_does_not_stop_training(loop: Loop, monkeypatch: pytest.M
     assert (found.images_seen, found.last_metrics, found.failure) == (24, {}, None)
 
 
+def test_references_are_measured_once_for_a_dataset(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+    plain = evaluation.reference_values
+
+    def counted(batches: Any) -> Any:
+        measured.append(1)
+        return plain(batches)
+
+    monkeypatch.setattr(evaluation, "reference_values", counted)
+    for images in (4, 8, 12):  # the same run again, and again
+        loop(replace(CONFIG, train=replace(CONFIG.train, images=images)))
+    assert len(measured) == 1
+    loop(replace(CONFIG, evaluation=replace(CONFIG.evaluation, num_images=1)))
+    assert len(measured) == 2, "of other images"
+    said = [values for _, values in loop.tracker.said if "val/telea_hole_psnr" in values]
+    assert len(said) == 4 and said[0] == said[1] == said[2]
+    assert said[0].keys() == {"val/telea_hole_psnr", "val/color_hole_psnr"}
+
+
 @pytest.mark.parametrize("at", [0, 8])
 def test_storage_that_stays_away_ends_the_run(loop: Loop, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = CheckpointStore.write
@@ -286,36 +303,3 @@ def test_storage_that_goes_away_before_a_return_ends_the_run(loop: Loop, monkeyp
     assert found.failure == ("StorageError", "cannot read checkpoint-0000000000: connection refused")
     assert found.images_seen < 400
     assert found.checkpoint == loop.store.uri("checkpoint-0000000000"), "which is whole"
-
-
-_ONE_OF_TWO_RANKS = """
-import datetime
-import torch.distributed as dist
-from scfegan_ray.errors import StorageError
-from scfegan_ray.models.features import vgg_random
-from scfegan_ray.training.ranks import together
-
-rank = {rank}
-dist.init_process_group(
-    "gloo", init_method="file://{meeting}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
-)
-
-def refuse(who):
-    if rank == who:
-        raise StorageError(f"rank {{who}} cannot read")
-    return rank
-
-print(together(lambda: refuse(None)))
-for who in (0, 1):
-    try:
-        together(lambda: refuse(who))
-    except StorageError as error:
-        print(error)
-"""
-
-
-def test_what_one_rank_meets_all_ranks_hear(tmp_path: Path) -> None:
-    codes = [_ONE_OF_TWO_RANKS.format(rank=rank, meeting=tmp_path / "meeting") for rank in range(2)]
-    with ThreadPoolExecutor() as ranks:
-        for said in ranks.map(lambda code: run_code(code, tmp_path), codes):
-            assert said.splitlines() == ["0", "rank 0 cannot read", "rank 1 cannot read"]

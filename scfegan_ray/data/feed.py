@@ -1,0 +1,184 @@
+"""Feeds one rank with its share of each batch: processes decode and draw ahead of the trainer, into shared memory.
+
+torch's DataLoader was tried first. Each of its spawned processes imports torch, in a Ray worker Ray, too (350 MB
+instead of 80); batches need room in /dev/shm; processes outlive a killed trainer by 6 seconds, with a traceback, and a
+killed process group leaves semaphores and sockets behind. Here memory and socket have no name, so nothing can be left;
+a process ends with its socket; and a batch, whose images are spread over all processes, is not copied on its way.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scfegan_ray.config import MaskConfig
+from scfegan_ray.data import examples
+from scfegan_ray.data.dataset import PreparedDataset
+from scfegan_ray.data.feed_pool import NUM_SLOTS, FeedPool
+from scfegan_ray.data.feed_process import Layout
+from scfegan_ray.errors import DataError
+
+
+class Feed:
+    """Makes this rank's share of each global batch, on `num_processes` processes or in this one.
+
+    To be closed. Its processes inherit the cores that this one may use.
+
+    Args:
+        dataset: what to draw from.
+        masks: how holes and brushes are drawn.
+        seed: of order and randomness.
+        batch_size: images of a global batch; at least `num_workers`.
+        rank: which share; concatenated in rank order the shares are the global batch.
+        num_workers: number of shares, whose sizes differ by one at most.
+        num_processes: that make examples; 0 makes them in this process, one batch when it is asked for.
+        device: where the batches shall be.
+
+    Raises:
+        DataError: there is nothing to train on.
+    """
+
+    def __init__(
+        self,
+        dataset: PreparedDataset,
+        masks: MaskConfig,
+        *,
+        seed: int,
+        batch_size: int,
+        rank: int,
+        num_workers: int,
+        num_processes: int,
+        device: torch.device,
+    ) -> None:
+        if not len(dataset.train_rows):
+            raise DataError(f"{dataset.uri} has no training images; lower data.test_fraction or add images")
+        self._dataset, self._masks, self._seed, self._device = dataset, masks, seed, device
+        self._batch_size = batch_size
+        self._skipped, end = (batch_size * one // num_workers for one in (rank, rank + 1))
+        self._share = end - self._skipped
+        self._layout = Layout(self._share, dataset.info.size_px)
+        self._turn = 0
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool: FeedPool | None = None
+        if num_processes:
+            self._pool = FeedPool(dataset, masks, seed, self._share, self._layout, num_processes)
+            if self._stream is not None:
+                self._pool.pin()
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the processes that make examples."""
+        return self._pool.ids if self._pool else []
+
+    def close(self) -> None:
+        """End the processes; batches on a CPU remain readable."""
+        if self._stream is not None:
+            self._stream.synchronize()
+        if self._pool is not None:
+            self._pool.close()
+
+    def batches(self, start: int, reseeded_at: tuple[int, ...] = ()) -> Iterator[dict[str, Tensor]]:
+        """Begin to make one batch after another, without end.
+
+        The last call counts: iterators of earlier ones, as before training went back, must not be used any more.
+
+        Args:
+            start: images seen before the first batch.
+            reseeded_at: positions from which on order and randomness are others.
+
+        Returns:
+            Iterator over batches: image, mask, sketch, color, noise and interpolation, stacked as
+            `examples.make_example` describes them, on the device. On a GPU they are copied from pinned memory beside
+            the computation, one batch ahead where that is made in time; on a CPU they are views of shared memory, valid
+            until the next batch but one is taken.
+
+        Raises:
+            ScFeganError: what making an example raised, of the same class.
+            FeedError: a process died.
+        """
+        self._turn += 1
+        positions = itertools.count(start + self._skipped, self._batch_size)
+        if self._pool is None:
+            return self._made_here(positions, reseeded_at)
+        if self._stream is not None:
+            self._stream.synchronize()  # what an earlier iterator still copies out of the slots
+        self._pool.settle()
+        for slot in range(NUM_SLOTS):
+            self._pool.ask(slot, next(positions), reseeded_at)
+        return self._made_ahead(self._turn, self._pool, positions, reseeded_at)
+
+    def _made_here(self, positions: Iterator[int], reseeded_at: tuple[int, ...]) -> Iterator[dict[str, Tensor]]:
+        for first in positions:
+            block = torch.empty(self._layout.num_bytes, dtype=torch.uint8)
+            arrays = self._layout.arrays(block.numpy())
+            for at in range(self._share):
+                made = examples.training_example(self._dataset, self._masks, self._seed, first + at, reseeded_at)
+                for name, array in made.items():
+                    arrays[name][at] = array
+            yield self._maps(block.to(self._device))
+
+    def _made_ahead(
+        self, turn: int, pool: FeedPool, positions: Iterator[int], reseeded_at: tuple[int, ...]
+    ) -> Iterator[dict[str, Tensor]]:
+        asked, held = deque(range(NUM_SLOTS)), deque[_Sent]()
+        ahead: _Sent | None = None
+        while True:
+            assert turn == self._turn, "a later call of batches goes on"
+            while held and held[0].is_over(len(held)):
+                slot = held.popleft().slot
+                pool.ask(slot, next(positions), reseeded_at)
+                asked.append(slot)
+            sent, ahead = ahead or self._send(pool, asked.popleft(), held), None
+            if self._stream is not None and asked and pool.is_made(asked[0]):
+                ahead = self._send(pool, asked.popleft(), held)
+            yield self._maps(sent.arrive())
+
+    def _send(self, pool: FeedPool, slot: int, held: deque[_Sent]) -> _Sent:
+        """Wait until a batch is made, and begin to bring it to the device."""
+        block = pool.wait(slot)
+        if self._stream is None:
+            sent = _Sent(slot, block)
+        else:
+            with torch.cuda.stream(self._stream):
+                sent = _Sent(slot, block.to(self._device, non_blocking=True), self._stream.record_event())
+        held.append(sent)
+        return sent
+
+    def _maps(self, block: Tensor) -> dict[str, Tensor]:
+        return {
+            name: block[at : at + int(np.prod(shape)) * np.dtype(kind).itemsize].view(getattr(torch, kind)).view(shape)
+            for name, (at, shape, kind) in self._layout.places.items()
+        }
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A batch on its way to the device, or there."""
+
+    slot: int
+    block: Tensor
+    event: torch.cuda.Event | None = None
+
+    def arrive(self) -> Tensor:
+        """Let the current stream, not this thread, wait for it."""
+        if self.event is not None:
+            stream = torch.cuda.current_stream(self.block.device)
+            stream.wait_event(self.event)
+            self.block.record_stream(stream)
+        return self.block
+
+    def is_over(self, num_held: int) -> bool:
+        """Tell whether its slot can be used anew, where so many batches have one that was not given back."""
+        if self.event is None:
+            return num_held > 1
+        if num_held == NUM_SLOTS:
+            self.event.synchronize()  # nothing is made as long as no slot is free
+        return bool(self.event.query())  # type: ignore[no-untyped-call]

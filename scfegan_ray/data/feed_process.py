@@ -1,0 +1,100 @@
+"""A process of `feed`: makes the training examples it is asked for, in memory that it shares with the trainer.
+
+It imports neither torch nor Ray and remembers nothing: what it needs to know of an example comes with the request. It
+ends when the other end of its socket is gone, however the trainer ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from scfegan_ray.config import MaskConfig
+from scfegan_ray.data import examples
+from scfegan_ray.data.dataset import DatasetInfo, PreparedDataset
+from scfegan_ray.errors import ScFeganError
+
+MOST_BYTES = 1 << 16
+"""Longest message."""
+
+_CHANNELS = {"image": 3, "mask": 1, "sketch": 1, "color": 3, "noise": 1}
+_ALIGNMENT = 64
+
+
+class Layout:
+    """Where the maps of a batch lie in one block of bytes, so that a batch is one copy.
+
+    Attributes:
+        num_bytes: of the block.
+        places: of each map: offset in bytes, shape, name of its type.
+    """
+
+    def __init__(self, count: int, size_px: int) -> None:
+        self.num_bytes = 0
+        self.places: dict[str, tuple[int, tuple[int, ...], str]] = {}
+        for name, channels in _CHANNELS.items():
+            self._add(name, (count, size_px, size_px, channels), "uint8")
+        self._add("interpolation", (count,), "float32")
+
+    def _add(self, name: str, shape: tuple[int, ...], kind: str) -> None:
+        self.places[name] = self.num_bytes, shape, kind
+        ends = self.num_bytes + int(np.prod(shape)) * np.dtype(kind).itemsize
+        self.num_bytes = -(-ends // _ALIGNMENT) * _ALIGNMENT
+
+    def arrays(self, buffer: Any, offset: int = 0) -> examples.Example:
+        """Return the maps of a batch as views of a buffer, in which the block begins at an offset."""
+        return {
+            name: np.frombuffer(buffer, kind, int(np.prod(shape)), offset + at).reshape(shape)
+            for name, (at, shape, kind) in self.places.items()
+        }
+
+
+def main(arguments: str) -> None:
+    """Make examples until the trainer is gone.
+
+    Args:
+        arguments: JSON of socket and memory (handles), dataset (uri, cache_dir and info), masks, seed, count (images of
+            a batch) and num_slots (batches that fit the memory).
+    """
+    settings = json.loads(arguments)
+    cv2.setNumThreads(1)
+    layout = Layout(settings["count"], settings["dataset"]["info"]["size_px"])
+    memory = mmap.mmap(settings["memory"], 0)
+    slots = [layout.arrays(memory, slot * layout.num_bytes) for slot in range(settings["num_slots"])]
+    masks, seed = MaskConfig(**settings["masks"]), settings["seed"]
+    dataset: PreparedDataset | None = None
+
+    def make(slot: int, begin: int, end: int, first: int, reseeded_at: list[int]) -> None:
+        nonlocal dataset
+        if dataset is None:
+            uri, cache_dir, info = (settings["dataset"][name] for name in ("uri", "cache_dir", "info"))
+            dataset = PreparedDataset.open(uri, Path(cache_dir) if cache_dir else None, DatasetInfo(**info))
+        for at in range(begin, end):
+            made = examples.training_example(dataset, masks, seed, first + at, tuple(reseeded_at))
+            for name, array in made.items():
+                slots[slot][name][at] = array
+
+    with socket.socket(fileno=settings["socket"]) as trainer, contextlib.suppress(ConnectionError):
+        while request := trainer.recv(MOST_BYTES):
+            slot, *what = json.loads(request)
+            trouble = None
+            try:
+                make(slot, *what)
+            except ScFeganError as error:
+                trouble = type(error).__name__, str(error)
+            except Exception:  # the trainer is to say it, not this process
+                trouble = "", traceback.format_exc()[-MOST_BYTES // 8 :]
+            trainer.send(json.dumps([slot, trouble]).encode())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,176 @@
+"""Several ranks of one training, each in a process of its own that is kept for the next test; no Ray."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import multiprocessing
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from scfegan_ray import evaluation
+from scfegan_ray.config import Config
+from scfegan_ray.models.features import vgg_random
+from scfegan_ray.tracking import NullTracker
+from scfegan_ray.training import loop
+from scfegan_ray.training.loop import Outcome
+from scfegan_ray.training.state import TrainingState
+from scfegan_ray.training.step import Pass
+from scfegan_ray.training.store import CheckpointStore
+
+MOST = 3
+_PATIENCE_SECONDS = 120
+
+
+class Ranks:
+    """Runs functions on several ranks at once."""
+
+    def __init__(self, pool: ProcessPoolExecutor, folder: Path) -> None:
+        self._pool, self._folder = pool, folder
+
+    def run(self, number: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Return what each rank returned, or the exception that it raised."""
+        meeting = str(self._folder / uuid.uuid4().hex)
+        # Each waits for the others, so no process gets two.
+        futures = [self._pool.submit(_be_rank, rank, number, meeting, work, arguments) for rank in range(number)]
+        return [future.exception(_PATIENCE_SECONDS) or future.result() for future in futures]
+
+    def train(self, number: int, config: Config, dataset: str, checkpoints: str, **spoils: Any) -> list[Trained]:
+        """Train on several ranks, all of which must come to an end of their own."""
+        found = self.run(number, train, config, dataset, checkpoints, Spoils(**spoils))
+        for one in found:
+            if isinstance(one, BaseException):
+                raise one
+        return found
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[Ranks]:
+    with ProcessPoolExecutor(MOST, multiprocessing.get_context("spawn"), _settle_down) as pool:
+        yield Ranks(pool, folder)
+
+
+def _settle_down() -> None:
+    torch.set_num_threads(1)
+
+
+def _be_rank(rank: int, number: int, meeting: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    patience = datetime.timedelta(seconds=_PATIENCE_SECONDS)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=number, timeout=patience)
+    try:
+        return work(*arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spoils:
+    """What goes wrong, on which rank, at which positions.
+
+    Attributes:
+        on: the rank.
+        damaged: positions of batches that hold a NaN there.
+        raises: position at which it raises.
+        stops: position from which on it is told to stop.
+        moves: of a weight there, at `moves_at`, by this share of the largest.
+        moves_at: position.
+        measures: whether it can measure held-back images.
+    """
+
+    on: int = 0
+    damaged: tuple[int, ...] = ()
+    raises: int = -1
+    stops: int = -1
+    moves: float = 0.0
+    moves_at: int = -1
+    measures: bool = True
+
+
+@dataclass(kw_only=True)
+class Trained:
+    """What one rank saw."""
+
+    outcome: Outcome
+    digest: str
+    sentinel: dict[str, Any]
+    records: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+
+
+class _Tracker(NullTracker):
+    def __init__(self) -> None:
+        self.records: list[tuple[int, dict[str, float]]] = []
+
+    def metrics(self, values: Any, images_seen: int) -> None:
+        self.records.append((images_seen, dict(values)))
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def train(config: Config, dataset: str, checkpoints: str, spoils: Spoils) -> Trained:
+    """Train as one rank."""
+    states: list[TrainingState] = []
+    step, build = loop.train_step, TrainingState.build
+    is_it = dist.get_rank() == spoils.on
+
+    def spoiled_step(state: TrainingState, passes: list[Pass], *arguments: Any, **options: Any) -> Any:
+        if is_it and state.images_seen in spoils.damaged:
+            passes[0].batch.ground_truth[0, 0, 0, 0] = float("nan")
+        if is_it and state.images_seen == spoils.raises:
+            raise RuntimeError("out of memory")
+        values = step(state, passes, *arguments, **options)
+        if is_it and state.images_seen == spoils.moves_at:
+            with torch.no_grad():
+                weight = state.generator.encoder[0].weight
+                weight[0, 0, 0, 0] += spoils.moves * weight.abs().max()
+        return values
+
+    def kept(*arguments: Any, **options: Any) -> TrainingState:
+        states.append(build(*arguments, **options))
+        return states[-1]
+
+    tracker, lines = _Tracker(), _Lines()
+    logger = logging.getLogger("scfegan_ray")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(lines)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "train_step", spoiled_step)
+            patch.setattr(TrainingState, "build", kept)
+            if is_it and not spoils.measures:
+                patch.setattr(evaluation, "hole_psnr", lambda *arguments: 1 / 0)
+            patch.setenv("SCFEGAN_CACHE", f"{checkpoints}-cache")
+            outcome = loop.train(
+                config,
+                dataset,
+                CheckpointStore(checkpoints),
+                vgg_random(),
+                tracker,
+                device=torch.device("cpu"),
+                must_stop=lambda: 0 <= spoils.stops <= states[0].images_seen,
+            )
+    finally:
+        logger.removeHandler(lines)
+    return Trained(
+        outcome=outcome,
+        digest=states[0].weights_sha256(),
+        sentinel=states[0].sentinel.state(),
+        records=tracker.records,
+        log=lines.lines,
+    )
