@@ -7,10 +7,12 @@ torch's dispatcher once autograd and autocast have said what they want, in forwa
   to it (`view`, `narrow`, `expand`, `detach`, `split`, `chunk`, `unbind` and the like), and the few that are views but
   for their schema (`_unsafe_view`, `unsafe_split`);
 - a synchronization is an operator whose result depends on values, for which the host must wait: `_local_scalar_dense`
-  (of `item`, `tolist`, `float`), `equal`, `nonzero`, indexing by a mask, and the like;
-- a copy between devices is a `_to_copy` or `copy_` from one to another.
+  (of `item` and `float`), `equal`, `nonzero`, indexing by a mask, and the like;
+- a copy between devices is a `_to_copy` or `copy_` from one to another, or what brings the host's numbers to a device
+  (`lift_fresh` of `torch.tensor`).
 
-What happens within an operator is not seen.
+What happens within an operator is not seen, nor is `tolist` of a tensor that the host can read; of one without memory,
+as `count_update` has them, and of a GPU's it is.
 """
 
 from __future__ import annotations
@@ -36,10 +38,11 @@ from scfegan_ray.training.step import Pass, train_step
 
 _VIEWS_BUT_FOR_THEIR_SCHEMA = {"_unsafe_view", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk"}
 _COPYING = {"_to_copy", "copy_", "_foreach_copy_"}
+_BRINGING = {"lift", "lift_fresh"}
 _WAITING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
-class Calls(TorchDispatchMode):
+class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what is called while it is entered.
 
     Attributes:
@@ -49,7 +52,7 @@ class Calls(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.by_name: Counter[str] = Counter()
         self.synchronizations = 0
         self.copies = 0
@@ -68,9 +71,8 @@ class Calls(TorchDispatchMode):
         if func.namespace == "aten" and not _is_view(func):
             self.by_name[name] += 1
             self.synchronizations += any(tag in func.tags for tag in _WAITING)
-            if name in _COPYING:
-                tensors = (leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor))
-                self.copies += len({tensor.device for tensor in tensors}) > 1
+            self.copies += name in _COPYING and len(_devices((args, kwargs, result))) > 1
+        self.copies += name in _BRINGING
         return result
 
 
@@ -78,6 +80,10 @@ def _is_view(func: OpOverload) -> bool:
     aliases = [argument.alias_info for argument in func._schema.arguments if argument.alias_info is not None]
     is_alias = bool(aliases) and not any(alias.is_write for alias in aliases)
     return is_alias or func.overloadpacket.__name__ in _VIEWS_BUT_FOR_THEIR_SCHEMA
+
+
+def _devices(values: Any) -> set[torch.device]:
+    return {leaf.device for leaf in tree_leaves(values) if isinstance(leaf, Tensor)}
 
 
 def ordinary_update(
@@ -144,7 +150,8 @@ def count_update(config: Config, precision: torch.dtype, updates: int = 1) -> Ca
         state.sentinel = Sentinel(config.sentinel)
         means, passes = Means(), [_empty_pass(size, config.data.size_px) for size in sizes]
         ordinary_update(state, passes, features, config, means, precision)
-        with Calls() as calls:
+        calls = Calls()
+        with calls:
             for _ in range(updates):
                 ordinary_update(state, passes, features, config, means, precision)
     return calls
