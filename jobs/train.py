@@ -19,9 +19,10 @@ class Arguments(cli.Arguments):
 
     benchmark: Literal["step", "ray", "feed"] | None = None
     """Train nothing to keep, but time something. step: one update of the configured networks and one edit on one
-    device, without Ray, against the same written straight from the paper. ray: the loop of one and of two Ray Train
-    workers against updates alone. feed: what a second process that decodes and draws adds, and what such a process
-    costs an update beside it."""
+    device, without Ray, against the same written straight from the paper, with FLOPs, share of the machine's peak and
+    calls of ATen, on a GPU also MFU and memory. ray: the loop of one and of two Ray Train workers against updates
+    alone. feed: what a second process that decodes and draws adds, and what such a process costs an update beside
+    it."""
 
 
 def job(arguments: Arguments) -> dict[str, Any]:

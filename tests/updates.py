@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from scfegan_ray.config import Config
@@ -26,6 +28,16 @@ FEATURES = vgg_random()
 @functools.cache
 def features_on(device: torch.device) -> Features:
     return FEATURES if device.type == "cpu" else vgg_random().to(device)
+
+
+def allow_meta(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let updates run on torch's meta device, which autocast does not know."""
+    known = torch.autocast
+
+    def autocast(device_type: str, *arguments: Any, **options: Any) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if device_type == "meta" else known(device_type, *arguments, **options)
+
+    monkeypatch.setattr(torch, "autocast", autocast)
 
 
 def make_batch(seed: int = 0, number: int = 2, device: torch.device = CPU) -> tuple[Batch, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import statistics
 import time
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from scfegan_ray.allocation import num_cores
+from scfegan_ray.benchmarks.calls import Calls, ordinary_update
 from scfegan_ray.benchmarks.plain import PlainGenerator, PlainStep
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples, prepare, sources
@@ -23,6 +25,7 @@ from scfegan_ray.data.codecs import decode_row
 from scfegan_ray.images import Batch
 from scfegan_ray.models.features import Features, load_features
 from scfegan_ray.precision import autocast, check_available, name_of, resolve_precision, set_tf32
+from scfegan_ray.training.hooks import Means
 from scfegan_ray.training.state import TrainingState
 from scfegan_ray.training.step import Pass, train_step
 
@@ -46,7 +49,10 @@ def run(config: Config) -> dict[str, Any]:
         step_seconds and inference_seconds: medians by variant (plain, float32, and the configured precision);
         step_ratio and inference_ratio: those of the configured precision over plain; part_differences: by variant and
         part of the loss, |ours - plain| / max(|plain|, 1) on the first update; flops_per_step, flops_per_second and
-        peak_flops_per_second (of matrix products of that precision, or of float32 where the hardware lacks it).
+        peak_flops_per_second (of matrix products of that precision, or of float32 where the hardware lacks it), and
+        peak_share, the one over the other; calls_per_update and synchronizations_per_update, as `calls` counts them in
+        one update as a run makes it. On a GPU also mfu (model FLOPs utilization: peak_share, with the peak measured on
+        this very GPU) and peak_memory_bytes of such an update, with the batch, networks and optimizers that it needs.
     """
     device = set_up(config)
     precision = resolve_precision(config.train.precision, device)
@@ -57,7 +63,7 @@ def run(config: Config) -> dict[str, Any]:
     _settle_spectral_norms(state)
 
     plain = PlainStep(state, features, config.losses, config.optimization)
-    steps: dict[str, Callable[[], dict[str, Tensor]]] = {"plain": lambda: plain(batch, interpolation)}
+    steps: dict[str, Callable[[], dict[str, Tensor]]] = {"plain": functools.partial(plain, batch, interpolation)}
     for kind in kinds:
         steps[name_of(kind)] = _our_step(config, state, batch, interpolation, features, kind)
     step_seconds, first_parts = _in_turns(steps, device)
@@ -70,14 +76,24 @@ def run(config: Config) -> dict[str, Any]:
 
     packed = batch.generator_input()[:1]
     plain_generator = PlainGenerator(state.generator).to(device).eval()
-    forwards: dict[str, Callable[[], object]] = {"plain": lambda: plain_generator(packed)}
+    forwards: dict[str, Callable[[], object]] = {"plain": functools.partial(plain_generator, packed)}
     for kind in kinds:
         forwards[name_of(kind)] = _our_forward(state, packed, kind)
     with torch.no_grad():
         inference_seconds, _ = _in_turns(forwards, device)
 
-    with FlopCounterMode(display=False) as counter:
-        steps[chosen]()
+    # Nothing but the state that is updated, so that memory is what a run takes.
+    del plain, plain_generator, steps, forwards
+    means, passes = Means(), [Pass(batch, interpolation)]
+    ordinary_update(state, passes, features, config, means, precision)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    # Calls are counted first: to count FLOPs takes some of them apart.
+    with FlopCounterMode(display=False) as counter, Calls() as calls:
+        ordinary_update(state, passes, features, config, means, precision)
+    on_gpu: dict[str, float] = {}
+    if device.type == "cuda":
+        on_gpu["peak_memory_bytes"] = torch.cuda.max_memory_allocated(device)
     flops = counter.get_total_flops()
     native = precision if precision == resolve_precision("auto", device) else torch.float32
     peak = _matmul_flops_per_second(native, device)
@@ -98,6 +114,10 @@ def run(config: Config) -> dict[str, Any]:
         peak / 1e12,
         name_of(native),
     )
+    logger.info("%d calls of ATen and %d synchronizations an update", calls.total, calls.synchronizations)
+    if on_gpu:
+        on_gpu["mfu"] = reached / peak
+        logger.info("MFU %.2f; %.2f GiB of memory", on_gpu["mfu"], on_gpu["peak_memory_bytes"] / 2**30)
     return {
         "step_seconds": step_seconds,
         "inference_seconds": inference_seconds,
@@ -107,6 +127,10 @@ def run(config: Config) -> dict[str, Any]:
         "flops_per_step": flops,
         "flops_per_second": reached,
         "peak_flops_per_second": peak,
+        "peak_share": reached / peak,
+        "calls_per_update": calls.total,
+        "synchronizations_per_update": calls.synchronizations,
+        **on_gpu,
     }
 
 

@@ -190,7 +190,7 @@ def _update(
     refuses: Callable[[str, Tensor, Tensor], Tensor | None],
 ) -> None:
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    norm = values[f"{name}/gradient_norm"] = torch.nn.utils.get_total_norm(gradients)
+    norm = values[f"{name}/gradient_norm"] = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     # A fused Adam looks at it on the device, and skips exactly; a factor of 0 would not, as 0 times NaN is NaN.
     optimizer.found_inf = refuses(name, values[f"{name}/total"], norm)  # type: ignore[attr-defined]
     optimizer.step()

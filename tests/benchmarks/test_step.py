@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from scfegan_ray.benchmarks import step
+from scfegan_ray.benchmarks.calls import count_update
 from scfegan_ray.config import Config
 
 
@@ -21,3 +23,6 @@ def test_benchmark_measures_all_it_names(tiny: Config, monkeypatch: pytest.Monke
     assert max(found["part_differences"]["bfloat16"].values()) < 2e-2
     assert found["flops_per_step"] > 0
     assert 0 < found["flops_per_second"] < found["peak_flops_per_second"]
+    assert found["peak_share"] == found["flops_per_second"] / found["peak_flops_per_second"]
+    assert found["calls_per_update"] == count_update(config, torch.bfloat16).total, "of tensors without memory, too"
+    assert found["synchronizations_per_update"] == 0

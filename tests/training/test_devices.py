@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from updates import FEATURES, cut, make_batch, step, update
+from updates import FEATURES, allow_meta, cut, make_batch, step, update
 
 from scfegan_ray.benchmarks.plain import PlainStep
 from scfegan_ray.config import Config, OptimizationConfig
@@ -22,14 +21,8 @@ META = torch.device("meta")
 
 
 @pytest.fixture(autouse=True)
-def _no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Autocast knows no meta device.
-    known = torch.autocast
-
-    def autocast(device_type: str, *arguments: Any, **options: Any) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if device_type == "meta" else known(device_type, *arguments, **options)
-
-    monkeypatch.setattr(torch, "autocast", autocast)
+def _meta(monkeypatch: pytest.MonkeyPatch) -> None:
+    allow_meta(monkeypatch)
 
 
 def on_meta(config: Config) -> TrainingState:
