@@ -164,5 +164,6 @@ class Discriminator(nn.Module):
         gradient = torch.ones_like(scores)
         for weight, bend in zip(reversed(weights[1:]), reversed(bends), strict=True):
             gradient = conv2d_same_adjoint(gradient, weight, (bend.shape[2], bend.shape[3]), _STRIDE)
-            gradient = gradient * torch.where(bend > 0, 1.0, LEAK)
+            # One call, where a comparison, a choice and a product would be several; differentiable, too.
+            gradient = torch.ops.aten.leaky_relu_backward(gradient, bend, LEAK, True)
         return conv2d_same_adjoint(gradient, weights[0][:, : image.shape[1]], (image.shape[2], image.shape[3]), _STRIDE)
