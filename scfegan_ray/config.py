@@ -405,7 +405,7 @@ class TrainConfig:
     """torch threads per worker; 0 shares the machine's cores among its workers."""
     loader_processes: int = 1
     """Processes per worker that decode images and draw masks ahead of the step; 0: in the worker itself. On one core
-    of a server one makes 150 images a second at 512 px, 900 at 128, and takes 70 MB."""
+    of a server one makes 150 images a second at 512 px, 900 at 128, and takes 100 MB."""
     batch_size: int = 16
     """Global batch: images per update over all workers; it does not change with their number."""
     max_images_per_pass: int = 0

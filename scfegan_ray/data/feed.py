@@ -1,7 +1,7 @@
 """Feeds one rank with its share of each batch: processes decode and draw ahead of the trainer, into shared memory.
 
 torch's DataLoader was tried first. Each of its spawned processes imports torch, in a Ray worker Ray, too (350 MB
-instead of 80); batches need room in /dev/shm; processes outlive a killed trainer by 6 seconds, with a traceback, and a
+instead of 120); batches need room in /dev/shm; processes outlive a killed trainer by 6 seconds, with a traceback, and a
 killed process group leaves semaphores and sockets behind. Here memory and socket have no name, so nothing can be left;
 a process ends with its socket; and a batch, whose images are spread over all processes, is not copied on its way.
 """
