@@ -117,10 +117,6 @@ class Evaluator:
             found["blind_hole_psnr"].append(hole_psnr(images.to_uint8(unguided_composite), truth, mask))
         return {name: torch.cat(values) for name, values in found.items()}
 
-    def run(self, generator: nn.Module, batches: Iterable[dict[str, NDArray[Any]]]) -> dict[str, float]:
-        """Return the means of `values` over all images of all batches, and objective: see `objective_db`."""
-        return summary({name: float(values.mean()) for name, values in self.values(generator, batches).items()})
-
     @torch.no_grad()
     def grid(self, generator: nn.Module, batches: Iterable[dict[str, NDArray[Any]]], side_px: int) -> NDArray[np.uint8]:
         """Draw one row per example, with the columns of `GRID_TITLES`.

@@ -9,7 +9,7 @@ import logging
 import multiprocessing
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -141,12 +141,18 @@ class Trained:
     log: list[str] = field(default_factory=list)
 
 
-class _Tracker(NullTracker):
-    def __init__(self) -> None:
-        self.records: list[tuple[int, dict[str, float]]] = []
+class Recorder(NullTracker):
+    """Keeps what training says."""
 
-    def metrics(self, values: Any, images_seen: int) -> None:
-        self.records.append((images_seen, dict(values)))
+    def __init__(self) -> None:
+        self.said: list[tuple[int, dict[str, float]]] = []
+        self.facts: dict[str, str] = {}
+
+    def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
+        self.said.append((images_seen, dict(values)))
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self.facts |= values
 
 
 class _Lines(logging.Handler):
@@ -189,7 +195,7 @@ def train(config: Config, dataset: str, checkpoints: str, spoils: Spoils, device
         states.append(build(*arguments, **options))
         return states[-1]
 
-    tracker, lines = _Tracker(), _Lines()
+    tracker, lines = Recorder(), _Lines()
     logger = logging.getLogger("scfegan_ray")
     logger.setLevel(logging.INFO)
     logger.addHandler(lines)
@@ -215,21 +221,22 @@ def train(config: Config, dataset: str, checkpoints: str, spoils: Spoils, device
         outcome=outcome,
         digest=states[0].weights_sha256(),
         sentinel=states[0].sentinel.state(),
-        records=tracker.records,
+        records=tracker.said,
         log=lines.lines,
     )
+
+
+def tensors_of(checkpoint: str) -> dict[str, torch.Tensor]:
+    """Return all tensors in the files of a checkpoint's folder."""
+    files = Path(checkpoint).glob("*.safetensors")
+    return {f"{file.stem}.{key}": value for file in files for key, value in load_file(file).items()}
 
 
 def networks_of(checkpoints: Path, name: str = "") -> dict[str, torch.Tensor]:
     """Return the networks' tensors of a run's checkpoint, the newest unless it is named."""
     store = CheckpointStore(str(checkpoints))
-    files = Path(store.uri(name or store.names()[-1])).glob("*.safetensors")
-    return {
-        f"{file.stem}.{key}": value
-        for file in files
-        if file.stem != "optimizers"
-        for key, value in load_file(file).items()
-    }
+    found = tensors_of(store.uri(name or store.names()[-1]))
+    return {name: value for name, value in found.items() if not name.startswith("optimizers.")}
 
 
 def assert_same_on_all(found: list[Trained]) -> None:

@@ -132,7 +132,8 @@ def test_commands_are_understood(page: Path) -> None:
             arguments = [word for word in shlex.split(command[2], comments=True) if word != "…"]
             if arguments[-1:] == ["--data.source"]:
                 arguments.append("/path/to/faces")
-            cli.parse("", arguments_of(command[1]), arguments)
+            kind = arguments_of(command[1])
+            assert isinstance(cli.parse("", kind, arguments), kind), "else it exits with 2"
 
 
 @pytest.mark.parametrize("page", PAGES[:1] + [ROOT / "jobs" / "README.md"], ids=["README.md", "jobs/README.md"])

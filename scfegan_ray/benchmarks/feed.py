@@ -7,8 +7,6 @@ import json
 import logging
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -20,27 +18,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scfegan_ray.allocation import KEEP_MEMORY
+from scfegan_ray.benchmarks import step
 from scfegan_ray.config import Config
 from scfegan_ray.data import prepare
 from scfegan_ray.data.dataset import PreparedDataset
 from scfegan_ray.data.feed import Feed
 from scfegan_ray.errors import ConfigError
-from scfegan_ray.images import Batch
 from scfegan_ray.models.features import load_features
 from scfegan_ray.precision import check_available, resolve_precision, set_tf32
 from scfegan_ray.training.state import TrainingState
-from scfegan_ray.training.step import Pass, train_step
+from scfegan_ray.training.step import cut_into_passes
 
 logger = logging.getLogger(__name__)
 
-_EMBEDDED = 64
 _ROUNDS = 7
 _FEED_SECONDS = 2.0
 _UPDATE_SECONDS = 4.0
 _FEWEST_UPDATES = 3
 _SETTLING_BATCHES = 8
-_MAPS = ("image", "mask", "sketch", "color", "noise")
 
 
 def run(config: Config, *, session: Callable[[], contextlib.AbstractContextManager[None]]) -> dict[str, Any]:
@@ -64,22 +59,10 @@ def run(config: Config, *, session: Callable[[], contextlib.AbstractContextManag
         raise ConfigError("the feed is measured beside the trainer, each on a core of its own: give two cores at least")
     with tempfile.TemporaryDirectory(prefix="scfegan-benchmark-") as scratch:
         if config.data.prepared is None:
-            data = replace(config.data, num_embedded=min(config.data.num_embedded, _EMBEDDED), test_fraction=0.0)
-            config = replace(config, data=data, storage=replace(config.storage, path=scratch))
+            config = replace(step.few_faces(config), storage=replace(config.storage, path=scratch))
         config = replace(config, data=replace(config.data, prepared=prepare.ensure_prepared(config, session=session)))
-        # In a process with the memory settings of a worker.
-        code = "import sys; from scfegan_ray.benchmarks import feed; print(feed.measure(sys.stdin.read()))"
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            input=json.dumps(config.to_dict()),
-            env=os.environ | KEEP_MEMORY,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if done.returncode:
-        raise RuntimeError(f"the feed could not be measured: {done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        answer = step.in_a_process("feed.measure", config, failure="the feed could not be measured")
+    found: dict[str, Any] = json.loads(answer)
     logger.info("%d images a batch at %d px", config.train.batch_size, config.data.size_px)
     for number, rate in found["images_per_second"].items():
         logger.info(
@@ -224,16 +207,8 @@ def _update(config: Config, device: torch.device) -> Callable[[dict[str, Tensor]
     precision = resolve_precision(config.train.precision, device)
 
     def update(maps: dict[str, Tensor]) -> object:
-        return train_step(
-            state,
-            [Pass(Batch.from_uint8(*(maps[name] for name in _MAPS)), maps["interpolation"])],
-            features,
-            config.losses,
-            generator=state.generator,
-            discriminator=state.discriminator,
-            precision=precision,
-            allow_tf32=config.train.tf32,
-        )
+        [one] = cut_into_passes(maps, 0)
+        return step.update(state, one.batch, one.interpolation, features, config, precision)
 
     return update
 
@@ -247,8 +222,7 @@ def _time_updates(update: Callable[[], object], device: torch.device) -> tuple[f
     while len(seconds) < _FEWEST_UPDATES or time.perf_counter() - began < _UPDATE_SECONDS:
         started, own_started = time.perf_counter(), time.thread_time()
         update()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        step.wait(device)
         seconds.append(time.perf_counter() - started)
         own_seconds.append(time.thread_time() - own_started)
     return statistics.median(seconds), statistics.median(own_seconds)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -18,7 +15,6 @@ from typing import Any
 
 import torch
 
-from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.benchmarks import step
 from scfegan_ray.config import Config
 from scfegan_ray.data import prepare
@@ -32,7 +28,6 @@ logger = logging.getLogger(__name__)
 _ROUNDS = 3
 _LOOP_SECONDS = 15.0
 _FEWEST_UPDATES = 8
-_EMBEDDED = 64
 _SETTLING_UPDATES = 3
 
 
@@ -57,10 +52,8 @@ def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContex
         del workers["two_workers"]
     with tempfile.TemporaryDirectory(prefix="scfegan-benchmark-") as scratch:
         config = replace(
-            config,
+            step.few_faces(config),
             run_name="benchmark",
-            # Nothing is held back, hence nothing measured in between.
-            data=replace(config.data, num_embedded=min(config.data.num_embedded, _EMBEDDED), test_fraction=0.0),
             storage=replace(config.storage, path=scratch),
             tracking=replace(config.tracking, uri=f"sqlite:///{scratch}/mlflow.db"),
         )
@@ -101,18 +94,7 @@ def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContex
 
 def _updates_in_a_process(config: Config) -> float:
     """Return images per second of `updates_alone` in a process with the memory settings of a worker."""
-    code = "import sys; from scfegan_ray.benchmarks import ray; print(ray.updates_alone(sys.stdin.read()))"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=json.dumps(config.to_dict()),
-        env=os.environ | KEEP_MEMORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"the loop without Ray failed: {done.stderr[-2000:]}")
-    return float(done.stdout.split()[-1])
+    return float(step.in_a_process("ray.updates_alone", config, failure="the loop without Ray failed"))
 
 
 def updates_alone(config_json: str) -> float:

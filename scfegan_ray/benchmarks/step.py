@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -16,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from scfegan_ray.allocation import num_cores
+from scfegan_ray.allocation import KEEP_MEMORY, num_cores
 from scfegan_ray.benchmarks.calls import Calls, ordinary_update
 from scfegan_ray.benchmarks.plain import PlainGenerator, PlainStep
 from scfegan_ray.config import Config
@@ -34,6 +38,7 @@ logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
 _REPEATS = 5
+_EMBEDDED = 64
 _SETTLING_ITERATIONS = 30
 _MATRIX_SIDE = 2048
 
@@ -145,6 +150,41 @@ def set_up(config: Config) -> torch.device:
     device = torch.device("cuda" if config.train.use_gpu else "cpu")
     check_available(device, "give --train.no-use-gpu")
     return device
+
+
+def few_faces(config: Config) -> Config:
+    """Return a config whose drawn faces are few and all for training, so that nothing is measured in between."""
+    number = min(config.data.num_embedded, _EMBEDDED)
+    return replace(config, data=replace(config.data, num_embedded=number, test_fraction=0.0))
+
+
+def in_a_process(function: str, config: Config, *, failure: str) -> str:
+    """Call a function in a process with the memory settings of a worker.
+
+    Args:
+        function: its name within this package, after the module's; it takes a config as JSON.
+        config: for it.
+        failure: what an error begins with.
+
+    Returns:
+        What it returned, as the last line of text.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    module, _, name = function.rpartition(".")
+    code = f"import sys; from scfegan_ray.benchmarks import {module}; print({module}.{name}(sys.stdin.read()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(config.to_dict()),
+        env=os.environ | KEEP_MEMORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{failure}: {done.stderr[-2000:]}")
+    return done.stdout.splitlines()[-1]
 
 
 def make_batch(config: Config, device: torch.device) -> tuple[Batch, Tensor]:

@@ -90,7 +90,7 @@ class Means:
         norms = tuple(name for name in values if name.startswith("gradient_norm/"))
         for names in (tuple(name for name in values if name not in norms), norms):
             if names:
-                one = torch.stack([values[name].float() for name in names] + [torch.ones_like(accepted).float()])
+                one = torch.stack([values[name].float() for name in names] + [accepted.float()])
                 one = torch.where(accepted, one, 0.0)
                 self._sums[names] = self._sums[names] + one if names in self._sums else one
 
@@ -257,7 +257,7 @@ class HeldBack:
 
     def _measure_references(self) -> dict[str, float]:
         """Look the references up where they were measured before on this machine, or measure them."""
-        place = references_place(self._config, self._dataset)
+        place = _references_place(self._config, self._dataset)
         known = ranks.together(lambda: _read_json(place) if ranks.rank() == 0 else {})
         if known:
             return known
@@ -299,7 +299,7 @@ class HeldBack:
             logger.warning("%s: %r", what, error)
 
 
-def references_place(config: Config, dataset: PreparedDataset) -> Path:
+def _references_place(config: Config, dataset: PreparedDataset) -> Path:
     """Return where this machine keeps what references measured on a dataset's held-back images."""
     shaped_by = {
         "masks": config.to_dict()["masks"],

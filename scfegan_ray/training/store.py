@@ -136,11 +136,6 @@ class CheckpointWriter:
         self.last: str | None = None
         """Name of the last checkpoint that is known to be whole."""
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether a snapshot is not written yet."""
-        return not all(name.done() for name in self._unnoticed)
-
     def save(self, snapshot: Snapshot, *, may_be_dropped: bool = False) -> Future[str | None]:
         """Have a snapshot written, when those before are.
 

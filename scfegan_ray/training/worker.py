@@ -74,7 +74,7 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
     reports.close()
     lost = tracker.close()
     if lost is not None and outcome.failure is None:
-        outcome.failure = (StorageError.__name__, lost)
+        outcome.fail(StorageError(lost))
     return asdict(outcome)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from rank_processes import Recorder, tensors_of
 from tiny import TINY
 
 from scfegan_ray import evaluation, precision
@@ -19,7 +18,6 @@ from scfegan_ray.config import Config, OptimizationConfig, SentinelConfig
 from scfegan_ray.data.dataset import PreparedDataset
 from scfegan_ray.errors import StorageError
 from scfegan_ray.models.features import vgg_random
-from scfegan_ray.tracking import NullTracker
 from scfegan_ray.training import checkpoint
 from scfegan_ray.training import loop as training
 from scfegan_ray.training.hooks import HeldBack
@@ -27,20 +25,6 @@ from scfegan_ray.training.outcome import Outcome
 from scfegan_ray.training.store import CheckpointStore
 
 CONFIG = replace(TINY, train=replace(TINY.train, num_workers=1, checkpoint_every_images=1000, images=24))
-
-
-class Recorder(NullTracker):
-    """Keeps what training says."""
-
-    def __init__(self) -> None:
-        self.said: list[tuple[int, dict[str, float]]] = []
-        self.facts: dict[str, str] = {}
-
-    def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
-        self.said.append((images_seen, dict(values)))
-
-    def tags(self, values: Mapping[str, str]) -> None:
-        self.facts |= values
 
 
 class Loop:
@@ -67,8 +51,7 @@ class Loop:
         return values
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        files = Path(self.store.uri(name)).glob("*.safetensors")
-        return {f"{file.stem}.{key}": value for file in files for key, value in load_file(file).items()}
+        return tensors_of(self.store.uri(name))
 
 
 @pytest.fixture

@@ -251,14 +251,13 @@ def test_writer_works_beside_its_caller(
         return plain(store, snapshot)
 
     monkeypatch.setattr(CheckpointStore, "write", slow)
-    assert not writer.is_busy
-    writer.save(take(8))
-    assert writer.is_busy
+    name = writer.save(take(8))
+    assert not name.done()
     writer.check()  # does not wait
     assert (writer.last, images(store)) == (None, [])
     may_go_on.set()
     writer.wait()
-    assert not writer.is_busy
+    assert name.done()
     assert (writer.last, images(store)) == ("checkpoint-0000000008", [8])
     assert threads[0].startswith("checkpoints")
 
@@ -332,8 +331,8 @@ def test_storage_that_stays_away_is_told_once(
     writer: CheckpointWriter, take: Take, pauses: list[float], monkeypatch: pytest.MonkeyPatch, notice: str
 ) -> None:
     failing(monkeypatch, times=99)
-    writer.save(take(8))
-    while writer.is_busy:
+    name = writer.save(take(8))
+    while not name.done():
         threading.Event().wait(0.01)
     with pytest.raises(StorageError, match="timed out"):
         writer.save(take(16)) if notice == "save" else getattr(writer, notice)()
