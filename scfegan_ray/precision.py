@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from scfegan_ray.errors import ConfigError
 
@@ -64,6 +68,51 @@ def check_native(precision: torch.dtype, device: torch.device) -> None:
 def autocast(precision: torch.dtype, device: torch.device) -> torch.autocast:
     """Return the context in which networks compute in a type that `resolve_precision` gave."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
+
+
+def lowered(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return float32 weights in the type of an enabled autocast, otherwise as they are.
+
+    Autocast would round the same, but one weight after the other, and one gradient after the other. All gradients of
+    one call are there at once, so what DDP is to send early belongs into calls of its own. Differentiable once.
+
+    Args:
+        tensors: weights of several layers, on one device.
+    """
+    kind = tensors[0].device.type
+    is_enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if not is_enabled or torch.compiler.is_compiling():  # a compiler fuses each cast with what reads it
+        return tensors
+    result: tuple[Tensor, ...] = _Lowered.apply(torch.get_autocast_dtype(kind), *tensors)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Lowered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.dtype = tensors[0].dtype
+        ctx.strides = [tensor.stride() for tensor in tensors]
+        return _cast(tensors, ctx.strides, dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *_cast(gradients, ctx.strides, ctx.dtype)
+
+
+_ALIGNMENT = 64
+"""Elements at whose multiples each tensor begins, as the fast ways of libraries want it."""
+
+
+def _cast(tensors: Sequence[Tensor], strides: Sequence[tuple[int, ...]], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return copies in another type and layout: one piece of memory, filled by one call."""
+    sizes = [_ALIGNMENT * math.ceil(tensor.numel() / _ALIGNMENT) for tensor in tensors]
+    pieces = torch.split(torch.empty(sum(sizes), dtype=dtype, device=tensors[0].device), sizes)
+    copies = tuple(
+        piece.as_strided(tensor.shape, stride) for piece, tensor, stride in zip(pieces, tensors, strides, strict=True)
+    )
+    torch._foreach_copy_(copies, tuple(tensors))
+    return copies
 
 
 def name_of(precision: torch.dtype) -> str:

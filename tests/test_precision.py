@@ -8,7 +8,7 @@ import torch
 from scfegan_ray.benchmarks import step
 from scfegan_ray.config import Config
 from scfegan_ray.errors import ConfigError
-from scfegan_ray.precision import check_native, resolve_precision, set_tf32, tf32
+from scfegan_ray.precision import autocast, check_native, lowered, resolve_precision, set_tf32, tf32
 from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.training.state import TrainingState
 
@@ -74,3 +74,25 @@ def test_tf32_is_said_both_ways_and_put_back() -> None:
         assert said() == off
     finally:
         set_tf32(convolutions=True, products=False)  # torch's default
+
+
+def test_lowered_weights_are_what_autocast_makes_of_them() -> None:
+    weights = [torch.randn(6, 3, 3, 3).contiguous(memory_format=torch.channels_last), torch.randn(5), torch.randn(2, 7)]
+    weights = [weight.requires_grad_() for weight in weights]
+    with autocast(torch.float32, torch.device("cpu")):
+        assert lowered(weights) is weights
+    with autocast(torch.bfloat16, torch.device("cpu")):
+        copies = lowered(weights)
+    for weight, one in zip(weights, copies, strict=True):
+        assert torch.equal(one, weight.bfloat16())
+        assert one.stride() == weight.stride()
+    gradients = torch.autograd.grad([one.float().square().sum() for one in copies], weights)
+    for gradient, one in zip(gradients, copies, strict=True):
+        assert torch.equal(gradient, (2 * one.float()).bfloat16().float())
+        assert gradient.stride() == one.stride()
+
+
+def test_weights_on_a_device_without_autocast_are_not_lowered() -> None:
+    weights = [torch.zeros(3, device="meta")]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert lowered(weights) is weights

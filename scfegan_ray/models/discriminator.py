@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from scfegan_ray.config import ModelConfig
 from scfegan_ray.models.layers import LEAK, conv2d_same, conv2d_same_adjoint, full_precision
+from scfegan_ray.precision import lowered
 
 CONDITION_CHANNELS = 5
 """mask 1, sketch 1, color 3: what `images.pack_conditions` stacks. The noise is not among them."""
@@ -154,8 +155,9 @@ class Discriminator(nn.Module):
         """Yield the output of each convolution; the leaky ReLU then changes it in place, which keeps its sign."""
         # Convolutions of few channels are twice as fast with channels last.
         x = torch.cat([image, conditions], dim=1).contiguous(memory_format=torch.channels_last)
-        for at, (weight, layer) in enumerate(zip(weights, self._convs(), strict=True)):
-            x = conv2d_same(x if at == 0 else F.leaky_relu_(x, LEAK), weight, layer.bias, _STRIDE)
+        tensors = lowered([*weights, *(layer.bias for layer in self._convs())])
+        for at, (weight, bias) in enumerate(zip(tensors[: len(weights)], tensors[len(weights) :], strict=True)):
+            x = conv2d_same(x if at == 0 else F.leaky_relu_(x, LEAK), weight, bias, _STRIDE)
             yield x
 
     def _slope(self, weights: Sequence[Tensor], image: Tensor, conditions: Tensor) -> Tensor:

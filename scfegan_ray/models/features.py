@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from scfegan_ray import storage, weights
 from scfegan_ray.errors import ModelError
+from scfegan_ray.precision import lowered
 
 _LOG = logging.getLogger(__name__)
 
@@ -101,9 +102,9 @@ class Features(nn.Module):
         """
         # Convolutions of few channels on many pixels are up to twice as fast with channels last, on CPUs too.
         x = (((images + 1.0) / 2.0 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        tensors = lowered([self.get_buffer(f"{conv.name}_{kind}") for conv in _CONVS for kind in ("weight", "bias")])
         pooled = []
-        for conv in _CONVS:
-            weight, bias = self.get_buffer(f"{conv.name}_weight"), self.get_buffer(f"{conv.name}_bias")
+        for conv, weight, bias in zip(_CONVS, tensors[::2], tensors[1::2], strict=True):
             x = F.relu_(F.conv2d(x, weight, bias, padding=1))
             if conv.pooled:
                 x = F.max_pool2d(x, 2)

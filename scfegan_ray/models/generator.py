@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from scfegan_ray.config import ModelConfig
 from scfegan_ray.errors import ConfigError
 from scfegan_ray.models.layers import GatedConv2d, GatedDeconv2d, full_precision
+from scfegan_ray.precision import lowered
 
 INPUT_CHANNELS = 9
 """incomplete 3, sketch 1, color 3, mask 1, noise 1: what `images.pack_input` stacks."""
@@ -83,13 +86,14 @@ class Generator(nn.Module):
             )
         x = packed
         skips = []
-        for layer in self.encoder:
+        for layer, weights in _with_weights(self.encoder):
             skips.append(x)
-            x = layer(x)
-        for layer in self.bottleneck:
-            x = layer(x)
-        for upsampler, layer in zip(self.upsamplers, self.decoder, strict=True):
-            x = layer(torch.cat([skips.pop(), upsampler(x)], dim=1))
+            x = layer(x, weights)
+        for layer, weights in _with_weights(self.bottleneck):
+            x = layer(x, weights)
+        stages = zip(_with_weights(self.upsamplers), _with_weights(self.decoder), strict=True)
+        for (upsampler, its_weights), (layer, weights) in stages:
+            x = layer(torch.cat([skips.pop(), upsampler(x, its_weights)], dim=1), weights)
         return torch.tanh(full_precision(x))
 
     @torch.no_grad()
@@ -117,3 +121,10 @@ class Generator(nn.Module):
                 center = layer.weight[:, :, 1, 1].clone()
                 layer.weight.zero_()
                 layer.weight[:, :, 1, 1] = center
+
+
+def _with_weights(layers: Iterable[nn.Module]) -> list[tuple[nn.Module, tuple[Tensor, Tensor]]]:
+    """Return each layer with its weight and bias in the type to compute in."""
+    layers = list(layers)
+    tensors = lowered([layer.get_parameter(name) for layer in layers for name in ("weight", "bias")])
+    return list(zip(layers, zip(tensors[::2], tensors[1::2], strict=True), strict=True))

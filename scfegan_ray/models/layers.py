@@ -199,16 +199,18 @@ class GatedConv2d(nn.Module):
             self.weight[:out_channels].normal_(0.0, math.sqrt(gain / fan_in))
             self.weight[out_channels:].normal_(0.0, math.sqrt(1.0 / fan_in))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weights: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Return the gated features.
 
         Args:
             x: (N, in_channels, H, W) float.
+            weights: `weight` and `bias` as `precision.lowered` gives them. Default: as they are.
 
         Returns:
             (N, out_channels, ceil(H / stride), ceil(W / stride)) float. Paper: released graph, `gate_conv`.
         """
-        features, gate = conv2d_same(x, self.weight, self.bias, self.stride, self.dilation).chunk(2, dim=1)
+        weight, bias = weights or (self.weight, self.bias)
+        features, gate = conv2d_same(x, weight, bias, self.stride, self.dilation).chunk(2, dim=1)
         if self.normalize:
             features = local_response_norm(features)
         if self.activate:
@@ -244,17 +246,19 @@ class GatedDeconv2d(nn.Module):
         with torch.no_grad():
             self.weight.normal_(0.0, math.sqrt(4 * 2 / (1 + LEAK**2) / fan_in))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weights: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Return z * sigmoid(z) for z = leaky_relu(transpose convolution).
 
         Args:
             x: (N, in_channels, H, W) float.
+            weights: as of `GatedConv2d`.
 
         Returns:
             (N, out_channels, 2 H, 2 W) float. Paper: released graph, `gate_deconv`.
         """
         # The full output has 2 n + 3 rows. SAME drops one at the start and two at the end: `padding` drops one at
         # either end, the slice the last.
-        z = F.conv_transpose2d(x, self.weight, self.bias, self._STRIDE, padding=1)
+        weight, bias = weights or (self.weight, self.bias)
+        z = F.conv_transpose2d(x, weight, bias, self._STRIDE, padding=1)
         z = F.leaky_relu(z[..., : 2 * x.shape[-2], : 2 * x.shape[-1]], LEAK)
         return z * torch.sigmoid(z)
