@@ -47,16 +47,14 @@ def perceptual(features_x: Sequence[Tensor], features_gt: Sequence[Tensor]) -> T
     Sum over the layers q of ||Theta_q(x) - Theta_q(ground_truth)||_1 / N_q.
 
     Args:
-        features_x: per layer (N, C, H, W) float; of the generated or of the composite image.
-        features_gt: the same of the ground truth.
+        features_x: per layer (S * N, C, H, W) float; of S sets of images one after the other, as the generated and
+            the composite ones.
+        features_gt: per layer (N, C, H, W) float; of the ground truths.
 
     Returns:
-        Scalar, 0 or more. Paper: SC-FEGAN, perceptual loss, one of its two sums.
+        (S,), 0 or more. Paper: SC-FEGAN, perceptual loss, which sums up those of both sets.
     """
-    terms = [
-        (full_precision(x) - full_precision(gt)).abs().mean() for x, gt in zip(features_x, features_gt, strict=True)
-    ]
-    return torch.stack(terms).sum()
+    return _distances(features_x, features_gt)
 
 
 def gram(features: Sequence[Tensor]) -> list[Tensor]:
@@ -85,14 +83,22 @@ def style(grams_x: Sequence[Tensor], grams_gt: Sequence[Tensor]) -> Tensor:
     C_q channels and N_q = C_q H_q W_q. In float32.
 
     Args:
-        grams_x: per layer (N, C, C) as `gram` gives them; of the generated or of the composite image.
-        grams_gt: the same of the ground truth.
+        grams_x: per layer (S * N, C, C) as `gram` gives them; of S sets of images, as of `perceptual`.
+        grams_gt: per layer (N, C, C); of the ground truths.
 
     Returns:
-        Scalar, 0 or more. Paper: SC-FEGAN, style loss of one image.
+        (S,), 0 or more. Paper: SC-FEGAN, style loss of each set.
     """
-    terms = [(x - gt).abs().mean() for x, gt in zip(grams_x, grams_gt, strict=True)]
-    return torch.stack(terms).sum()
+    return _distances(grams_x, grams_gt)
+
+
+def _distances(layers_x: Sequence[Tensor], layers_gt: Sequence[Tensor]) -> Tensor:
+    """Sum up the mean absolute differences of all layers: (S,), of S sets of (N, ...) in (S * N, ...)."""
+    terms = []
+    for x, gt in zip(layers_x, layers_gt, strict=True):
+        differences = full_precision(x).unflatten(0, (-1, len(gt))) - full_precision(gt)
+        terms.append(differences.abs().mean(dim=tuple(range(1, differences.ndim))))
+    return torch.stack(terms).sum(dim=0)
 
 
 def total_variation(composite: Tensor, mask: Tensor, region: str = "dilated_hole") -> Tensor:
@@ -229,20 +235,19 @@ def generator_terms(
         ConfigError: the real scores are needed and not given.
     """
     composite = images.composite(generated, ground_truth, mask)
-    # One pass for both, because the feature network costs more than all the rest of this function.
-    seen = features(torch.cat([generated, composite]))
+    # One pass for both, because the feature network costs more than all the rest of this function, and one cast of
+    # what it sees, which is large and read by several terms.
+    seen = [full_precision(layer) for layer in features(torch.cat([generated, composite]))]
     with torch.no_grad():
-        features_gt = features(ground_truth)
+        features_gt = [full_precision(layer) for layer in features(ground_truth)]
     if config.feature_scale == "caffe":
         seen, features_gt = ([CAFFE_SCALE * layer for layer in layers] for layers in (seen, features_gt))
-    features_generated, features_composite = _split(seen)
-    grams_generated, grams_composite = _split(gram(seen))
-    grams_gt = gram(features_gt)
+    style_generated, style_composite = style(gram(seen), gram(features_gt))
     terms = {
         "per_pixel": per_pixel(generated, ground_truth, mask, config.hole),
-        "perceptual": perceptual(features_generated, features_gt) + perceptual(features_composite, features_gt),
-        "style_generated": style(grams_generated, grams_gt),
-        "style_composite": style(grams_composite, grams_gt),
+        "perceptual": perceptual(seen, features_gt).sum(),
+        "style_generated": style_generated,
+        "style_composite": style_composite,
         "total_variation": total_variation(composite, mask, config.total_variation_region),
         "adversarial": adversarial(fake_scores),
     }
@@ -279,12 +284,6 @@ def gradient_norms(terms: Terms, generated: Tensor) -> dict[str, Tensor]:
         )
         norms[name] = torch.zeros_like(term) if gradient is None else full_precision(gradient).norm()
     return norms
-
-
-def _split(stacked: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Undo a concatenation of two equal batches in what there is per layer."""
-    halves = [layer.chunk(2) for layer in stacked]
-    return [half[0] for half in halves], [half[1] for half in halves]
 
 
 def discriminator_loss(

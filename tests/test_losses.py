@@ -96,6 +96,15 @@ def test_style_by_hand():
     )
 
 
+@pytest.mark.parametrize("loss", [losses.perceptual, losses.style])
+def test_sets_of_images_are_compared_one_by_one(loss):
+    # Of layers of (N, C, C), which both take.
+    both, gt = [torch.rand(4, 3, 3), torch.rand(4, 5, 5)], [torch.rand(2, 3, 3), torch.rand(2, 5, 5)]
+    alone = [loss([layer[at : at + 2] for layer in both], gt) for at in (0, 2)]
+    torch.testing.assert_close(loss(both, gt), torch.cat(alone))
+    assert not torch.equal(*alone)
+
+
 def test_style_does_not_care_where_things_are():
     x = torch.rand(1, 3, 4, 4)
     assert losses.style(losses.gram([x]), losses.gram([x.flip(2, 3)])).item() == pytest.approx(0.0, abs=1e-6)
