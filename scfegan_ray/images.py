@@ -76,7 +76,7 @@ def composite(generated: Tensor, ground_truth: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (N, 3, H, W). Paper: I_comp.
     """
-    return generated * mask + ground_truth * (1.0 - mask)
+    return torch.lerp(ground_truth, generated, mask)
 
 
 def pack_input(incomplete: Tensor, sketch: Tensor, color: Tensor, mask: Tensor, noise: Tensor) -> Tensor:

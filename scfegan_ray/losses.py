@@ -96,7 +96,7 @@ def _distances(layers_x: Sequence[Tensor], layers_gt: Sequence[Tensor]) -> Tenso
     """Sum up the mean absolute differences of all layers: (S,), of S sets of (N, ...) in (S * N, ...)."""
     terms = []
     for x, gt in zip(layers_x, layers_gt, strict=True):
-        differences = full_precision(x).unflatten(0, (-1, len(gt))) - full_precision(gt)
+        differences = full_precision(x).view(-1, *gt.shape) - full_precision(gt)
         terms.append(differences.abs().mean(dim=tuple(range(1, differences.ndim))))
     return torch.stack(terms).sum(dim=0)
 
