@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from scfegan_ray.config import ModelConfig
 from scfegan_ray.models.layers import LEAK, conv2d_same, conv2d_same_adjoint, full_precision
@@ -72,12 +74,6 @@ class _Conv2d(nn.Module):
         assert isinstance(vectors, _Vectors), "as made above"
         return vectors
 
-    @property
-    def weight(self) -> Tensor:
-        """The weight over its spectral norm, whose gradient takes the vectors for constants: (out, in, 3, 3)."""
-        original, vectors = self.original, self.vectors
-        return original / torch.dot(vectors._u, torch.mv(original.flatten(1), vectors._v))
-
 
 @torch.no_grad()
 def _iterate(convs: Sequence[_Conv2d]) -> None:
@@ -86,6 +82,29 @@ def _iterate(convs: Sequence[_Conv2d]) -> None:
     us = _normalized([torch.mv(matrix, one._v) for matrix, one in zip(matrices, vectors, strict=True)])
     vs = _normalized([torch.mv(matrix.t(), u) for matrix, u in zip(matrices, us, strict=True)])
     torch._foreach_copy_([one._u for one in vectors] + [one._v for one in vectors], us + vs)
+
+
+class _OverNorms(torch.autograd.Function):
+    """Weights over their spectral norms, with the closed-form gradient, for which the vectors are constants."""
+
+    @staticmethod
+    def forward(ctx: Any, us: Sequence[Tensor], vs: Sequence[Tensor], *weights: Tensor) -> tuple[Tensor, ...]:
+        norms = [torch.dot(u, torch.mv(weight.flatten(1), v)) for u, v, weight in zip(us, vs, weights, strict=True)]
+        normalized = tuple(torch._foreach_div(weights, norms))
+        ctx.save_for_backward(*us, *vs, *norms, *normalized)
+        return normalized
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        number, saved = len(gradients), ctx.saved_tensors
+        us, vs, norms, normalized = (saved[at : at + number] for at in range(0, 4 * number, number))
+        # For N = W / s with s = u^T W v: dL/dW = (G - <G, N> u v^T) / s.
+        scaled = torch._foreach_div(gradients, norms)
+        shares = [product.sum() for product in torch._foreach_mul(scaled, normalized)]
+        outers = [torch.outer(u, v) for u, v in zip(torch._foreach_mul(us, shares), vs, strict=True)]
+        torch._foreach_sub_(scaled, [outer.view_as(one) for outer, one in zip(outers, scaled, strict=True)])
+        return None, None, *scaled
 
 
 def _normalized(vectors: list[Tensor]) -> list[Tensor]:
@@ -141,10 +160,17 @@ class Discriminator(nn.Module):
         """
         # Under autocast the norm would be taken of rounded weights.
         with torch.autocast(image.device.type, enabled=False):
-            weights = [layer.weight for layer in self._convs()]
+            weights = self.weights()
             slope = None if slope_at is None else self._slope(weights, *slope_at)
         *_, scores = self._activations(weights, image, conditions)
         return full_precision(scores) if slope is None else (full_precision(scores), slope)
+
+    def weights(self) -> Sequence[Tensor]:
+        """Return each layer's weight over its spectral norm: (out, in, 3, 3) float32."""
+        convs = list(self._convs())
+        us, vs = [conv.vectors._u for conv in convs], [conv.vectors._v for conv in convs]
+        weights: tuple[Tensor, ...] = _OverNorms.apply(us, vs, *(conv.original for conv in convs))  # type: ignore[no-untyped-call]
+        return weights
 
     def _convs(self) -> Iterator[_Conv2d]:
         for layer in self.layers:

@@ -41,8 +41,8 @@ def test_each_layer_has_spectral_norm_one():
     discriminator = small()
     for _ in range(30):
         discriminator.advance_spectral_norm()
-    for layer in discriminator.layers:
-        assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1.0, abs=1e-3)
+    for weight in discriminator.weights():
+        assert torch.linalg.matrix_norm(weight.flatten(1), 2).item() == pytest.approx(1.0, abs=1e-3)
 
 
 def test_vectors_of_the_spectral_norm_are_state_and_move_only_when_told():
@@ -77,7 +77,7 @@ def test_power_iteration_is_the_textbooks():
     expected_u = torch.nn.functional.normalize(matrix @ (matrix.T @ u), dim=0)
     torch.testing.assert_close(layer.vectors._u, expected_u)
     torch.testing.assert_close(v, torch.nn.functional.normalize(matrix.T @ expected_u, dim=0))
-    torch.testing.assert_close(layer.weight.detach().flatten(1), matrix / (expected_u @ matrix @ v))
+    torch.testing.assert_close(discriminator.weights()[0].detach().flatten(1), matrix / (expected_u @ matrix @ v))
 
 
 class Weights(torch.nn.Module):
@@ -91,7 +91,7 @@ class Weights(torch.nn.Module):
             self.weight.normal_(0.0, original[0].numel() ** -0.5)
 
 
-def test_spectral_norm_is_torchs_in_names_draws_and_steps():
+def test_spectral_norm_is_torchs_in_names_draws_steps_and_gradients():
     torch.manual_seed(3)
     ours = Discriminator(SMALL)
     torch.manual_seed(3)
@@ -102,9 +102,14 @@ def test_spectral_norm_is_torchs_in_names_draws_and_steps():
         expected, found = theirs.state_dict(), ours.state_dict()
         assert list(found) == list(expected)
         assert all(torch.equal(found[name], value) for name, value in expected.items())
-        for layer, other in zip(ours.layers, theirs["layers"], strict=True):
+        weights = ours.weights()
+        pulls = [torch.randn_like(weight) for weight in weights]
+        gradients = torch.autograd.grad(weights, [layer.original for layer in ours.layers], pulls)
+        for weight, pull, gradient, other in zip(weights, pulls, gradients, theirs["layers"], strict=True):
             other.eval()
-            assert torch.equal(layer.weight, other.weight)
+            assert torch.equal(weight, other.weight)
+            (wanted,) = torch.autograd.grad(other.weight, other.parametrizations.weight.original, pull)
+            torch.testing.assert_close(gradient, wanted)
             other.train()
             _ = other.weight  # which moves its vectors
         ours.advance_spectral_norm()

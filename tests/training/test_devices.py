@@ -108,7 +108,7 @@ def test_bfloat16_covers_what_the_help_says(tiny: Config) -> None:
     state = TrainingState.build(tiny)
     first = {
         "generator": tuple(state.generator.encoder[0].weight.shape),
-        "discriminator": tuple(state.discriminator.layers[0].weight.shape),
+        "discriminator": tuple(state.discriminator.layers[0].original.shape),
         "features": tuple(FEATURES.get_buffer("conv1_1_weight").shape),
     }
     slope = (first["discriminator"][0], 3, 3, 3)
@@ -132,7 +132,7 @@ def test_tf32_goes_where_it_is_allowed_forward_and_backward(
 ) -> None:
     state = TrainingState.build(tiny)
     of_generator = tuple(state.generator.encoder[0].weight.shape)
-    of_penalty = (state.discriminator.layers[0].weight.shape[0], 3, 3, 3)
+    of_penalty = (state.discriminator.layers[0].original.shape[0], 3, 3, 3)
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     seen = seen_in(tiny, allow_tf32=allowed, keep_graph=keep_graph).seen
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
