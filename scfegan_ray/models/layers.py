@@ -241,7 +241,7 @@ class GatedDeconv2d(nn.Module):
             self.weight.normal_(0.0, math.sqrt(4 * 2 / (1 + LEAK**2) / fan_in))
 
     def forward(self, x: Tensor, weights: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Return z * sigmoid(z) for z = leaky_relu(transpose convolution).
+        """Return z * sigmoid(z), which is SiLU, for z = leaky_relu(transpose convolution).
 
         Args:
             x: (N, in_channels, H, W) float.
@@ -254,5 +254,4 @@ class GatedDeconv2d(nn.Module):
         # either end, the slice the last.
         weight, bias = weights or (self.weight, self.bias)
         z = F.conv_transpose2d(x, weight, bias, self._STRIDE, padding=1)
-        z = F.leaky_relu(z[..., : 2 * x.shape[-2], : 2 * x.shape[-1]], LEAK)
-        return z * torch.sigmoid(z)
+        return F.silu(F.leaky_relu(z[..., : 2 * x.shape[-2], : 2 * x.shape[-1]], LEAK))
