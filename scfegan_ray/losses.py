@@ -264,7 +264,8 @@ def generator_terms(
 
 def weighted_sum(terms: Terms) -> Tensor:
     """Sum up terms with their weights: a scalar."""
-    return torch.stack([weight * term for weight, term in terms.values()]).sum()
+    weights, values = zip(*terms.values(), strict=True)
+    return torch.stack(torch._foreach_mul(values, weights)).sum()
 
 
 def gradient_norms(terms: Terms, generated: Tensor) -> dict[str, Tensor]:
