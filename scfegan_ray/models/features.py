@@ -64,6 +64,8 @@ class Features(nn.Module):
 
     mean: Tensor
     std: Tensor
+    scale: Tensor
+    shift: Tensor
 
     def __init__(
         self,
@@ -83,6 +85,9 @@ class Features(nn.Module):
             self.register_buffer(f"{conv.name}_bias", bias.detach().to(torch.float32, copy=True))
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(1, 3, 1, 1))
+        # ((images + 1) / 2 - mean) / std as one product and one sum.
+        self.register_buffer("scale", 0.5 / self.std)
+        self.register_buffer("shift", (0.5 - self.mean) / self.std)
         self.eval()
 
     def train(self, mode: bool = True) -> Features:
@@ -101,7 +106,7 @@ class Features(nn.Module):
             it is torchvision's, to which the published weights of the two losses belong.
         """
         # Convolutions of few channels on many pixels are up to twice as fast with channels last, on CPUs too.
-        x = (((images + 1.0) / 2.0 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        x = torch.addcmul(self.shift, images, self.scale).contiguous(memory_format=torch.channels_last)
         tensors = lowered([self.get_buffer(f"{conv.name}_{kind}") for conv in _CONVS for kind in ("weight", "bias")])
         pooled = []
         for conv, weight, bias in zip(_CONVS, tensors[::2], tensors[1::2], strict=True):
