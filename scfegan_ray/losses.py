@@ -142,17 +142,17 @@ def adversarial(fake_scores: Tensor) -> Tensor:
     return -full_precision(fake_scores).mean()
 
 
-def score_gap(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+def score_gap(real_score: Tensor, fake_score: Tensor) -> Tensor:
     """Reward the discriminator for telling them apart: E[1 - D(ground_truth)] + E[1 + D(composite)].
 
     Args:
-        real_scores: (N, C, h, w) float, of ground truths.
-        fake_scores: (N, C, h, w) float, of composites.
+        real_score: scalar, the mean of all scores of ground truths.
+        fake_score: scalar, the mean of all scores of composites.
 
     Returns:
         Scalar of any sign. Paper: SC-FEGAN, discriminator's GAN loss; no ReLU, so it is no hinge loss.
     """
-    return (1.0 - full_precision(real_scores)).mean() + (1.0 + full_precision(fake_scores)).mean()
+    return 2.0 - real_score + fake_score
 
 
 def real_score_penalty(real_scores: Tensor) -> Tensor:
@@ -331,8 +331,8 @@ def discriminator_loss(
     if config.gradient_penalty_reduction == "mean":
         gradient = gradient / real[0].numel()
     penalty = gradient_penalty(gradient, mask)
-    total = score_gap(real, fake) + config.gradient_penalty * penalty
     parts = {"real_scores": real.mean(), "fake_scores": fake.mean(), "gradient_penalty": penalty}
+    total = score_gap(parts["real_scores"], parts["fake_scores"]) + config.gradient_penalty * penalty
     if config.real_score_penalty_in == "discriminator":
         parts["real_score_penalty"] = real_score_penalty(real)
         total = total + config.real_score_penalty * parts["real_score_penalty"]

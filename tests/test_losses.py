@@ -183,7 +183,7 @@ def test_scores_by_hand():
     real, fake = tensor([[2.0], [4.0]])[..., None, None], tensor([[-1.0], [-3.0]])[..., None, None]
     assert losses.adversarial(fake).item() == 2.0
     # (1 - 3) + (1 - 2): beyond the margin a hinge loss would be 0, this one goes on.
-    assert losses.score_gap(real, fake).item() == -3.0
+    assert losses.score_gap(real.mean(), fake.mean()).item() == -3.0
     assert losses.real_score_penalty(real).item() == 10.0
 
 
