@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scfegan_ray import images
 from scfegan_ray.config import LossConfig
 from scfegan_ray.errors import ConfigError
 from scfegan_ray.models.features import CAFFE_SCALE, Features
@@ -38,7 +37,7 @@ def per_pixel(generated: Tensor, ground_truth: Tensor, mask: Tensor, hole: float
     Returns:
         Scalar, 0 or more. Paper: SC-FEGAN, per-pixel loss with alpha = `hole`; the paper's M is 1 - mask here.
     """
-    return ((generated - ground_truth).abs() * (1.0 - mask + hole * mask)).mean()
+    return ((generated - ground_truth).abs() * (1.0 + (hole - 1.0) * mask)).mean()
 
 
 def perceptual(features_x: Sequence[Tensor], features_gt: Sequence[Tensor]) -> Tensor:
@@ -203,6 +202,7 @@ Terms = dict[str, tuple[float, Tensor]]
 
 def generator_terms(
     generated: Tensor,
+    composite: Tensor,
     ground_truth: Tensor,
     mask: Tensor,
     features: Features,
@@ -218,11 +218,12 @@ def generator_terms(
 
     Args:
         generated: (N, 3, H, W) float in [-1, 1], with the generator's graph.
+        composite: (N, 3, H, W) float in [-1, 1], `images.composite(generated, ground_truth, mask)` with its graph.
         ground_truth: (N, 3, H, W) float in [-1, 1].
         mask: (N, 1, H, W) float in {0, 1}; 1 marks pixels to fill.
         features: frozen feature network.
-        fake_scores: (N, C, h, w) float, the discriminator's on `images.composite(generated, ground_truth, mask)`,
-            with the generator's graph; the discriminator's parameters should not require gradients then.
+        fake_scores: (N, C, h, w) float, the discriminator's on the composites, with their graph; the discriminator's
+            parameters should not require gradients then.
         config: weights and choices.
         real_scores: (N, C, h, w) float, the discriminator's on the ground truth; read only where
             `config.real_score_penalty_in` is `generator`.
@@ -234,7 +235,6 @@ def generator_terms(
     Raises:
         ConfigError: the real scores are needed and not given.
     """
-    composite = images.composite(generated, ground_truth, mask)
     # One pass for both, because the feature network costs more than all the rest of this function, and one cast of
     # what it sees, which is large and read by several terms.
     seen = [full_precision(layer) for layer in features(torch.cat([generated, composite]))]

@@ -213,6 +213,7 @@ def generator_terms(batch, features, config=PUBLISHED, **changes):
     arguments = {"fake_scores": torch.tensor([[[[2.0]]], [[[-1.0]]]]), **batch, **changes}
     return losses.generator_terms(
         arguments["generated"],
+        images.composite(arguments["generated"], arguments["ground_truth"], arguments["mask"]),
         arguments["ground_truth"],
         arguments["mask"],
         features,

@@ -113,11 +113,12 @@ def train_step(
             part = _times(share, value.detach())
             values[name] = values[name] + part if name in values else part
 
-    def generate(network: nn.Module, one: Pass) -> Tensor:
+    def generate(network: nn.Module, one: Pass) -> tuple[Tensor, Tensor]:
         with reduced:
-            image: Tensor = network(one.batch.generator_input())
-        return image.float()
+            image = network(one.batch.generator_input()).float()
+        return image, one.batch.composite(image)
 
+    conditions = [one.batch.conditions() for one in passes]
     with tf32(convolutions=networks, products=everything):
         if keep_graph:
             generated = [generate(generator, one) for one in passes]
@@ -130,14 +131,14 @@ def train_step(
         state.discriminator.advance_spectral_norm()
         state.discriminator_optimizer.zero_grad(set_to_none=True)
         for at, (one, share) in enumerate(zip(passes, shares, strict=True)):
-            batch = one.batch
+            batch, (_, composite) = one.batch, generated[at]
             with _sending(discriminator, at == len(passes) - 1):
                 with reduced:
                     total, found = losses.discriminator_loss(
                         discriminator,
                         batch.ground_truth,
-                        batch.composite(generated[at]).detach(),
-                        batch.conditions(),
+                        composite,
+                        conditions[at],
                         batch.mask,
                         one.interpolation,
                         config,
@@ -155,17 +156,17 @@ def train_step(
         state.discriminator.advance_spectral_norm()
         state.generator_optimizer.zero_grad(set_to_none=True)
         for at, (one, share) in enumerate(zip(passes, shares, strict=True)):
-            batch, conditions = one.batch, one.batch.conditions()
+            batch = one.batch
             with _sending(generator, at == len(passes) - 1):
-                image = generated[at] if keep_graph else generate(generator, one)
+                image, composite = generated[at] if keep_graph else generate(generator, one)
                 with reduced:
-                    fake_scores = state.discriminator(batch.composite(image), conditions)
+                    fake_scores = state.discriminator(composite, conditions[at])
                     real_scores = None
                     if config.real_score_penalty_in == "generator":
                         with torch.no_grad():
-                            real_scores = state.discriminator(batch.ground_truth, conditions)
+                            real_scores = state.discriminator(batch.ground_truth, conditions[at])
                     terms = losses.generator_terms(
-                        image, batch.ground_truth, batch.mask, features, fake_scores, config, real_scores
+                        image, composite, batch.ground_truth, batch.mask, features, fake_scores, config, real_scores
                     )
                     total = losses.weighted_sum(terms)
                 if with_gradient_norms and at == 0:
