@@ -17,10 +17,6 @@ from scfegan_ray.errors import ConfigError
 from scfegan_ray.models.features import CAFFE_SCALE, Features
 from scfegan_ray.models.layers import full_precision
 
-# Added to a squared norm: the square root has no gradient at 0. Small against the gradients of a mean over many
-# scores, whose norm is around 1e-4.
-_NORM_EPSILON = 1e-16
-
 
 def per_pixel(generated: Tensor, ground_truth: Tensor, mask: Tensor, hole: float) -> Tensor:
     """Compare pixels, those of the hole with a weight of their own.
@@ -178,8 +174,9 @@ def gradient_penalty(gradient: Tensor, mask: Tensor) -> Tensor:
     Returns:
         Scalar, 0 or more. Paper: SC-FEGAN, GP term.
     """
-    squared_norm = (full_precision(gradient) * mask).square().sum(dim=(1, 2, 3))
-    return (torch.sqrt(squared_norm + _NORM_EPSILON) - 1.0).square().mean()
+    # Where a norm is 0, so is its gradient.
+    norms: Tensor = torch.linalg.vector_norm(full_precision(gradient) * mask, dim=(1, 2, 3))
+    return (norms - 1.0).square().mean()
 
 
 def part_weights(config: LossConfig) -> dict[str, float]:
