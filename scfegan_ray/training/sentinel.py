@@ -83,7 +83,8 @@ class Sentinel:
         usual, is_settled = self._usual[at], self._counts[at] >= _SETTLING_UPDATES
         limit = torch.where(is_settled, self._config.explosion_factor * usual.clamp(min=1.0), _LARGEST)
         # Not finite is not below the largest; a large gradient alone is none of our business.
-        fine = (seen.abs() <= torch.stack([limit, torch.full_like(limit, _LARGEST)])).all()
+        size, norm = seen.abs()
+        fine = (size <= limit) & (norm <= _LARGEST)
         if at:
             fine = fine & self._fine[0]
         self._seen.append(seen)
