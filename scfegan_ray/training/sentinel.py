@@ -83,7 +83,7 @@ class Sentinel:
         usual, is_settled = self._usual[at], self._counts[at] >= _SETTLING_UPDATES
         limit = torch.where(is_settled, self._config.explosion_factor * usual.clamp(min=1.0), _LARGEST)
         # Not finite is not below the largest; a large gradient alone is none of our business.
-        size, norm = seen.abs()
+        size, norm = seen.abs().unbind()
         fine = (size <= limit) & (norm <= _LARGEST)
         if at:
             fine = fine & self._fine[0]
