@@ -76,7 +76,33 @@ def conv2d_same_adjoint(gradient: Tensor, weight: Tensor, size: tuple[int, int],
     top, _ = same_padding(size[0], weight.shape[-2], stride, 1)
     left, _ = same_padding(size[1], weight.shape[-1], stride, 1)
     full = F.conv_transpose2d(gradient, weight, stride=stride)
-    return full[..., top : top + size[0], left : left + size[1]]
+    return _crop(full, top, left, size)
+
+
+class _Crop(torch.autograd.Function):
+    """`_crop` with its gradient padded at once, where each of two slices would fill and copy all of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, top: int, left: int, size: tuple[int, int]) -> Tensor:
+        ctx.margins = (left, x.shape[-1] - left - size[1], top, x.shape[-2] - top - size[0])
+        return x[..., top : top + size[0], left : left + size[1]]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return F.pad(gradient, ctx.margins), None, None, None
+
+
+def _crop(x: Tensor, top: int, left: int, size: tuple[int, int]) -> Tensor:
+    """Return a view of the part of this height and width: (N, C, H, W)."""
+    if _takes_custom_gradients():
+        result: Tensor = _Crop.apply(x, top, left, size)  # type: ignore[no-untyped-call]
+        return result
+    return x[..., top : top + size[0], left : left + size[1]]
+
+
+def _takes_custom_gradients() -> bool:
+    """Tell whether gradients are wanted, and not by exporters or compilers: they derive their own."""
+    return torch.is_grad_enabled() and not (torch.compiler.is_compiling() or torch.compiler.is_exporting())
 
 
 def _window_sum(values: Tensor) -> Tensor:
@@ -140,11 +166,10 @@ def local_response_norm(x: Tensor) -> Tensor:
     Returns:
         (N, C, H, W), dtype of `x`, in (-1, 1). Paper: the released graph's LRN.
     """
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or not torch.is_grad_enabled():
-        # Exporters and compilers derive their own gradient, and cannot look into a custom one.
-        return (x * _inverse_norm(x)).to(x.dtype)
-    result: Tensor = _LocalResponseNorm.apply(x)  # type: ignore[no-untyped-call]
-    return result
+    if _takes_custom_gradients():
+        result: Tensor = _LocalResponseNorm.apply(x)  # type: ignore[no-untyped-call]
+        return result
+    return (x * _inverse_norm(x)).to(x.dtype)
 
 
 class GatedConv2d(nn.Module):
@@ -254,4 +279,4 @@ class GatedDeconv2d(nn.Module):
         # either end, the slice the last.
         weight, bias = weights or (self.weight, self.bias)
         z = F.conv_transpose2d(x, weight, bias, self._STRIDE, padding=1)
-        return F.silu(F.leaky_relu(z[..., : 2 * x.shape[-2], : 2 * x.shape[-1]], LEAK))
+        return F.silu(F.leaky_relu(_crop(z, 0, 0, (2 * x.shape[-2], 2 * x.shape[-1])), LEAK))
