@@ -101,7 +101,7 @@ class Sentinel:
         self._seen, self._fine = [], []
         usual, known = self._usual, self._counts[:2]
         weight = (known / (known + 1.0)).clamp(max=_MEMORY)
-        self._usual = torch.where(fine, weight * usual + (1.0 - weight) * seen[:, 0].abs(), usual)
+        self._usual = torch.where(fine, torch.lerp(seen[:, 0].abs(), usual, weight), usual)
         skipped = (~fine[1]).double()
         ever, in_a_row = self._counts[2] + skipped, (self._counts[3] + 1.0) * skipped
         self._counts = torch.cat([known + fine, torch.stack([ever, in_a_row])])
