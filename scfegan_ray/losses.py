@@ -49,7 +49,8 @@ def perceptual(features_x: Sequence[Tensor], features_gt: Sequence[Tensor]) -> T
     Returns:
         (S,), 0 or more. Paper: SC-FEGAN, perceptual loss, which sums up those of both sets.
     """
-    return _distances(features_x, features_gt)
+    # Pixels by channels, as the feature network lays them out: gradients then come in that layout, too.
+    return _distances(*([layer.permute(0, 2, 3, 1) for layer in layers] for layers in (features_x, features_gt)))
 
 
 def gram(features: Sequence[Tensor]) -> list[Tensor]:
@@ -92,7 +93,7 @@ def _distances(layers_x: Sequence[Tensor], layers_gt: Sequence[Tensor]) -> Tenso
     terms = []
     for x, gt in zip(layers_x, layers_gt, strict=True):
         differences = full_precision(x).view(-1, *gt.shape) - full_precision(gt)
-        terms.append(differences.abs().mean(dim=tuple(range(1, differences.ndim))))
+        terms.append(differences.abs().flatten(1).mean(dim=1))
     return torch.stack(terms).sum(dim=0)
 
 
