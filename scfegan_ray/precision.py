@@ -102,12 +102,20 @@ class _Lowered(torch.autograd.Function):
 
 _ALIGNMENT = 64
 """Elements at whose multiples each tensor begins, as the fast ways of libraries want it."""
+_BLOCK_BYTES = 31 << 20
+"""Most that tensors share; glibc gives what is larger than 32 MiB back at once, and gets it again page by page."""
 
 
 def _cast(tensors: Sequence[Tensor], strides: Sequence[tuple[int, ...]], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Return copies in another type and layout: one piece of memory, filled by one call."""
-    sizes = [_ALIGNMENT * math.ceil(tensor.numel() / _ALIGNMENT) for tensor in tensors]
-    pieces = torch.split(torch.empty(sum(sizes), dtype=dtype, device=tensors[0].device), sizes)
+    """Return copies in another type and layout, in few blocks of memory that one call fills."""
+    blocks: list[list[int]] = [[]]
+    for tensor in tensors:
+        size = _ALIGNMENT * math.ceil(tensor.numel() / _ALIGNMENT)
+        if blocks[-1] and (sum(blocks[-1]) + size) * dtype.itemsize > _BLOCK_BYTES:
+            blocks.append([])
+        blocks[-1].append(size)
+    device = tensors[0].device
+    pieces = [piece for sizes in blocks for piece in torch.empty(sum(sizes), dtype=dtype, device=device).split(sizes)]
     copies = tuple(
         piece.as_strided(tensor.shape, stride) for piece, tensor, stride in zip(pieces, tensors, strides, strict=True)
     )

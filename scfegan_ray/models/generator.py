@@ -91,8 +91,9 @@ class Generator(nn.Module):
             x = layer(x, weights)
         for layer, weights in _with_weights(self.bottleneck):
             x = layer(x, weights)
-        stages = zip(_with_weights(self.upsamplers), _with_weights(self.decoder), strict=True)
-        for (upsampler, its_weights), (layer, weights) in stages:
+        stages = _with_weights([*self.upsamplers, *self.decoder])
+        number = len(self.decoder)
+        for (upsampler, its_weights), (layer, weights) in zip(stages[:number], stages[number:], strict=True):
             x = layer(torch.cat([skips.pop(), upsampler(x, its_weights)], dim=1), weights)
         return torch.tanh(full_precision(x))
 

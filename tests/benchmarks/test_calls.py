@@ -123,7 +123,7 @@ def test_ten_updates_copy_nothing_between_devices(tiny: Config, monkeypatch: pyt
     assert calls.by_name["_fused_adam_"] == 20
 
 
-@pytest.mark.parametrize(("precision", "ceiling"), [(torch.bfloat16, 1083), (torch.float32, 995)])
+@pytest.mark.parametrize(("precision", "ceiling"), [(torch.bfloat16, 1100), (torch.float32, 995)])
 def test_launches_of_the_published_network(precision: torch.dtype, ceiling: int) -> None:
     calls = count_update(preset("paper_512"), precision)
     assert calls.total <= ceiling, calls.by_name.most_common(12)
