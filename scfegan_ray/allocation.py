@@ -18,6 +18,14 @@ other one glibc keeps nothing larger than 64 MiB, and Ray Train's loop runs on a
 tenth of an update's time at 256 px."""
 
 
+def training_memory(use_gpu: bool) -> dict[str, str]:
+    """Return the environment of a process that trains: `KEEP_MEMORY` where it does so on CPUs.
+
+    Where a GPU trains, the host only holds batches, in buffers of their own.
+    """
+    return {} if use_gpu else KEEP_MEMORY
+
+
 def num_cores(root: str | Path = "/") -> int:
     """Return how many cores this process may keep busy: those it may run on, but no more than its CPU quota allows.
 

@@ -114,8 +114,9 @@ def _cast(tensors: Sequence[Tensor], strides: Sequence[tuple[int, ...]], dtype: 
         if blocks[-1] and (sum(blocks[-1]) + size) * dtype.itemsize > _BLOCK_BYTES:
             blocks.append([])
         blocks[-1].append(size)
-    device = tensors[0].device
-    pieces = [piece for sizes in blocks for piece in torch.empty(sum(sizes), dtype=dtype, device=device).split(sizes)]
+    pieces: list[Tensor] = []
+    for sizes in blocks:
+        pieces += torch.split(torch.empty(sum(sizes), dtype=dtype, device=tensors[0].device), sizes)
     copies = tuple(
         piece.as_strided(tensor.shape, stride) for piece, tensor, stride in zip(pieces, tensors, strides, strict=True)
     )

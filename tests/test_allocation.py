@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from running import run_code
 
-from scfegan_ray.allocation import KEEP_MEMORY, num_cores
+from scfegan_ray.allocation import KEEP_MEMORY, num_cores, training_memory
 
 _HUGE_PAGE_BYTES = 2 << 20
 _ARRAY_BYTES = 128 << 20
@@ -116,3 +116,8 @@ def test_a_workers_threads_follow_the_quota(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
     monkeypatch.setattr(allocation, "_cpu_quota", lambda root: 4.0)
     assert [worker._share_of_cores(count) for count in (1, 2, 8)] == [4, 2, 1]
+
+
+def test_memory_is_kept_where_cpus_train() -> None:
+    assert training_memory(use_gpu=False) == KEEP_MEMORY
+    assert training_memory(use_gpu=True) == {}

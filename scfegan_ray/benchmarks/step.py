@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from scfegan_ray.allocation import KEEP_MEMORY, num_cores
+from scfegan_ray.allocation import num_cores, training_memory
 from scfegan_ray.benchmarks.calls import Calls, ordinary_update
 from scfegan_ray.benchmarks.plain import PlainGenerator, PlainStep
 from scfegan_ray.config import Config
@@ -56,8 +56,9 @@ def run(config: Config) -> dict[str, Any]:
         part of the loss, |ours - plain| / max(|plain|, 1) on the first update; flops_per_step, flops_per_second and
         peak_flops_per_second (of matrix products of that precision, or of float32 where the hardware lacks it), and
         peak_share, the one over the other; calls_per_update and synchronizations_per_update, as `calls` counts them in
-        one update as a run makes it. On a GPU also mfu (model FLOPs utilization: peak_share, with the peak measured on
-        this very GPU) and peak_memory_bytes of such an update, with the batch, networks and optimizers that it needs.
+        one update as a run makes it; gradient_bytes and sent_bytes, of `sent_per_update`. On a GPU also mfu (model
+        FLOPs utilization: peak_share, with the peak measured on this very GPU) and peak_memory_bytes of such an update,
+        with the batch, networks and optimizers that it needs.
     """
     device = set_up(config)
     precision = resolve_precision(config.train.precision, device)
@@ -120,6 +121,13 @@ def run(config: Config) -> dict[str, Any]:
         name_of(native),
     )
     logger.info("%d calls of ATen and %d synchronizations an update", calls.total, calls.synchronizations)
+    gradient_bytes, sent_bytes = sent_per_update(state, config)
+    logger.info(
+        "%.1f MB of gradients an update (counted); each of %d workers sends %.1f MB (assumed: summed around a ring)",
+        gradient_bytes / 1e6,
+        config.train.num_workers,
+        sent_bytes / 1e6,
+    )
     if on_gpu:
         on_gpu["mfu"] = reached / peak
         logger.info("MFU %.2f; %.2f GiB of memory", on_gpu["mfu"], on_gpu["peak_memory_bytes"] / 2**30)
@@ -135,8 +143,26 @@ def run(config: Config) -> dict[str, Any]:
         "peak_share": reached / peak,
         "calls_per_update": calls.total,
         "synchronizations_per_update": calls.synchronizations,
+        "gradient_bytes": gradient_bytes,
+        "sent_bytes": sent_bytes,
         **on_gpu,
     }
+
+
+def sent_per_update(state: TrainingState, config: Config) -> tuple[int, float]:
+    """Return what workers exchange in an update, in bytes, but for a few numbers.
+
+    Args:
+        state: of the run.
+        config: `train.num_workers` and `train.gradient_compression` are read.
+
+    Returns:
+        The gradients of both networks, as they travel: counted. What each worker sends, and receives as much, where
+        they are summed around a ring, as gloo does and NCCL may: 2 (n - 1) / n times as much; assumed, not measured.
+    """
+    number = sum(p.numel() for network in (state.generator, state.discriminator) for p in network.parameters())
+    gradient_bytes = number * (2 if config.train.gradient_compression == "bfloat16" else 4)
+    return gradient_bytes, 2.0 * (config.train.num_workers - 1) / config.train.num_workers * gradient_bytes
 
 
 def set_up(config: Config) -> torch.device:
@@ -177,7 +203,7 @@ def in_a_process(function: str, config: Config, *, failure: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code],
         input=json.dumps(config.to_dict()),
-        env=os.environ | KEEP_MEMORY,
+        env=os.environ | training_memory(config.train.use_gpu),
         capture_output=True,
         text=True,
         check=False,

@@ -24,7 +24,7 @@ from ray.train.v2.api.callback import UserCallback
 
 from scfegan_ray import config as configuration
 from scfegan_ray import errors, locks, nodes, places, registry, storage, tracking
-from scfegan_ray.allocation import KEEP_MEMORY
+from scfegan_ray.allocation import training_memory
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples, prepare
 from scfegan_ray.data.dataset import DatasetInfo, first_held_back
@@ -312,7 +312,7 @@ def _fit(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=train.checkpoints_to_keep),
             callbacks=list(callbacks),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-            worker_runtime_env={"env_vars": KEEP_MEMORY},
+            worker_runtime_env={"env_vars": training_memory(train.use_gpu)},
         ),
     )
     try:
