@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -53,9 +52,7 @@ _SMALL_256 = Config(
 
 _PAPER_512 = Config(
     data=DataConfig(sketch=_SKETCH),
-    optimization=OptimizationConfig(
-        generator_learning_rate=1e-4 * math.sqrt(2.0), discriminator_learning_rate=4e-4 * math.sqrt(2.0)
-    ),
+    optimization=OptimizationConfig(generator_learning_rate=1.4e-4, discriminator_learning_rate=5.6e-4),
     train=TrainConfig(
         use_gpu=True,
         num_workers=4,

@@ -123,10 +123,11 @@ def run(config: Config) -> dict[str, Any]:
     logger.info("%d calls of ATen and %d synchronizations an update", calls.total, calls.synchronizations)
     gradient_bytes, sent_bytes = sent_per_update(state, config)
     logger.info(
-        "%.1f MB of gradients an update (counted); each of %d workers sends %.1f MB (assumed: summed around a ring)",
+        "%.1f MB of gradients an update (counted), of which a worker sends %.1f MB where there are %d (assumed: summed "
+        "around a ring)",
         gradient_bytes / 1e6,
-        config.train.num_workers,
         sent_bytes / 1e6,
+        config.train.num_workers,
     )
     if on_gpu:
         on_gpu["mfu"] = reached / peak
