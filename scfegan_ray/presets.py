@@ -66,8 +66,9 @@ _PAPER_512 = Config(
 """The published network at the published size.
 
 Sixteen images a GPU: an update of any number of images takes the same thousand calls, which must not be what a GPU
-waits for. The default rates belong to half that batch; Adam's grow with its root (Malladi et al., "On the SDEs and
-Scaling Rules for Adaptive Gradient Algorithms", NeurIPS 2022). Kernels lie channels last on any GPU
+waits for. By the sizes of its tensors it takes 17 GB in bfloat16, weights and moments included; with less, give
+--train.max-images-per-pass 8. The default rates belong to half that batch; Adam's grow with its root (Malladi et al.,
+"On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", NeurIPS 2022). Kernels lie channels last on any GPU
 (`TrainingState.build`). `train.compile` is off, as no GPU has shown yet what it saves.
 """
 
