@@ -101,8 +101,11 @@ def _crop(x: Tensor, top: int, left: int, size: tuple[int, int]) -> Tensor:
 
 
 def _takes_custom_gradients() -> bool:
-    """Tell whether gradients are wanted, and not by exporters or compilers: they derive their own."""
-    return torch.is_grad_enabled() and not (torch.compiler.is_compiling() or torch.compiler.is_exporting())
+    """Tell whether gradients are wanted, and not by exporters, which cannot look into a function of our own.
+
+    `torch.compile` can; by itself it would derive a sum into scattered places, slow and on GPUs in any order.
+    """
+    return torch.is_grad_enabled() and not torch.compiler.is_exporting()
 
 
 def _window_sum(values: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_compiler
 
 from scfegan_ray.models.layers import (
     GatedConv2d,
@@ -114,6 +116,26 @@ def test_lrn_sums_half_precision_in_float32():
     assert y[0, 5].item() == pytest.approx(11**-0.5, rel=1e-3)
     assert x.grad is not None
     assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of Dynamo, of what it does
+def test_compiled_gradients_scatter_nothing():
+    """What adds up in scattered places does so in any order on GPUs."""
+    called = []
+
+    @make_boxed_compiler
+    def looked_at(graph, inputs):
+        called.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    layers = torch.nn.Sequential(GatedConv2d(3, 12, 3), GatedDeconv2d(12, 3))
+    compiled = torch.compile(layers, backend=aot_autograd(fw_compiler=looked_at), fullgraph=True)
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    (found,) = torch.autograd.grad(compiled(x).sum(), x)
+    (expected,) = torch.autograd.grad(layers(x).sum(), x)
+    torch.testing.assert_close(found, expected)
+    assert any("convolution_backward" in name for name in called)
+    assert not [name for name in called if "unfold_backward" in name or "index_put" in name or "scatter" in name]
 
 
 def test_gated_conv_multiplies_leaky_features_by_the_gate():
