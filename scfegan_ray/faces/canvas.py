@@ -1,8 +1,7 @@
-"""The canvas, and the outlines and masks that parts are made of."""
+"""The canvas, and the outlines that parts are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -13,7 +12,7 @@ from scfegan_ray.data.parsing import LABELS
 
 F32 = NDArray[np.float32]
 
-CLASS = {name: number for number, name in enumerate(LABELS)}
+_CLASS = {name: number for number, name in enumerate(LABELS)}
 
 
 def array(values: ArrayLike) -> F32:
@@ -21,30 +20,12 @@ def array(values: ArrayLike) -> F32:
     return np.asarray(values, np.float32)
 
 
-# --- masks and paint ---------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Coverage 0..1 of one part inside a rectangle of the canvas."""
+    """Coverage 0..1 of one part, `alpha`, inside a window of the canvas."""
 
-    rows: slice
-    columns: slice
+    window: tuple[slice, slice]
     alpha: F32
-
-    def inside(self, other: Mask) -> Mask:
-        """Weaken the coverage by that of `other`."""
-        rows, columns = _overlap(self.rows, other.rows), _overlap(self.columns, other.columns)
-        return Mask(rows, columns, self._crop(rows, columns) * other._crop(rows, columns))
-
-    def _crop(self, rows: slice, columns: slice) -> F32:
-        top, left = self.rows.start, self.columns.start
-        return self.alpha[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-
-
-def _overlap(first: slice, second: slice) -> slice:
-    start = max(first.start, second.start)
-    return slice(start, max(start, min(first.stop, second.stop)))
 
 
 class Canvas:
@@ -55,8 +36,8 @@ class Canvas:
         self.image = np.zeros((side, side, 3), np.float32)
         self.labels = np.zeros((side, side), np.uint8)
 
-    def shape(self, *outlines: F32, blur: float = 0.0, clip: Mask | None = None) -> Mask:
-        """Coverage of closed curves, each (n, 2) image coordinates, softened by `blur`, inside `clip`."""
+    def shape(self, *outlines: F32, blur: float = 0.0, clip: F32 | None = None) -> Mask:
+        """Coverage of closed curves, each (n, 2) image coordinates, softened by `blur`, times `clip` (side, side)."""
         sigma = blur * self.side
         margin = int(np.ceil(3 * sigma)) + 2
         pixels = [outline * self.side for outline in outlines]
@@ -64,9 +45,9 @@ class Canvas:
         left, top = (max(0, int(value) - margin) for value in every.min(axis=0))
         right, bottom = (min(self.side, int(value) + 1 + margin) for value in every.max(axis=0))
         stencil = np.zeros((max(0, bottom - top), max(0, right - left)), np.uint8)
-        rows, columns = slice(top, top + stencil.shape[0]), slice(left, left + stencil.shape[1])
+        window = slice(top, top + stencil.shape[0]), slice(left, left + stencil.shape[1])
         if not stencil.size:
-            return Mask(rows, columns, array(stencil))
+            return Mask(window, array(stencil))
         corner = array([left + 0.5, top + 0.5])  # OpenCV's pixel centers are whole numbers
         for curve in pixels:
             # Four fractional bits keep small curves smooth.
@@ -74,56 +55,32 @@ class Canvas:
         alpha = stencil * np.float32(1 / 255)
         if sigma > 0.3:
             alpha = array(cv2.GaussianBlur(alpha, (0, 0), sigma))
-        mask = Mask(rows, columns, alpha)
-        return mask if clip is None else mask.inside(clip)
+        return Mask(window, alpha if clip is None else alpha * clip[window])
 
-    def paint(
-        self,
-        mask: Mask,
-        color: ArrayLike,
-        label: str | None = None,
-        *,
-        opacity: float = 1.0,
-        light: F32 | None = None,
-        only: Sequence[str] = (),
-    ) -> None:
-        """Cover `mask` with a color or a (side, side, 3) field.
+    def cover(self, *outlines: F32) -> F32:
+        """Coverage (side, side) of closed curves, to clip others by."""
+        mask, whole = self.shape(*outlines), np.zeros((self.side, self.side), np.float32)
+        whole[mask.window] = mask.alpha
+        return whole
 
-        Args:
-            mask: the part's coverage.
-            color: RGB in 0..1, or such a field.
-            label: class of the part; None leaves the labels as they are.
-            opacity: 0..1; it changes the paint, not the label.
-            light: (side, side, 1 or 3) factors of the color.
-            only: classes that may be covered; empty for all.
-        """
-        mask = self._restrict(mask, only)
-        window = (mask.rows, mask.columns)
-        paint = array(color)
-        if paint.ndim == 3:
-            paint = paint[window]
-        if light is not None:
-            paint = paint * light[window]
-        image = self.image[window]
-        image += (mask.alpha * opacity)[..., None] * (paint - image)
+    def where(self, *names: str) -> F32:
+        """1 at the pixels of these classes, else 0, (side, side)."""
+        return array(np.isin(self.labels, [_CLASS[name] for name in names]))
+
+    def paint(self, mask: Mask, color: ArrayLike, label: str | None = None, opacity: float = 1.0) -> None:
+        """Cover `mask` with a color or a (side, side, 3) field; `opacity` changes the paint, not the `label`."""
+        paint, image = array(color), self.image[mask.window]
+        image += (mask.alpha * opacity)[..., None] * ((paint[mask.window] if paint.ndim == 3 else paint) - image)
         if label is not None:
             self.label(mask, label)
 
     def label(self, mask: Mask, label: str) -> None:
         """Give `mask` a class without painting it."""
-        self.labels[mask.rows, mask.columns][mask.alpha >= 0.5] = CLASS[label]
+        self.labels[mask.window][mask.alpha >= 0.5] = _CLASS[label]
 
-    def shade(self, mask: Mask, strength: float, only: Sequence[str] = ()) -> None:
+    def shade(self, mask: Mask, strength: float) -> None:
         """Darken `mask`, blue most: shadows on skin are warm."""
-        mask = self._restrict(mask, only)
-        self.image[mask.rows, mask.columns] *= 1 - mask.alpha[..., None] * (array([0.82, 0.96, 1.0]) * strength)
-
-    def _restrict(self, mask: Mask, only: Sequence[str]) -> Mask:
-        """The mask without pixels of classes not in `only`; empty for all."""
-        if not only:
-            return mask
-        allowed = np.isin(self.labels[mask.rows, mask.columns], [CLASS[name] for name in only])
-        return Mask(mask.rows, mask.columns, mask.alpha * allowed)
+        self.image[mask.window] *= 1 - mask.alpha[..., None] * (array([0.82, 0.96, 1.0]) * strength)
 
 
 # --- points and outlines -----------------------------------------------------------------------------------------
@@ -145,12 +102,6 @@ def both(half: F32) -> F32:
     return np.concatenate([half, other[np.abs(other[:, 0]) > 1e-6]])
 
 
-def shrunk(points: F32, factor: float) -> F32:
-    """Points (n, 2) moved toward their mean."""
-    middle = points.mean(axis=0)
-    return array((points - middle) * factor + middle)
-
-
 def smooth(points: ArrayLike, closed: bool = False, steps: int = 8) -> F32:
     """Catmull-Rom curve through (n, 2) points, `steps` samples a span."""
     given = array(points)
@@ -163,9 +114,9 @@ def smooth(points: ArrayLike, closed: bool = False, steps: int = 8) -> F32:
     return flat if closed else np.concatenate([flat, given[-1:]])
 
 
-def ellipse(x: float, y: float, half_width: float, half_height: float, power: float = 2.0, count: int = 36) -> F32:
-    """Superellipse outline; power 2 is an ellipse, larger is boxier."""
-    angle = np.linspace(0, 2 * np.pi, count, endpoint=False)
+def ellipse(x: float, y: float, half_width: float, half_height: float, power: float = 2.0) -> F32:
+    """Superellipse outline (36, 2); power 2 is an ellipse, larger is boxier."""
+    angle = np.linspace(0, 2 * np.pi, 36, endpoint=False)
     cosine, sine = np.cos(angle), np.sin(angle)
     horizontal = np.sign(cosine) * np.abs(cosine) ** (2 / power) * half_width + x
     vertical = np.sign(sine) * np.abs(sine) ** (2 / power) * half_height + y
@@ -185,18 +136,6 @@ def ring(outline: F32, width: float) -> F32:
     return ribbon(np.concatenate([outline, outline[:2]]), width)
 
 
-# --- textures ----------------------------------------------------------------------------------------------------
-
-
-def noise(rng: np.random.Generator, rows: int, columns: int, blur_rows: float, blur_columns: float) -> F32:
-    """Tileable smooth noise (rows, columns), mean 0 and deviation 1."""
-    white = rng.standard_normal((rows, columns), np.float32)
-    pad_y, pad_x = int(3 * blur_rows) + 1, int(3 * blur_columns) + 1
-    wrapped = np.pad(white, ((pad_y, pad_y), (pad_x, pad_x)), mode="wrap")
-    soft = cv2.GaussianBlur(wrapped, (0, 0), sigmaX=blur_columns, sigmaY=blur_rows)[pad_y:-pad_y, pad_x:-pad_x]
-    return array((soft - soft.mean()) / (soft.std() + 1e-6))
-
-
-def enlarge(field: F32, side: int) -> F32:
+def enlarge(field: ArrayLike, side: int) -> F32:
     """Resample a square field to `side` pixels a side."""
-    return array(cv2.resize(field, (side, side), interpolation=cv2.INTER_LINEAR))
+    return array(cv2.resize(array(field), (side, side), interpolation=cv2.INTER_LINEAR))

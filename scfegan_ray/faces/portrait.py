@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from scfegan_ray.errors import ConfigError
 from scfegan_ray.faces import dress, head
 from scfegan_ray.faces.canvas import Canvas, array
+from scfegan_ray.faces.hair import Hair
 from scfegan_ray.faces.scene import EYE_X, Scene
-from scfegan_ray.faces.traits import draw_traits
+from scfegan_ray.faces.traits import Traits
 
 _MIN_SIDE = 16
 _CANVAS_SIDE = 256  # smaller images are painted at a multiple of their size and averaged down
@@ -54,12 +55,12 @@ def draw_face(seed: int, index: int, size_px: int) -> DrawnFace:
         raise ConfigError(f"size_px is {size_px}: a drawn face needs at least {_MIN_SIDE} pixels a side")
     if seed < 0 or index < 0:
         raise ConfigError(f"seed {seed} and index {index} of a drawn face must be 0 or more")
-    traits = draw_traits(np.random.default_rng([seed, index, 0]))
-    textures = np.random.default_rng([seed, index, 1])
     factor = -(-_CANVAS_SIDE // size_px)
-    scene = Scene(traits, Canvas(size_px * factor), textures)
+    textures = np.random.default_rng([seed, index, 1])
+    scene = Scene(Traits(np.random.default_rng([seed, index, 0])), Canvas(size_px * factor), textures)
+    hair = Hair(scene)
     dress.paint_backdrop(scene)
-    dress.paint_hair_back(scene)
+    hair.paint_back()
     dress.paint_body(scene)
     head.paint_ears(scene)
     head.paint_skin(scene)
@@ -70,27 +71,24 @@ def draw_face(seed: int, index: int, size_px: int) -> DrawnFace:
         head.paint_eye(scene, side)
         head.paint_brow(scene, side)
     dress.paint_glasses(scene)
-    dress.paint_necklace(scene)
-    dress.paint_hair_front(scene)
+    hair.paint_front()
     dress.paint_hat(scene)
-    dress.paint_earrings(scene)
-    image = _photograph(scene, size_px, textures)
+    dress.paint_jewelry(scene)
+    image = _photograph(scene, size_px)
     labels = np.ascontiguousarray(scene.canvas.labels[factor // 2 :: factor, factor // 2 :: factor])
     (left_x, left_y), (right_x, right_y) = (scene.pose.surface([(-EYE_X, 0), (EYE_X, 0)]) * size_px).tolist()
     return DrawnFace(image, labels, (left_x, left_y, right_x, right_y))
 
 
-def _photograph(scene: Scene, size_px: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Expose, blur, reduce to `size_px` and add the sensor's noise; (size_px, size_px, 3) uint8."""
+def _photograph(scene: Scene, size_px: int) -> NDArray[np.uint8]:
+    """Blur, reduce to `size_px`, and add a camera's tint and noise; (size_px, size_px, 3) uint8."""
     traits, image = scene.traits, scene.canvas.image
     sigma = traits.blur * scene.canvas.side
     if sigma > 0.3:
         image = array(cv2.GaussianBlur(image, (0, 0), sigma))
-    if scene.canvas.side != size_px:
-        image = array(cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA))
-    image = image * (array(traits.white_balance) * traits.exposure)
-    image = image + rng.standard_normal((size_px, size_px, 1), np.float32) * traits.grain
+    image = array(cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA))
+    image = image * array([1 + traits.warmth, 1, 1 - traits.warmth])
+    image += scene.rng.standard_normal((size_px, size_px, 1), np.float32) * traits.grain
     # A soft shoulder keeps bright skin from clipping to flat white.
     knee = np.maximum(image - 0.8, 0)
-    image = image - knee + 0.2 * np.tanh(knee / 0.2)
-    return np.asarray(np.clip(np.round(image * 255), 0, 255), np.uint8)
+    return np.asarray(np.clip(np.round((image - knee + 0.2 * np.tanh(knee / 0.2)) * 255), 0, 255), np.uint8)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scfegan_ray.faces.canvas import F32, Canvas, Mask, array, both, enlarge, knots, noise, ribbon, smooth
+from scfegan_ray.faces.canvas import F32, Canvas, Mask, array, both, enlarge, knots, ribbon, smooth
 from scfegan_ray.faces.traits import Traits
 
 EYE_X = 0.112
 FIELD_SIDE = 128  # smooth fields (light, backdrop) are computed on this grid and enlarged
 
 _HEAD_X, _HEAD_Y, _HEAD_Z = 0.30, 0.45, 0.22
-# Shadows of skin are redder than its lights: blood scatters red light farthest.
-_SKIN_SHADOW = array([0.9, 1.1, 1.2])
 
 
 class Pose:
@@ -66,24 +61,18 @@ def _depth(points: F32) -> F32:
 
 
 class Scene:
-    """What all parts of one face share: its decisions, canvas, pose, textures, outline and color fields."""
+    """What all parts of one face share: its decisions, canvas, pose, random numbers, outline and color fields."""
 
     def __init__(self, traits: Traits, canvas: Canvas, rng: np.random.Generator) -> None:
-        self.traits = traits
-        self.canvas = canvas
-        self.pose = Pose(traits)
-        self.noise = noise(rng, 64, 64, 1.0, 1.0)
-        strands = _strand_noise(rng)
-        self.outline_jitter = rng.standard_normal(160).astype(np.float32)
-        self.backdrop_places = rng.random((24, 4)).astype(np.float32)
-        self.skin, self.body = (enlarge(field, canvas.side) for field in _skin_fields(traits, self.pose, self.noise))
+        self.traits, self.canvas, self.rng, self.pose = traits, canvas, rng, Pose(traits)
+        relief, body = _reliefs(traits, self.pose)
+        self.skin, self.body = (enlarge(_lit(height, traits), canvas.side) for height in (relief, body))
         # How bright the lamp makes each point of the face, (side, side, 1), for parts that are not skin.
         self.light = np.clip(self.skin[..., 1:2] / traits.skin[1], 0.4, 1.1)
-        self.hair = _hair_field(traits, self.pose, strands, canvas.side)
         self.outline = _head_outline(traits, self.pose)
-        self.head = canvas.shape(self.outline)
+        self.head = canvas.cover(self.outline)
 
-    def surface_shape(self, points: ArrayLike, lift: float = 0.0, blur: float = 0.0, clip: Mask | None = None) -> Mask:
+    def surface_shape(self, points: ArrayLike, lift: float = 0.0, blur: float = 0.0, clip: F32 | None = None) -> Mask:
         """Mask of a closed curve drawn on the face."""
         return self.canvas.shape(self.pose.surface(points, lift), blur=blur, clip=clip)
 
@@ -91,130 +80,51 @@ class Scene:
         """Mask of a smooth stroke drawn on the face."""
         return self.surface_shape(ribbon(smooth(path), width), lift, blur)
 
-    def silhouette_shape(self, points: ArrayLike, blur: float = 0.0, clip: Mask | None = None) -> Mask:
+    def silhouette_shape(self, points: ArrayLike) -> Mask:
         """Mask of a closed curve around or beside the head."""
-        return self.canvas.shape(self.pose.silhouette(points), blur=blur, clip=clip)
+        return self.canvas.shape(self.pose.silhouette(points))
 
 
 def _head_outline(traits: Traits, pose: Pose) -> F32:
     """Outline of skull, cheeks and chin, (n, 2) image coordinates."""
-    cheek, jaw, chin, drop = traits.cheek_width, traits.jaw_width, traits.chin_width, traits.chin_drop
+    cheek, jaw, chin = traits.cheek_width, traits.jaw_width, traits.chin_width
     across = [0, 0.15, 0.235, 0.262 * cheek, 0.255 * cheek, 0.1135 * (cheek + jaw), 0.185 * jaw]
     across += [0.06 * (jaw + chin), 0.058 * chin, 0]
-    down = [-0.37, -0.335, -0.22, -0.06, 0.07, 0.19, 0.28, 0.36 + 0.7 * drop, 0.394 + drop, 0.401 + drop]
+    down = [-0.37, -0.335, -0.22, -0.06, 0.07, 0.19, 0.28, 0.36, 0.394, 0.401]
     return pose.silhouette(smooth(both(knots(across, down)), closed=True))
 
 
-def _skin_fields(traits: Traits, pose: Pose, mottle: F32) -> tuple[F32, F32]:
-    """Lit skin of the head and of neck and shoulders, each (n, n, 3): a height map seen by one soft lamp."""
+def _reliefs(traits: Traits, pose: Pose) -> tuple[F32, F32]:
+    """Height maps of the face and of neck and shoulders, each (n, n), in fractions of the image's side."""
     x, y = pose.head_frame(FIELD_SIDE)
     radius = np.abs(x / 0.292) ** 2.2 + np.abs((y - 0.02) / 0.43) ** 2.2
-    height = 0.21 * np.sqrt(np.clip(1 - radius, 0.02, None))
+    face = 0.21 * np.sqrt(np.clip(1 - radius, 0.02, None))
     lean_x, lean_y = (pose.surface([(0.0, 0.0)]) - pose.silhouette([(0.0, 0.0)]))[0].tolist()
-
-    def bump(at_x: float, at_y: float, wide: float, tall: float, amount: float, lead: float = 1.0) -> F32:
-        squared = ((x - at_x - lean_x * lead) / wide) ** 2 + ((y - at_y - lean_y * lead) / tall) ** 2
-        return array(amount * np.exp(-squared))
-
-    def bumps(at_x: float, at_y: float, wide: float, tall: float, amount: float) -> F32:
-        return bump(-at_x, at_y, wide, tall, amount) + bump(at_x, at_y, wide, tall, amount)
-
-    nose_y = 0.15 * traits.nose_length
-    width = traits.nose_width
-    height += bump(0, nose_y * 0.4, 0.029 * width, 0.075, 0.015, 1.1)
-    height += bump(0, nose_y, 0.034 * width, 0.034, 0.030, 1.2)
-    height += bump(0, nose_y * 0.75, 0.032 * width, 0.045, 0.012, 1.15)
-    height += bump(0, 0.245, 0.085, 0.05, 0.016) + bump(0, 0.352 + traits.chin_drop, 0.05, 0.035, 0.020)
-    height -= bump(0, 0.298, 0.045, 0.016, 0.007)
-    for side in (-1, 1):
-        height -= bump(side * 0.107, 0.0, 0.060, 0.034, 0.016)
-        height += bump(side * EYE_X, 0.0, 0.040, 0.026, 0.008)
-        height += bump(side * 0.11, -0.072, 0.075, 0.024, 0.008)
-        height += bump(side * 0.145, 0.115, 0.065, 0.055, 0.008 + 0.012 * max(0.0, traits.smile))
-        height += bump(side * 0.034 * width, nose_y + 0.008, 0.018, 0.018, 0.016, 1.1)
-        height -= bump(side * 0.105, 0.205, 0.03, 0.05, 0.005)
-    light = _lamp(height, traits)
-    lit = traits.ambient + (1.03 - traits.ambient) * light.diffuse + traits.rim * light.edge
-    tone = array(traits.skin)
-    skin = tone * lit[..., None] ** _SKIN_SHADOW
-    skin = skin + (traits.gloss * light.glint * (0.6 + 0.4 * tone.mean()))[..., None] * array([1, 0.95, 0.9])
-    red = bumps(0.155, 0.125, 0.07, 0.06, 0.16 * traits.blush) + bump(0, nose_y, 0.04, 0.03, 0.05)
-    uneven = 1 + enlarge(mottle, FIELD_SIDE)[..., None] * 0.008
-    skin = skin * (uneven - red[..., None] * array([0.05, 0.75, 0.6]))
-    if traits.freckles:
-        speck = np.clip(np.tile(mottle, (3, 3))[:FIELD_SIDE, :FIELD_SIDE] - 1.5, 0, 1) * traits.freckles
-        zone = bumps(0.11, 0.09, 0.10, 0.06, 0.5)
-        skin = skin * (1 - (speck * zone)[..., None] * array([0.3, 0.6, 0.75]))
-    tube = 0.10 * np.exp(-((x / 0.17) ** 2)) + 0.06 * np.exp(-((x / 0.45) ** 2))
-    neck_light = traits.ambient + (1.0 - traits.ambient) * _lamp(tube, traits).diffuse
-    body = tone * neck_light[..., None] ** _SKIN_SHADOW * 0.95
-    return array(skin), array(body)
+    width, cheek = traits.nose_width, 0.008 + 0.012 * max(0.0, traits.smile)
+    for at_x, at_y, wide, tall, amount in [
+        (0.0, 0.060, 0.029 * width, 0.075, 0.015),  # bridge, tip and wings of the nose
+        (0.0, 0.150, 0.034 * width, 0.034, 0.030),
+        (0.0, 0.112, 0.032 * width, 0.045, 0.012),
+        *((side * 0.034 * width, 0.158, 0.018, 0.018, 0.016) for side in (-1, 1)),
+        (0.0, 0.245, 0.085, 0.050, 0.016),  # mouth, the hollow below it, chin
+        (0.0, 0.298, 0.045, 0.016, -0.007),
+        (0.0, 0.352, 0.050, 0.035, 0.020),
+        *((side * 0.107, 0.000, 0.060, 0.034, -0.010) for side in (-1, 1)),  # sockets, brows, cheeks
+        *((side * 0.110, -0.072, 0.075, 0.024, 0.008) for side in (-1, 1)),
+        *((side * 0.145, 0.115, 0.065, 0.055, cheek) for side in (-1, 1)),
+    ]:
+        face += amount * np.exp(-(((x - at_x - lean_x) / wide) ** 2) - ((y - at_y - lean_y) / tall) ** 2)
+    return face, array(0.10 * np.exp(-((x / 0.17) ** 2)) + 0.06 * np.exp(-((x / 0.45) ** 2)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Lamp:
-    """What the lamp does at each point of a height map: each (n, n) float32, about 0..1."""
-
-    diffuse: F32
-    glint: F32
-    edge: F32
-
-
-def _lamp(height: F32, traits: Traits) -> _Lamp:
-    """Light a height map (n, n) whose unit, like its grid's, is the image's side."""
+def _lit(height: F32, traits: Traits) -> F32:
+    """Color (n, n, 3) of skin of this height (n, n) under one soft lamp."""
     down, right = np.gradient(height * FIELD_SIDE)
-    length = np.sqrt(1 + down**2 + right**2)
-
-    lamp = _unit(array(traits.light))
-
-    def facing(direction: F32) -> F32:
-        x, y, z = direction
-        return array((-right * x - down * y + z) / length)
-
-    diffuse = np.clip((facing(lamp) + 0.35) / 1.35, 0, 1)
-    glint = np.clip(facing(_unit(lamp + array([0, 0, 1]))), 0, 1) ** 22
-    edge = np.clip(1 - 1 / length, 0, 1) ** 2 * np.clip(0.5 - np.sign(lamp[0]) * -right / length, 0, 1)
-    return _Lamp(array(diffuse), array(glint), array(edge))
-
-
-def _unit(direction: F32) -> F32:
-    return array(direction / np.linalg.norm(direction))
-
-
-def _strand_noise(rng: np.random.Generator) -> F32:
-    """Tileable texture (32, 512): long along the rows' axis, fine along the columns'."""
-    coarse, middle, fine = (noise(rng, 32, 512, 3.5, width) for width in (9.0, 3.0, 1.0))
-    return array(0.6 * coarse + 0.55 * middle + 0.5 * fine)
-
-
-def _hair_field(traits: Traits, pose: Pose, texture: F32, side: int) -> F32:
-    """Color of hair wherever it may lie, (side, side, 3): strands that follow the style's flow, gloss and light."""
-    x, y = pose.head_frame(side)
-    wave = traits.hair_wave * 0.012 * np.sin(26 * y + 4 * np.sign(x) + 9 * x) * np.clip(y + 0.25, 0, 0.5) * 2
-    if traits.hair_style == "curly":
-        across = x + 0.016 * np.sin(70 * y + 9 * x) + 0.01 * np.sin(131 * y + 40 * x)
-        along = y + 0.016 * np.sin(64 * x + 11 * y) + 0.01 * np.sin(117 * x - 37 * y)
-        columns, rows = across * 420, along * 75
-    elif traits.hairline == "fringe":
-        # A fringe fans out from the crown.
-        across = np.arctan2(x + wave, np.maximum(y + 0.52, 0.02))
-        columns, rows = across * 260, np.hypot(x, y + 0.52) * 20
-    elif not traits.hair_length and traits.hairline == "back":
-        columns = np.arctan2(x - traits.hair_part, 0.14 - y) * 150
-        rows = np.hypot(x, y - 0.1) * 30
-    else:
-        # Parted hair arches from the parting over the skull, then hangs.
-        center = x - traits.hair_part * np.clip(-y * 4, 0, 1)
-        above = np.clip((y + 0.04) / -0.36, 0, None)
-        across = np.sqrt((center / 0.27) ** 2 + above**2) + wave / 0.27
-        columns, rows = across * 95 + 25 * center, (np.arctan2(np.abs(center), above * 0.3 + 0.02) + y * 3) * 5.5
-    strands = cv2.remap(texture, array(columns), array(rows), cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-    dome = array(0.24 * np.sqrt(np.clip(1 - (x / 0.42) ** 2 - (np.minimum(y, 0.0) / 0.52) ** 2, 0.05, None)))
-    lamp = _lamp(array(cv2.resize(dome, (FIELD_SIDE, FIELD_SIDE), interpolation=cv2.INTER_AREA)), traits)
-    lit = enlarge(lamp.diffuse * (1.1 - traits.ambient * 0.7) + traits.ambient * 0.7, side)
-    band = np.exp(-(((np.hypot(x - traits.light[0] * 0.1, y + 0.02) - 0.31) / 0.05) ** 2))
-    band = band * np.clip(0.8 - 4 * y, 0, 1)
-    base = array(traits.hair_color)
-    depth = np.clip(0.86 + 0.24 * traits.hair_contrast * strands, 0.25, 1.7) * lit
-    gloss = (band * np.clip(0.5 + 0.6 * strands, 0, 2) * 0.13 * traits.hair_contrast)[..., None]
-    return array(base * depth[..., None] + gloss * (0.5 * base + 0.4))
+    normal = np.stack([-right, -down, np.ones_like(down)], axis=-1)
+    normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
+    lamp = array(traits.light) / np.linalg.norm(traits.light)
+    half = lamp + array([0, 0, 1])
+    lit = traits.ambient + (1.03 - traits.ambient) * np.clip((normal @ lamp + 0.35) / 1.35, 0, 1)
+    glint = traits.gloss * np.clip(normal @ (half / np.linalg.norm(half)), 0, 1) ** 22
+    # Shadows of skin are redder than its lights: blood scatters red light farthest.
+    return array(traits.skin * lit[..., None] ** array([0.9, 1.1, 1.2]) + glint[..., None] * array([0.9, 0.85, 0.8]))

@@ -1,6 +1,6 @@
 """A loss curve that no refactoring may change.
 
-`python tests/training/test_golden.py` writes it anew, after a change that is meant to.
+`PYTHONPATH=tests python tests/training/test_golden.py` writes it anew, after a change that is meant to.
 """
 
 from __future__ import annotations
