@@ -16,7 +16,9 @@ from mlflow import MlflowClient
 from tiny import TINY
 from torch.export import ExportedProgram
 
+from cluster import Cluster
 from scfegan_ray.config import Config, StorageConfig
+from scfegan_ray.data import prepare
 from scfegan_ray.models import editing
 from scfegan_ray.models.generator import Generator
 from scfegan_ray.training.state import digest_of
@@ -95,6 +97,17 @@ def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny(tmp_path: Path) -> Config:
     """Return a config for seconds, with its storage in the test's folder."""
     return replace(TINY, run_name="tiny", storage=StorageConfig(path=str(tmp_path / "runs")))
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Prepare the tiny config's faces without Ray; return the dataset's URI."""
+    place = str(tmp_path_factory.mktemp("prepared") / "made")
+    config = replace(TINY, data=replace(TINY.data, prepared=place))
+    with pytest.MonkeyPatch.context() as patch:
+        made = Cluster()
+        patch.setattr(prepare, "_run", made.run)
+        return prepare.prepare(config, session=made.session).uri
 
 
 @pytest.fixture(scope="session")

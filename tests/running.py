@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,21 @@ TINY_ARGUMENTS = shlex.split("""
     --optimization.final-rate-fraction 1
     --train.precision float32 --evaluation.num-images 2 --evaluation.grid-images 2
 """)
+
+LONG_ARGUMENTS = (
+    *TINY_ARGUMENTS,
+    *("--train.images", "480", "--train.checkpoint-every-images", "120", "--train.checkpoint-every-seconds", "0.5"),
+    *("--train.checkpoints-to-keep", "3", "--train.max-failures", "3", "--train.log-every-images", "40"),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training that came to its end: where it ran, its last line, and what it said."""
+
+    folder: Path
+    result: dict[str, Any]
+    log: str
 
 
 def start(

@@ -19,6 +19,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.actor import ActorHandle
+from ray.train.v2._internal import constants
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.callback import UserCallback
 
@@ -316,7 +317,8 @@ def _fit(
         ),
     )
     try:
-        result = stopping.interruptible(trainer.fit, stop.tell, check)
+        with _address_told():
+            result = stopping.interruptible(trainer.fit, stop.tell, check)
     except ray.train.ControllerError as error:
         if isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
             raise ConfigError(
@@ -325,6 +327,21 @@ def _fit(
             ) from error
         raise
     return Outcome(**result.return_value)
+
+
+@contextlib.contextmanager
+def _address_told() -> Iterator[None]:
+    """Let what Ray Train starts within the context know its own Ray; it would look for one, and fail among several."""
+    constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["RAY_ADDRESS"]
+        else:
+            os.environ["RAY_ADDRESS"] = before
 
 
 class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]

@@ -6,12 +6,11 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from running import TINY_ARGUMENTS, result_of, run, run_code
+from running import LONG_ARGUMENTS, TINY_ARGUMENTS, Run, result_of, run, run_code
 
 from scfegan_ray.config import Config
 from scfegan_ray.serving.editor import FaceEditor
@@ -19,36 +18,25 @@ from scfegan_ray.serving.editor import FaceEditor
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("job")
-
-
-@pytest.fixture(scope="module")
-def trained(place: Path) -> tuple[dict[str, Any], str]:
-    done = run("train", *TINY_ARGUMENTS, "--run-name", "first", cwd=place)
-    return result_of(done), done.stderr
-
-
 @pytest.fixture
-def client(place: Path) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{place}/runs/mlflow.db")
+def client(whole: Run) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{whole.folder}/runs/mlflow.db")
 
 
-def test_train_prints_its_result_and_progress(trained: tuple[dict[str, Any], str], place: Path) -> None:
-    result, log = trained
+def test_train_prints_its_result_and_progress(whole: Run) -> None:
+    result, log = whole.result, whole.log
     assert set(result) == {"run_name", "run_id", "model_uri", "checkpoint", "images_seen", "weights_sha256"}
-    assert (result["run_name"], result["images_seen"]) == ("first", 16)
+    assert (result["run_name"], result["images_seen"]) == ("whole", 480)
     assert result["model_uri"] == "models:/scfegan-generator/1"
-    assert re.search(r"train 16/16 images, [\d.]+/s, ETA 0s", log)
+    assert re.search(r"train 480/480 images, [\d.]+/s, ETA 0s", log)
     assert re.search(r"prepare 12/12 images", log)
     assert "using" not in log or "random" in log
     assert (Path(result["checkpoint"]) / "meta.json").exists()
-    assert {p.name for p in place.iterdir()} == {"runs"}, "everything goes under the storage path"
+    assert {p.name for p in whole.folder.iterdir()} == {"runs"}, "everything goes under the storage path"
 
 
-def test_run_holds_every_loss_part_and_the_grid(trained: tuple[dict[str, Any], str], client: MlflowClient) -> None:
-    run_id = trained[0]["run_id"]
+def test_run_holds_every_loss_part_and_the_grid(whole: Run, client: MlflowClient) -> None:
+    run_id = whole.result["run_id"]
     data = client.get_run(run_id).data
     terms = ["per_pixel", "perceptual", "style_generated", "style_composite", "total_variation", "adversarial"]
     penalties = ["gradient_penalty", "real_score_penalty"]
@@ -70,32 +58,33 @@ def test_run_holds_every_loss_part_and_the_grid(trained: tuple[dict[str, Any], s
     assert data.metrics["train/weighted/generator/style_composite"] == pytest.approx(120.0 * style)
     assert data.metrics["train/gradient_norm/per_pixel"] > 0
     steps = [m.step for m in client.get_metric_history(run_id, "train/generator/total")]
-    assert steps == [4, 8, 12, 16]
-    assert [m.step for m in client.get_metric_history(run_id, "val/hole_psnr")] == [0, 8, 16]
-    assert [a.path for a in client.list_artifacts(run_id, "grid")] == [f"grid/{seen:010d}.png" for seen in (0, 8, 16)]
+    assert steps == [4, *range(40, 481, 40)]
+    measured = [0, 120, 240, 360, 480]
+    assert [m.step for m in client.get_metric_history(run_id, "val/hole_psnr")] == measured
+    assert [a.path for a in client.list_artifacts(run_id, "grid")] == [f"grid/{seen:010d}.png" for seen in measured]
     assert data.params["losses.style"] == "120.0"
     assert data.tags["features"].startswith("VGG-16")
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
-def test_ray_train_is_told_where_checkpoints_are(trained: tuple[dict[str, Any], str], place: Path) -> None:
-    result = trained[0]
-    kept = Path(place, "runs", result["run_name"], "ray").glob("*/checkpoint_*/checkpoint.json")
+def test_ray_train_is_told_where_checkpoints_are(whole: Run) -> None:
+    result = whole.result
+    kept = Path(whole.folder, "runs", result["run_name"], "ray").glob("*/checkpoint_*/checkpoint.json")
     uris = sorted(json.loads(file.read_text())["uri"] for file in kept)
     checkpoints = Path(result["checkpoint"]).parent
-    assert uris == [str(checkpoints / f"checkpoint-{seen:010d}") for seen in (8, 16)]
+    assert uris == [str(checkpoints / f"checkpoint-{seen:010d}") for seen in (120, 240, 360, 480)]
 
 
-def test_version_says_where_it_comes_from(trained: tuple[dict[str, Any], str], client: MlflowClient) -> None:
+def test_version_says_where_it_comes_from(whole: Run, client: MlflowClient) -> None:
     tags = client.get_model_version("scfegan-generator", "1").tags
     assert tags["data_license"] == "CC0-1.0"
     assert re.fullmatch(r"[0-9a-f]{64}", tags["data_fingerprint"])
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", tags["git_revision"])
     assert re.fullmatch(r"[0-9a-f]{64}", tags["source_sha256"])
-    assert tags["weights_sha256"] == trained[0]["weights_sha256"]
+    assert tags["weights_sha256"] == whole.result["weights_sha256"]
 
 
-def test_version_loads_without_this_package(trained: tuple[dict[str, Any], str], place: Path) -> None:
+def test_version_loads_without_this_package(whole: Run) -> None:
     code = """
 import sys
 sys.modules["scfegan_ray"] = None  # importing it raises ImportError
@@ -113,45 +102,41 @@ print(json.dumps({"shape": filled.shape, "dtype": str(filled.dtype), "two": two.
     "filled": filled.tolist(), "inputs": model.metadata.get_input_schema().input_names()}))
 """
     environment = {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{place}/runs/mlflow.db",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{whole.folder}/runs/mlflow.db",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     }
-    seen = json.loads(run_code(code, place, environment).splitlines()[-1])
+    seen = json.loads(run_code(code, whole.folder, environment).splitlines()[-1])
     assert (seen["shape"], seen["two"], seen["dtype"]) == ([1, 32, 32, 3], [2, 32, 32, 3], "uint8")
     assert seen["outside"] and seen["seed"]
     assert seen["inputs"] == ["image", "mask", "sketch", "color"]
 
-    editor = FaceEditor.from_uri(trained[0]["model_uri"], tracking_uri=f"sqlite:///{place}/runs/mlflow.db")
+    editor = FaceEditor.from_uri(whole.result["model_uri"], tracking_uri=f"sqlite:///{whole.folder}/runs/mlflow.db")
     maps = {name: np.asarray(value, np.uint8)[0] for name, value in seen["maps"].items()}
     editor.set_image(maps["image"])
     assert np.array_equal(editor.edit(maps["mask"], maps["sketch"], maps["color"]), np.asarray(seen["filled"])[0])
-    by_checkpoint = FaceEditor.from_uri(trained[0]["checkpoint"])
+    by_checkpoint = FaceEditor.from_uri(whole.result["checkpoint"])
     by_checkpoint.set_image(maps["image"])
     assert np.array_equal(
         by_checkpoint.edit(maps["mask"], maps["sketch"], maps["color"]), np.asarray(seen["filled"])[0]
     )
 
 
-def test_same_name_resumes_to_the_same_weights_as_one_go(
-    trained: tuple[dict[str, Any], str], place: Path, client: MlflowClient
-) -> None:
-    half = result_of(run("train", *TINY_ARGUMENTS, "--run-name", "halves", "--train.images", "8", cwd=place))
-    assert half["images_seen"] == 8
-    done = run("train", *TINY_ARGUMENTS, "--run-name", "halves", cwd=place)
-    whole = result_of(done)
-    assert "resuming at 8 images" in done.stderr
-    assert whole["run_id"] == half["run_id"]
-    assert whole["weights_sha256"] == trained[0]["weights_sha256"] != half["weights_sha256"]
-    steps = [m.step for m in client.get_metric_history(whole["run_id"], "train/generator/total")]
-    assert steps == [4, 8, 12, 16]
-
-    again = result_of(run("train", *TINY_ARGUMENTS, "--run-name", "halves", cwd=place))
-    assert again == whole, "a finished run is neither trained nor registered again"
+def test_finished_run_is_neither_trained_nor_registered_again(whole: Run) -> None:
+    again = run("train", *LONG_ARGUMENTS, "--run-name", "whole", cwd=whole.folder)
+    assert result_of(again) == whole.result
 
 
-def test_tune_prints_arguments_that_train_accepts(place: Path, client: MlflowClient) -> None:
+def test_tune_prints_arguments_that_train_accepts(whole: Run, client: MlflowClient) -> None:
     done = run(
-        "tune", *TINY_ARGUMENTS, "--tune.num-trials", "2", "--tune.reports", "2", "--run-name", "search", cwd=place
+        "tune",
+        *TINY_ARGUMENTS,
+        "--tune.num-trials",
+        "2",
+        "--tune.reports",
+        "2",
+        "--run-name",
+        "search",
+        cwd=whole.folder,
     )
     result = result_of(done)
     assert set(result) == {"best_config", "num_trials", "table"}
@@ -162,7 +147,7 @@ def test_tune_prints_arguments_that_train_accepts(place: Path, client: MlflowCli
     assert [float(r["objective"]) for r in rows] == sorted((float(r["objective"]) for r in rows), reverse=True)
     assert any(float(r["style"]) == 120.0 and float(r["hole"]) == 6.0 for r in rows), "the configured weights ran"
 
-    accepted = run("train", *result["best_config"], "--dry-run", cwd=place)
+    accepted = run("train", *result["best_config"], "--dry-run", cwd=whole.folder)
     losses = Config.from_dict(json.loads(accepted.stdout)).losses
     assert losses.style == float(rows[0]["style"])
 
@@ -179,7 +164,7 @@ def test_tune_prints_arguments_that_train_accepts(place: Path, client: MlflowCli
         assert last.timestamp <= second.info.start_time, "one trial at a time fits two cores"
 
 
-def test_run_larger_than_the_machine_is_refused(place: Path) -> None:
-    done = run("train", *TINY_ARGUMENTS, "--train.cpus-per-worker", "500", "--run-name", "big", cwd=place)
+def test_run_larger_than_the_machine_is_refused(tmp_path: Path) -> None:
+    done = run("train", *TINY_ARGUMENTS, "--train.cpus-per-worker", "500", "--run-name", "big", cwd=tmp_path)
     assert done.returncode == 1
     assert re.search(r"error: 2 workers need 1000 CPU, the cluster has \d+; lower --train.num-workers", done.stderr)

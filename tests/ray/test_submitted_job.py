@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -23,10 +24,10 @@ pytestmark = pytest.mark.ray
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return the environment of both sides, with a home folder in which an earlier `ray.init()` left its token."""
-    home = tmp_path / "home"
+    home = tmp_path_factory.mktemp("home")
     (home / ".ray").mkdir(parents=True)
     (home / ".ray" / "auth_token").write_text("a" * 64)
     return os.environ | {
@@ -36,20 +37,24 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_JOB_STOP_WAIT_TIME_S": "600",  # as the README says for `ray start`
+        "SCFEGAN_CACHE": str(home / "cache"),
     }
 
 
-@pytest.fixture
-def head(environment: dict[str, str], ray_folder: str, tmp_path: Path) -> Iterator[str]:
-    dashboard = free_port()
-    command = f"""
-        {RAY} start --head --block --num-cpus=2 --port={free_port()} --dashboard-host=127.0.0.1
-        --dashboard-port={dashboard} --dashboard-agent-listen-port={free_port()} --ray-client-server-port={free_port()}
-        --object-store-memory=300000000 --temp-dir={ray_folder}
-    """
-    with (tmp_path / "head.log").open("w") as log:
+@pytest.fixture(scope="module")
+def head(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    place, dashboard = tmp_path_factory.mktemp("head"), free_port()
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,  # short, for Ray's sockets
+        (place / "log").open("w") as log,
+    ):
+        command = f"""
+            {RAY} start --head --block --num-cpus=2 --port={free_port()} --dashboard-host=127.0.0.1
+            --dashboard-port={dashboard} --dashboard-agent-listen-port={free_port()}
+            --ray-client-server-port={free_port()} --object-store-memory=300000000 --temp-dir={folder}
+        """
         server = subprocess.Popen(
-            shlex.split(command), env=environment, stdout=log, stderr=log, start_new_session=True, cwd=tmp_path
+            shlex.split(command), env=environment, stdout=log, stderr=log, start_new_session=True, cwd=place
         )
         address = f"http://127.0.0.1:{dashboard}"
         try:
@@ -58,17 +63,17 @@ def head(environment: dict[str, str], ray_folder: str, tmp_path: Path) -> Iterat
                     urllib.request.urlopen(address, timeout=5).close()
                     break
                 except (urllib.error.URLError, OSError):
-                    assert server.poll() is None, (tmp_path / "head.log").read_text()
+                    assert server.poll() is None, (place / "log").read_text()
                     time.sleep(1)
             else:
-                pytest.fail((tmp_path / "head.log").read_text())
+                pytest.fail((place / "log").read_text())
             yield address
         finally:
             kill(descendants(server.pid))  # asked to end, it would take half a minute
             server.wait(60)
 
 
-def test_submitted_job_does_the_same(head: str, environment: dict[str, str], tmp_path: Path) -> None:
+def test_submitted_job_does_the_same(head: str, environment: dict[str, str]) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{head}/api/jobs/", timeout=5)
 
@@ -93,7 +98,7 @@ def test_submitted_job_does_the_same(head: str, environment: dict[str, str], tmp
     assert (place / "mlflow.db").exists()
 
 
-def test_stopped_job_keeps_a_checkpoint_of_that_moment(head: str, environment: dict[str, str], tmp_path: Path) -> None:
+def test_stopped_job_keeps_a_checkpoint_of_that_moment(head: str, environment: dict[str, str]) -> None:
     def ray_job(*arguments: str) -> str:
         done = subprocess.run(
             [RAY, "job", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400

@@ -20,8 +20,10 @@ import servers
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 from running import (
+    LONG_ARGUMENTS,
     PATIENCE_SECONDS,
     TINY_ARGUMENTS,
+    Run,
     descendants,
     kill,
     positions,
@@ -36,12 +38,6 @@ from scfegan_ray import faces
 from scfegan_ray.serving.editor import FaceEditor
 
 pytestmark = pytest.mark.ray
-
-LONG = (
-    *TINY_ARGUMENTS,
-    *("--train.images", "480", "--train.checkpoint-every-images", "120", "--train.checkpoint-every-seconds", "0.5"),
-    *("--train.checkpoints-to-keep", "3", "--train.max-failures", "3", "--train.log-every-images", "40"),
-)
 
 
 def workers_of(process: int) -> list[int]:
@@ -66,27 +62,23 @@ def kill_everything(driver: int) -> None:
     kill(descendants(driver))
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return the result of a run of two workers that nobody harmed."""
-    return result_of(run("train", *LONG, "--run-name", "whole", cwd=tmp_path_factory.mktemp("whole")))
-
-
 @pytest.fixture
 def cluster(ray_folder: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """Return a cluster whose head has one CPU."""
     monkeypatch.setenv("RAY_TMPDIR", ray_folder)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    # Where its usual port is taken, Ray leaves a socket open.
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_port": servers.free_port()})
     yield cluster
     cluster.shutdown()
 
 
-def test_killed_training_ends_bit_identical(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+def test_killed_training_ends_bit_identical(whole: Run, tiny_dataset: str, tmp_path: Path) -> None:
     checkpoints, log = tmp_path / "runs" / "killed" / "checkpoints", tmp_path / "killed.log"
+    command = (*LONG_ARGUMENTS, "--data.prepared", tiny_dataset, "--run-name", "killed")
     seen = []
     for harm in (kill_a_worker, kill_everything, terminate_group):
         before = max(positions(checkpoints), default=0)
-        process = start("train", *LONG, "--run-name", "killed", cwd=tmp_path, log=log)
+        process = start("train", *command, cwd=tmp_path, log=log)
         with process:
             wait_for(lambda: max(positions(checkpoints), default=0) > before, process, log)  # noqa: B023
             time.sleep(random.uniform(0.0, 3.0))
@@ -100,13 +92,13 @@ def test_killed_training_ends_bit_identical(undisturbed: dict[str, Any], tmp_pat
         seen.append(positions(checkpoints)[-1])
     assert process.returncode == 130, log.read_text()[-3000:]
     assert log.read_text().endswith("error: interrupted; run the same command again to go on\n")
-    last = run("train", *LONG, "--run-name", "killed", cwd=tmp_path)
+    last = run("train", *command, cwd=tmp_path)
     found = result_of(last)
 
-    assert found["images_seen"] == undisturbed["images_seen"] == 480
-    assert found["weights_sha256"] == undisturbed["weights_sha256"], f"killed at {seen}"
+    assert found["images_seen"] == whole.result["images_seen"] == 480
+    assert found["weights_sha256"] == whole.result["weights_sha256"], f"killed at {seen}"
     for name in ("generator", "discriminator", "ema", "optimizers"):
-        files = [Path(result["checkpoint"], f"{name}.safetensors") for result in (undisturbed, found)]
+        files = [Path(result["checkpoint"], f"{name}.safetensors") for result in (whole.result, found)]
         assert files[0].read_bytes() == files[1].read_bytes(), f"{name}, killed at {seen}"
     assert seen == sorted(seen) and seen[0] > 0, "nobody starts anew"
     assert f"resuming at {seen[-1]} images" in last.stderr
@@ -114,17 +106,19 @@ def test_killed_training_ends_bit_identical(undisturbed: dict[str, Any], tmp_pat
         ["1"], "attributes.run_name = 'killed'"
     )
     assert run_of_it.info.status == "FINISHED"
+    assert losses(found).keys() == losses(whole.result).keys(), "each step is recorded once"
 
 
 def test_lost_node_leaves_one_worker_the_same_batches(
-    undisturbed: dict[str, Any], cluster: Cluster, tmp_path: Path
+    whole: Run, tiny_dataset: str, cluster: Cluster, tmp_path: Path
 ) -> None:
     node = cluster.add_node(num_cpus=1)
     checkpoints, log = tmp_path / "runs" / "fewer" / "checkpoints", tmp_path / "fewer.log"
     process = start(
         "train",
-        *LONG,
+        *LONG_ARGUMENTS,
         *("--train.images", "200", "--train.cpus-per-worker", "1", "--train.min-workers", "1", "--run-name", "fewer"),
+        *("--data.prepared", tiny_dataset),
         cwd=tmp_path,
         # For up to 20 s Ray Train asks for the node that is gone; each time it waits so long for its workers.
         environment={"RAY_ADDRESS": cluster.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"},
@@ -144,7 +138,7 @@ def test_lost_node_leaves_one_worker_the_same_batches(
 
     # The same images, holes and noise give the same losses, up to rounding that grows from update to update.
     resumed_at = int(re.findall(r"resuming at (\d+) images", log.read_text())[-1])
-    expected, fewer = losses(undisturbed), losses(found)
+    expected, fewer = losses(whole.result), losses(found)
     first, *later = [step for step in fewer if step - 40 >= resumed_at]
     assert fewer[first] == pytest.approx(expected[first], rel=1e-3)
     assert later == list(range(first + 40, 201, 40))
@@ -153,7 +147,9 @@ def test_lost_node_leaves_one_worker_the_same_batches(
         assert expected[step] != pytest.approx(expected[step - 40], rel=5e-2), "the next loss would not pass for it"
 
 
-def test_run_waits_for_nodes_and_ends_at_once_where_nobody_trains(cluster: Cluster, tmp_path: Path) -> None:
+def test_run_waits_for_nodes_and_ends_at_once_where_nobody_trains(
+    cluster: Cluster, tiny_dataset: str, tmp_path: Path
+) -> None:
     log = tmp_path / "waits.log"
 
     def begin(already: int) -> subprocess.Popen[str]:
@@ -161,7 +157,7 @@ def test_run_waits_for_nodes_and_ends_at_once_where_nobody_trains(cluster: Clust
             "train",
             *TINY_ARGUMENTS,
             *("--train.images", "1000000", "--train.cpus-per-worker", "1", "--train.wait-for-nodes"),
-            *("--run-name", "waits"),
+            *("--data.prepared", tiny_dataset, "--run-name", "waits"),
             cwd=tmp_path,
             environment={"RAY_ADDRESS": cluster.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1"},
             log=log,
@@ -199,7 +195,7 @@ def test_servers_may_go_away_for_a_while(tmp_path: Path) -> None:
             place = f"s3://{s3.BUCKET}/runs"
             process = start(
                 "train",
-                *LONG,
+                *LONG_ARGUMENTS,
                 *("--train.images", "800", "--run-name", "away", "--storage.path", place),
                 *("--data.prepared", f"s3://{s3.BUCKET}/faces", "--tracking.uri", mlflow.uri),
                 cwd=tmp_path,

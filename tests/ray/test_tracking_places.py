@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from ray.cluster_utils import Cluster
 from running import TINY_ARGUMENTS, result_of, run
-from servers import Mlflow
+from servers import Mlflow, free_port
 
 from scfegan_ray import places
 from scfegan_ray.serving.editor import FaceEditor
@@ -25,6 +26,17 @@ pytestmark = pytest.mark.ray
 USER, PASSWORD = "mallory", "hidden+s3cret"
 
 
+@pytest.fixture
+def other_ray(ray_folder: str) -> Iterator[None]:
+    """Run another Ray on this machine, as that of somebody else's training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", ray_folder)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": free_port()})
+    yield
+    cluster.shutdown()
+
+
+@pytest.mark.usefixtures("other_ray")
 def test_relative_uri_from_the_shell_in_a_folder_of_odd_name(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -35,9 +47,11 @@ def test_relative_uri_from_the_shell_in_a_folder_of_odd_name(
     here = tmp_path / "exp#2 50%20? ü"
     (here / "runs").mkdir(parents=True)
     environment = {"MLFLOW_TRACKING_URI": "sqlite:///runs/mlflow.db", "SCFEGAN_CACHE": "cache"}
-    done = run("train", *TINY_ARGUMENTS, "--run-name", "odd", cwd=here, environment=environment, python=python)
+    arguments = (*TINY_ARGUMENTS, "--train.num-workers", "1", "--run-name", "odd")
+    done = run("train", *arguments, cwd=here, environment=environment, python=python)
     result = result_of(done)
     assert "did not reach MLflow" not in done.stderr
+    assert "Traceback" not in done.stderr, "Ray Train knows which Ray is its own"
     uri = places.sqlite_uri(str(here / "runs" / "mlflow.db"))
     found = MlflowClient(uri).get_run(result["run_id"])
     assert found.info.status == "FINISHED"
@@ -102,12 +116,18 @@ def guarded(tmp_path: Path) -> Iterator[str]:
         guard.shutdown()
 
 
-def test_password_on_the_command_line_is_kept_nowhere(guarded: str, ray_folder: str, tmp_path: Path) -> None:
+def test_password_on_the_command_line_is_kept_nowhere(
+    guarded: str, tiny_dataset: str, ray_folder: str, tmp_path: Path
+) -> None:
     here = tmp_path / "here"
     here.mkdir()
     argument = f"--tracking.uri=http://{USER}:{PASSWORD.replace('+', '%2B')}@{guarded}"
     done = run(
-        "train", *TINY_ARGUMENTS, "--run-name", "quiet", argument, cwd=here, environment={"RAY_TMPDIR": ray_folder}
+        "train",
+        *(*TINY_ARGUMENTS, "--train.num-workers", "1", "--data.prepared", tiny_dataset, "--run-name", "quiet"),
+        argument,
+        cwd=here,
+        environment={"RAY_TMPDIR": ray_folder},
     )
     result = result_of(done)
     assert result["model_uri"] == "models:/scfegan-generator/1"
