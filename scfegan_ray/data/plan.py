@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scfegan_ray import config as configuration
-from scfegan_ray import storage
+from scfegan_ray import faces, storage
 from scfegan_ray.config import Config, DataConfig
 from scfegan_ray.data import decoding, parsing, sketches, sources
 from scfegan_ray.data.dataset import (
@@ -28,11 +28,16 @@ from scfegan_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-_DECODING = "data.decoding_version"
 _NOT_OF_THE_DATA = ("prepared", "license", "gpus_per_actor")
 
 _UNKNOWN_BEFORE = ("data.sizes_sha256", "data.tags_sha256")
 # Version 0.1.0 did not keep them: what it made is told by its keys alone.
+
+_VERSIONS = {
+    "data.decoding_version": "before color profiles and the bits in use of 16-bit files were heeded",
+    "data.drawing_version": "from faces as an earlier version drew them",
+}
+# What a dataset lacks that was finished without them.
 
 _ADDRESSES = ("data.source", "data.parser.model")
 # Version 0.1.0 kept them: what lies there is told by its listing or digest, wherever it lies.
@@ -74,8 +79,7 @@ def make_plan(config: Config) -> Plan:
     values["seed"] = config.seed if embedded else None
     values["schema_version"] = SCHEMA_VERSION
     values |= listing.identity
-    if not embedded:
-        values["decoding_version"] = decoding.VERSION
+    values |= {"drawing_version": faces.VERSION} if embedded else {"decoding_version": decoding.VERSION}
     if config.data.parser.model:
         values["parser"]["sha256"] = parsing.load_parser(config.data.parser).digest
         del values["parser"]["model"]
@@ -90,9 +94,9 @@ def _default_place(config: Config, source: sources.FaceSource, settings: dict[st
     """Return where a dataset of some settings goes under the storage path: where it was begun before, or a new place.
 
     Version 0.1.0 named the place by the addresses of source and parser, and neither by sizes, nor by tags, nor by how
-    photographs were decoded.
+    photographs were decoded or faces drawn.
     """
-    before = {name: value for name, value in settings.items() if name not in (*_UNKNOWN_BEFORE, _DECODING)}
+    before = {name: value for name, value in settings.items() if name not in (*_UNKNOWN_BEFORE, *_VERSIONS)}
     before.setdefault("data.source", storage.absolute(config.data.source))
     before.setdefault("data.parser.model", config.data.parser.model)
     places = []
@@ -105,18 +109,20 @@ def _default_place(config: Config, source: sources.FaceSource, settings: dict[st
 
 
 def check_finished(config: DataConfig, plan: Plan, found: DatasetInfo) -> None:
-    """Refuse a finished dataset that is another than the planned one; one of an older decoding is taken as it is.
+    """Refuse a finished dataset that is another than the planned one; one of an older version is taken as it is.
 
     Raises:
         DataError: it is.
     """
-    if _DECODING not in found.preparation and _DECODING in plan.settings:
-        logger.warning(
-            "%s was prepared before color profiles and the bits in use of 16-bit files were heeded; it is used as it "
-            "is, prepare anew at another --data.prepared to have them heeded",
-            plan.uri,
-        )
-    _check_same(plan, {_DECODING: plan.settings.get(_DECODING)} | found.preparation, "was prepared")
+    versions = {name: plan.settings[name] for name in _VERSIONS if name in plan.settings}
+    for name in versions:
+        if name not in found.preparation:
+            logger.warning(
+                "%s was prepared %s; it is used as it is, prepare anew at another --data.prepared for what is new",
+                plan.uri,
+                _VERSIONS[name],
+            )
+    _check_same(plan, versions | found.preparation, "was prepared")
     check_detector(config, plan.uri, found.sketch_detector)
 
 

@@ -14,4 +14,7 @@ from __future__ import annotations
 
 from scfegan_ray.faces.portrait import DrawnFace, draw_face
 
-__all__ = ["DrawnFace", "draw_face"]
+__all__ = ["VERSION", "DrawnFace", "draw_face"]
+
+VERSION = 2
+"""Of the drawings: raised with each change of a pixel, so that no dataset mixes two."""

@@ -143,8 +143,8 @@ def test_lost_node_leaves_one_worker_the_same_batches(
     assert fewer[first] == pytest.approx(expected[first], rel=1e-3)
     assert later == list(range(first + 40, 201, 40))
     for step in later:
-        assert fewer[step] == pytest.approx(expected[step], rel=2e-2)
-        assert expected[step] != pytest.approx(expected[step - 40], rel=5e-2), "the next loss would not pass for it"
+        assert fewer[step] == pytest.approx(expected[step], rel=5e-3)
+        assert expected[step] != pytest.approx(expected[step - 40], rel=2e-2), "the next loss would not pass for it"
 
 
 def test_run_waits_for_nodes_and_ends_at_once_where_nobody_trains(

@@ -32,12 +32,15 @@ def changed(config: Config = CONFIG, **train: Any) -> Config:
 
 
 def assert_near(found: Path, expected: Path) -> None:
-    """Compare two runs whose sums were taken in another order, after a few updates."""
+    """Compare two runs whose sums were taken in another order, after a few updates.
+
+    Adam makes a whole step, 4e-4 long, of a gradient that is nearly nothing.
+    """
     ours, theirs = networks_of(found), networks_of(expected)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         torch.testing.assert_close(
-            ours[name], value, rtol=1e-3, atol=2e-4, msg=lambda text, name=name: f"{name} {text}"
+            ours[name], value, rtol=1e-3, atol=4e-4, msg=lambda text, name=name: f"{name} {text}"
         )
 
 
