@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from urllib.parse import parse_qsl, quote, unquote, urlencode
@@ -119,10 +119,17 @@ def settle_tracking(uri: str) -> str:
 def logged_in(uri: str) -> Iterator[str]:
     """Give an MLflow URI as `settle_tracking` does, with user and password in the environment for the context only."""
     settled, login = _parse(uri)
-    before = {name: os.environ.get(name) for name in login}
-    os.environ.update(login)
-    try:
+    with variables(login):
         yield settled
+
+
+@contextmanager
+def variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment for the context only."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
     finally:
         for name, value in before.items():
             if value is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import s3 as s3_of_tests
 from mlflow import MlflowClient
+from running import folder_for_ray
 from tiny import TINY
 from torch.export import ExportedProgram
 
@@ -46,11 +46,8 @@ def s3(s3_server: s3_of_tests.Server) -> dict[str, str]:
 
 @pytest.fixture
 def ray_folder() -> Iterator[str]:
-    """Give a folder for a Ray cluster that jobs join.
-
-    Of its own, so that no address of a dead head is left where other tests look; short, for Ray's sockets.
-    """
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+    """Give a folder for a Ray cluster that jobs join."""
+    with folder_for_ray() as folder:
         yield folder
 
 

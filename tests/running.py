@@ -9,8 +9,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,16 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen[str], log: Pa
     except TimeoutError:
         process.kill()
         raise AssertionError(log.read_text()[-3000:]) from None
+
+
+@contextlib.contextmanager
+def folder_for_ray() -> Iterator[str]:
+    """Give a folder for a Ray cluster that jobs join.
+
+    Of its own, so that no address of a dead head is left where other tests look; short, for Ray's sockets.
+    """
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        yield folder
 
 
 def positions(folder: Path) -> list[int]:

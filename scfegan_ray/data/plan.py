@@ -114,15 +114,14 @@ def check_finished(config: DataConfig, plan: Plan, found: DatasetInfo) -> None:
     Raises:
         DataError: it is.
     """
-    versions = {name: plan.settings[name] for name in _VERSIONS if name in plan.settings}
-    for name in versions:
-        if name not in found.preparation:
-            logger.warning(
-                "%s was prepared %s; it is used as it is, prepare anew at another --data.prepared for what is new",
-                plan.uri,
-                _VERSIONS[name],
-            )
-    _check_same(plan, versions | found.preparation, "was prepared")
+    lacking = {name: value for name, value in plan.settings.items() if name in _VERSIONS.keys() - found.preparation}
+    for name in lacking:
+        logger.warning(
+            "%s was prepared %s; it is used as it is, prepare anew at another --data.prepared for what is new",
+            plan.uri,
+            _VERSIONS[name],
+        )
+    _check_same(plan, lacking | found.preparation, "was prepared")
     check_detector(config, plan.uri, found.sketch_detector)
 
 

@@ -36,30 +36,28 @@ class Canvas:
         self.image = np.zeros((side, side, 3), np.float32)
         self.labels = np.zeros((side, side), np.uint8)
 
-    def shape(self, *outlines: F32, blur: float = 0.0, clip: F32 | None = None) -> Mask:
-        """Coverage of closed curves, each (n, 2) image coordinates, softened by `blur`, times `clip` (side, side)."""
+    def shape(self, outline: F32, blur: float = 0.0, clip: F32 | None = None) -> Mask:
+        """Coverage of a closed curve (n, 2) in image coordinates, softened by `blur`, times `clip` (side, side)."""
         sigma = blur * self.side
         margin = int(np.ceil(3 * sigma)) + 2
-        pixels = [outline * self.side for outline in outlines]
-        every = np.concatenate(pixels)
-        left, top = (max(0, int(value) - margin) for value in every.min(axis=0))
-        right, bottom = (min(self.side, int(value) + 1 + margin) for value in every.max(axis=0))
+        pixels = outline * self.side
+        left, top = (max(0, int(value) - margin) for value in pixels.min(axis=0))
+        right, bottom = (min(self.side, int(value) + 1 + margin) for value in pixels.max(axis=0))
         stencil = np.zeros((max(0, bottom - top), max(0, right - left)), np.uint8)
         window = slice(top, top + stencil.shape[0]), slice(left, left + stencil.shape[1])
         if not stencil.size:
             return Mask(window, array(stencil))
         corner = array([left + 0.5, top + 0.5])  # OpenCV's pixel centers are whole numbers
-        for curve in pixels:
-            # Four fractional bits keep small curves smooth.
-            cv2.fillPoly(stencil, [np.round((curve - corner) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+        # Four fractional bits keep small curves smooth.
+        cv2.fillPoly(stencil, [np.round((pixels - corner) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
         alpha = stencil * np.float32(1 / 255)
         if sigma > 0.3:
             alpha = array(cv2.GaussianBlur(alpha, (0, 0), sigma))
         return Mask(window, alpha if clip is None else alpha * clip[window])
 
-    def cover(self, *outlines: F32) -> F32:
-        """Coverage (side, side) of closed curves, to clip others by."""
-        mask, whole = self.shape(*outlines), np.zeros((self.side, self.side), np.float32)
+    def spread(self, mask: Mask) -> F32:
+        """The coverage (side, side) of a part, to clip others by."""
+        whole = np.zeros((self.side, self.side), np.float32)
         whole[mask.window] = mask.alpha
         return whole
 

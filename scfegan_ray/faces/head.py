@@ -122,10 +122,9 @@ def paint_eye(scene: Scene, side: int) -> None:
     lower = at([(-1, 0.25), (-0.6, 0.55), (-0.05, 0.85), (0.5, 0.72), (1, 0.05)])
     crease = at([(-0.9, -0.5), (-0.4, -1.55), (0.2, -1.75), (0.75, -1.3), (1.12, -0.55)])
     canvas.shade(scene.surface_shape(ribbon(crease, 0.005), blur=0.002), 0.42)
-    almond = np.concatenate([upper, lower[::-1]])
-    white = array([0.87, 0.85, 0.84]) * scene.light
-    canvas.paint(scene.surface_shape(almond), white, "l_eye" if side > 0 else "r_eye")
-    inside = canvas.cover(scene.pose.surface(almond))
+    almond = scene.surface_shape(np.concatenate([upper, lower[::-1]]))
+    canvas.paint(almond, array([0.87, 0.85, 0.84]) * scene.light, "l_eye" if side > 0 else "r_eye")
+    inside = canvas.spread(almond)
 
     def disc(x: float, y: float, radius: float, blur: float = 0.001) -> Mask:
         return scene.surface_shape(ellipse(x, y, radius, radius), blur=blur, clip=inside)

@@ -70,7 +70,7 @@ class Scene:
         # How bright the lamp makes each point of the face, (side, side, 1), for parts that are not skin.
         self.light = np.clip(self.skin[..., 1:2] / traits.skin[1], 0.4, 1.1)
         self.outline = _head_outline(traits, self.pose)
-        self.head = canvas.cover(self.outline)
+        self.head = canvas.spread(canvas.shape(self.outline))
 
     def surface_shape(self, points: ArrayLike, lift: float = 0.0, blur: float = 0.0, clip: F32 | None = None) -> Mask:
         """Mask of a closed curve drawn on the face."""

@@ -316,8 +316,10 @@ def _fit(
             worker_runtime_env={"env_vars": training_memory(train.use_gpu)},
         ),
     )
+    # What Ray Train starts would otherwise look for a Ray of this machine, and fail where there are several.
+    constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     try:
-        with _address_told():
+        with places.variables({"RAY_ADDRESS": ray.get_runtime_context().gcs_address}):
             result = stopping.interruptible(trainer.fit, stop.tell, check)
     except ray.train.ControllerError as error:
         if isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
@@ -327,21 +329,6 @@ def _fit(
             ) from error
         raise
     return Outcome(**result.return_value)
-
-
-@contextlib.contextmanager
-def _address_told() -> Iterator[None]:
-    """Let what Ray Train starts within the context know its own Ray; it would look for one, and fail among several."""
-    constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
-    before = os.environ.get("RAY_ADDRESS")
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["RAY_ADDRESS"]
-        else:
-            os.environ["RAY_ADDRESS"] = before
 
 
 class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from running import TINY_ARGUMENTS, Run, result_of, run, run_code
+from running import LONG_ARGUMENTS, TINY_ARGUMENTS, Run, result_of, run, run_code
 
 from scfegan_ray.config import Config
 from scfegan_ray.serving.editor import FaceEditor
@@ -119,6 +119,11 @@ print(json.dumps({"shape": filled.shape, "dtype": str(filled.dtype), "two": two.
     assert np.array_equal(
         by_checkpoint.edit(maps["mask"], maps["sketch"], maps["color"]), np.asarray(seen["filled"])[0]
     )
+
+
+def test_finished_run_is_neither_trained_nor_registered_again(whole: Run) -> None:
+    again = run("train", *LONG_ARGUMENTS, "--run-name", "whole", cwd=whole.folder)
+    assert result_of(again) == whole.result
 
 
 def test_tune_prints_arguments_that_train_accepts(whole: Run, client: MlflowClient) -> None:

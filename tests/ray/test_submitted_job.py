@@ -8,7 +8,6 @@ import re
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -16,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import ROOT, TINY_ARGUMENTS, descendants, kill
+from running import ROOT, TINY_ARGUMENTS, descendants, folder_for_ray, kill
 from servers import free_port
 
 pytestmark = pytest.mark.ray
@@ -44,10 +43,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def head(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     place, dashboard = tmp_path_factory.mktemp("head"), free_port()
-    with (
-        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,  # short, for Ray's sockets
-        (place / "log").open("w") as log,
-    ):
+    with folder_for_ray() as folder, (place / "log").open("w") as log:
         command = f"""
             {RAY} start --head --block --num-cpus=2 --port={free_port()} --dashboard-host=127.0.0.1
             --dashboard-port={dashboard} --dashboard-agent-listen-port={free_port()}

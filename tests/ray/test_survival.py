@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +59,6 @@ def kill_a_worker(driver: int) -> None:
 
 def kill_everything(driver: int) -> None:
     kill(descendants(driver))
-
-
-@pytest.fixture
-def cluster(ray_folder: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Return a cluster whose head has one CPU."""
-    monkeypatch.setenv("RAY_TMPDIR", ray_folder)
-    # Where its usual port is taken, Ray leaves a socket open.
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_port": servers.free_port()})
-    yield cluster
-    cluster.shutdown()
 
 
 def test_killed_training_ends_bit_identical(whole: Run, tiny_dataset: str, tmp_path: Path) -> None:

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from ray.cluster_utils import Cluster
 from running import TINY_ARGUMENTS, result_of, run
-from servers import Mlflow, free_port
+from servers import Mlflow
 
 from scfegan_ray import places
 from scfegan_ray.serving.editor import FaceEditor
@@ -26,17 +25,7 @@ pytestmark = pytest.mark.ray
 USER, PASSWORD = "mallory", "hidden+s3cret"
 
 
-@pytest.fixture
-def other_ray(ray_folder: str) -> Iterator[None]:
-    """Run another Ray on this machine, as that of somebody else's training."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", ray_folder)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": free_port()})
-    yield
-    cluster.shutdown()
-
-
-@pytest.mark.usefixtures("other_ray")
+@pytest.mark.usefixtures("cluster")  # of somebody else on this machine
 def test_relative_uri_from_the_shell_in_a_folder_of_odd_name(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -46,7 +35,7 @@ def test_relative_uri_from_the_shell_in_a_folder_of_odd_name(
     python = str(prefix / "bin" / Path(sys.executable).name)
     here = tmp_path / "exp#2 50%20? ü"
     (here / "runs").mkdir(parents=True)
-    environment = {"MLFLOW_TRACKING_URI": "sqlite:///runs/mlflow.db", "SCFEGAN_CACHE": "cache"}
+    environment = {"MLFLOW_TRACKING_URI": "sqlite:///runs/mlflow.db", "SCFEGAN_CACHE": "cache", "RAY_TMPDIR": ""}
     arguments = (*TINY_ARGUMENTS, "--train.num-workers", "1", "--run-name", "odd")
     done = run("train", *arguments, cwd=here, environment=environment, python=python)
     result = result_of(done)
