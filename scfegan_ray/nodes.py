@@ -94,6 +94,23 @@ def _names(uri: str) -> list[str]:
     return [str(place), *(str(place / name) for name in names[:: -(-len(names) // _NAMES) or 1])]
 
 
+@contextlib.contextmanager
+def lasting(
+    session: Callable[[], contextlib.AbstractContextManager[ResultT]],
+) -> Iterator[Callable[[], contextlib.AbstractContextManager[ResultT]]]:
+    """Give a session that begins where it is first entered, may be entered again, and ends with this context."""
+    with contextlib.ExitStack() as stack:
+        begun: list[ResultT] = []
+
+        @contextlib.contextmanager
+        def enter() -> Iterator[ResultT]:
+            if not begun:
+                begun.append(stack.enter_context(session()))
+            yield begun[0]
+
+        yield enter
+
+
 def able(resources: Mapping[str, float]) -> list[str]:
     """Return the ids of the living nodes that have these resources, whether or not something else uses them."""
     return [

@@ -134,6 +134,24 @@ def register(
     return f"models:/{name}/{version_number}"
 
 
+def tag_version(config: Config, uri: str, tags: Mapping[str, str]) -> None:
+    """Note facts about a version.
+
+    Args:
+        config: names the registry.
+        uri: `models:/NAME/VERSION`.
+        tags: by name; one that is there is replaced.
+
+    Raises:
+        StorageError: the registry cannot be used.
+    """
+    name, _, version = uri.removeprefix("models:").strip("/").rpartition("/")
+    with tracking.errors_of_mlflow(config):
+        client = tracking.open_client(config)
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version, key, value)
+
+
 def download_model(uri: str, tracking_uri: str | None = None, *, into: Path | None = None) -> Path:
     """Bring a registered model's folder to this machine; nothing in it is executed.
 
@@ -146,16 +164,34 @@ def download_model(uri: str, tracking_uri: str | None = None, *, into: Path | No
     Raises:
         ModelError: there is no such model, or its files or the registry's are not where they were.
     """
+    with _asking(uri, tracking_uri) as registry:
+        if uri.startswith("models:"):
+            _check_files_exist(uri, registry, ModelsArtifactRepository.get_underlying_uri(uri))
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=None if into is None else str(into)))
+
+
+def without_alias(uri: str, tracking_uri: str | None = None) -> str:
+    """Return the URI of the version that an alias stands for now; any other URI as it is.
+
+    Raises:
+        ModelError: there is no such alias, or the registry cannot be asked.
+    """
+    if not uri.startswith("models:") or "@" not in uri:
+        return uri
+    name, _, alias = uri.removeprefix("models:").strip("/").rpartition("@")
+    with _asking(uri, tracking_uri):
+        return f"models:/{name}/{MlflowClient().get_model_version_by_alias(name, alias).version}"
+
+
+@contextmanager
+def _asking(uri: str, tracking_uri: str | None) -> Iterator[str]:
+    """Ask a registry about a model, give the registry's URI, and say clearly where it does not answer."""
     given = tracking_uri or (mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None)
     with places.logged_in(given) if given else nullcontext() as where, _fluent(where) if where else nullcontext():
         registry = mlflow.get_tracking_uri()
         _check_database_exists(uri, registry)
         try:
-            if uri.startswith("models:"):
-                _check_files_exist(uri, registry, ModelsArtifactRepository.get_underlying_uri(uri))
-            return Path(
-                mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=None if into is None else str(into))
-            )
+            yield registry
         except Exception as error:
             # A registry says in many ways that it cannot answer.
             if not tracking.is_of_mlflow(error):

@@ -349,6 +349,23 @@ def start_run(config: Config, run_name: str, *, tags: Mapping[str, str], parent_
     return run_id
 
 
+def record(config: Config, run_id: str, metrics: Mapping[str, float], files: Mapping[str, bytes]) -> None:
+    """Record numbers and files of a run at once.
+
+    Raises:
+        StorageError: the tracking server cannot be used.
+    """
+    with errors_of_mlflow(config), tempfile.TemporaryDirectory(prefix="scfegan-") as scratch:
+        client = open_client(config)
+        now = int(time.time() * 1000)
+        entries = [Metric(name, value, now, 0) for name, value in metrics.items()]
+        for start in range(0, len(entries), _MOST_METRICS):
+            client.log_batch(run_id, metrics=entries[start : start + _MOST_METRICS])
+        for name, content in files.items():
+            Path(scratch, name).write_bytes(content)
+        client.log_artifacts(run_id, scratch)
+
+
 def resume_run(config: Config, run_id: str) -> dict[str, str]:
     """Mark an existing run as running again; return its tags.
 

@@ -19,7 +19,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from scfegan_ray import locks, places, storage, tracking
+from scfegan_ray import locks, nodes, places, storage, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.data import prepare
 from scfegan_ray.data.dataset import DatasetInfo
@@ -81,7 +81,7 @@ def search(
     checks.before_training(config, place, num_runs=config.tune.num_trials, registers=False)
     with (
         locks.held(place, f"search {config.run_name}"),
-        launch.lasting(functools.partial(_cluster, config, session)) as cluster,
+        nodes.lasting(functools.partial(_cluster, config, session)) as cluster,
     ):
         # Trials share one dataset, made before they start, so that none waits for CPUs that another one holds.
         prepared = prepare.ensure_prepared(config, session=cluster)

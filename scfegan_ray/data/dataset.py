@@ -250,6 +250,16 @@ class PreparedDataset:
                 "run it again; where it says so again, delete the dataset and prepare it anew"
             ) from error
 
+    def said(self, name: str, rows: Sequence[int]) -> list[Any]:
+        """Return a column that is no picture, such as sha256 or hair_area, of some rows.
+
+        Args:
+            name: of the column.
+            rows: positions among the sorted keys.
+        """
+        column = self._table.column(name)
+        return [column[self._row_of[row]].as_py() for row in rows]
+
     def held_back(self, count: int) -> list[int]:
         """Return rows for evaluation, of the test split only: none where that is empty."""
         return [int(row) for row in self.test_rows[:count]]

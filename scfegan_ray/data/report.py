@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 import math
 import re
@@ -13,11 +11,10 @@ from dataclasses import asdict
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from scfegan_ray import images, storage
+from scfegan_ray import images, pages, storage
 from scfegan_ray.config import MaskConfig
 from scfegan_ray.data import examples, masks
 from scfegan_ray.data.codecs import decode_png, decode_row, encode_png, encode_webp
@@ -245,19 +242,14 @@ def _write_page(
             "meaning": _MEANING[name],
             "numbers": _summary(of).values(),
             "title": _title(name, of),
-            "chart": _data_uri("image/svg+xml", _chart(name, of, name, _CHART_PX, "svg")),
+            "chart": pages.data_uri("image/svg+xml", _chart(name, of, name, _CHART_PX, "svg")),
         }
         for name, of in values.items()
     ]
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("scfegan_ray.data", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = templates.get_template("report.html.jinja").render(
-        uri=uri,
+    return pages.render(
+        "scfegan_ray.data",
+        "report.html.jinja",
+        title=uri,
         facts=facts,
         statistics=statistics,
         percentiles=_PERCENTILES,
@@ -267,10 +259,9 @@ def _write_page(
         notes=notes,
         guesses=Counter(note for _, note in notes).most_common(),
         listed=_LISTED,
-        preview=_data_uri("image/webp", encode_webp(sheet)),
+        preview=pages.data_uri("image/webp", encode_webp(sheet)),
         settings=sorted(info.preparation.items()),
     )
-    return page.encode(errors="backslashreplace")  # a key may hold what is no UTF-8
 
 
 def _odd(rows: Sequence[Mapping[str, Any]], count: int = 5) -> dict[str, list[str]]:
@@ -291,10 +282,6 @@ def _kind(reason: str) -> str:
     return re.sub(r"\d+", "N", reason.partition(":")[0])
 
 
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
 def _chart(name: str, values: NDArray[np.float64], title: str, size_px: tuple[int, int], kind: str) -> bytes:
     """Draw how often values occur, whatever matplotlib's settings on this machine are.
 
@@ -308,16 +295,10 @@ def _chart(name: str, values: NDArray[np.float64], title: str, size_px: tuple[in
     Returns:
         The file, or (height, width, 4) uint8.
     """
-    # Takes half a second, which the start of a job can do without.
-    import matplotlib.style
-    from matplotlib.figure import Figure
-
     edges = _edges(name, values)
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
     width, height = size_px
-    file = io.BytesIO()
-    with matplotlib.style.context(("default", {"font.size": 8.0, "svg.hashsalt": name})):
-        figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    with pages.chart(size_px, name, kind) as (figure, file):
         # Margins that hold seven digits; to have the layout found takes as long as all the drawing.
         axes = figure.add_axes((70 / width, 42 / height, 1 - 86 / width, 1 - 68 / height))
         axes.stairs(counts, edges, fill=True, color="#466ea0")
@@ -331,7 +312,6 @@ def _chart(name: str, values: NDArray[np.float64], title: str, size_px: tuple[in
         axes.locator_params(axis="y", nbins=4, integer=True)
         axes.spines[["top", "right"]].set_visible(False)
         figure.supxlabel(_MEANING[name], fontsize="medium")
-        figure.savefig(file, format=kind, metadata={"Date": None, "Creator": None} if kind == "svg" else None)
     return file.getvalue()
 
 

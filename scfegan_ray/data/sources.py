@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 EMBEDDED = "embedded"
 """Name of the source that needs no files."""
 
+CELEBAMASK_HQ_LICENSE = "CelebAMask-HQ: non-commercial research only"
+
 _PART_MASKS = layouts.PART_MASKS
 _NUMBER = "[0-9]{1,18}"
 # \d and isdigit() take digits of other scripts, too, not all of which int() can read, nor as many as there may be.
@@ -166,7 +168,7 @@ class CelebAMaskHQ:
     parts: dict[int, tuple[str, int]] = field(repr=False)
     mask_suffix: str = ".png"
     name: str = "celebamask-hq"
-    license: str = "CelebAMask-HQ: non-commercial research only"
+    license: str = CELEBAMASK_HQ_LICENSE
     has_labels: bool = True
 
     @classmethod

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,17 +10,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from scfegan_ray import registry, storage
 from scfegan_ray.config import Config
 from scfegan_ray.data import decoding
-from scfegan_ray.errors import CheckpointError, DataError
+from scfegan_ray.errors import DataError
 from scfegan_ray.models import editing
 from scfegan_ray.models.generator import Generator
 from scfegan_ray.precision import check_available
-from scfegan_ray.training import checkpoint
-from scfegan_ray.training.store import CheckpointStore
+from scfegan_ray.serving import loading
 
-_IN_REGISTRY = ("models:", "runs:", "mlflow-artifacts:")
 _OPAQUE_MODES = ("1", "L", "P", "RGB")
 """Of PIL images that say without a doubt which pixels of a map are marked."""
 _MOST_8_BIT = 255
@@ -67,15 +61,8 @@ class FaceEditor:
             ConfigError: `device` is a GPU, and torch sees none.
             StorageError: the storage cannot be read.
         """
-        text = os.fspath(uri)
-        if isinstance(uri, os.PathLike) and text.startswith("s3:/"):
-            text = "s3://" + text.removeprefix("s3:").lstrip("/")  # a Path leaves one slash of two
-        if text.startswith(_IN_REGISTRY):
-            with tempfile.TemporaryDirectory(prefix="scfegan-") as scratch:
-                return cls(*_read_model(registry.download_model(text, tracking_uri, into=Path(scratch))), device)
-        place, read = _find(text)
-        with storage.local_copy(place) as folder:
-            return cls(*read(folder), device)
+        found = loading.load_generator(uri, tracking_uri=tracking_uri)
+        return cls(found.generator, found.config, device)
 
     def set_image(self, image: ArrayLike | Image.Image) -> None:
         """Choose the photograph to edit.
@@ -130,31 +117,6 @@ class FaceEditor:
             filled = self._model(*(torch.from_numpy(array[None]).to(self._device) for array in arrays))
         result: NDArray[np.uint8] = filled[0].cpu().numpy()
         return result
-
-
-def _find(uri: str) -> tuple[str, Callable[[Path], tuple[Generator, Config]]]:
-    """Return what a folder means: the folder to read, and how."""
-    place = storage.absolute(uri)
-    if not uri or storage.is_file(place):
-        raise CheckpointError(f"{uri!r} is no folder; give that of a checkpoint, of a run or of a downloaded model")
-    if storage.is_file(storage.join(place, checkpoint.META)):
-        return place, checkpoint.load_generator
-    if storage.is_file(storage.join(place, "MLmodel")):
-        return place, _read_model
-    for store in (CheckpointStore(storage.join(place, "checkpoints")), CheckpointStore(place)):
-        newest = store.latest()
-        if newest is not None:
-            return store.uri(newest), checkpoint.load_generator
-    if storage.is_file(storage.join(place, "run.json")):
-        raise CheckpointError(f"the run at {place} has no checkpoint yet; wait for its first one")
-    raise CheckpointError(
-        f"{place} is no checkpoint (meta.json), no run (run.json, checkpoints) and no model from MLflow (MLmodel)"
-        f"{'' if storage.exists(place) else ': nothing is there'}; give the folder of one, or models:/NAME/VERSION"
-    )
-
-
-def _read_model(folder: Path) -> tuple[Generator, Config]:
-    return editing.read(folder / "artifacts")
 
 
 def _colors(name: str, given: ArrayLike | Image.Image, size: tuple[int, ...] | None = None) -> NDArray[np.uint8]:

@@ -17,12 +17,13 @@ import cv2
 import torch
 from torch import Tensor
 
-from scfegan_ray import cache, evaluation, losses
+from scfegan_ray import cache, losses
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples
 from scfegan_ray.data.dataset import PreparedDataset
 from scfegan_ray.errors import StorageError
-from scfegan_ray.evaluation import Evaluator
+from scfegan_ray.evaluation import held_back
+from scfegan_ray.evaluation.held_back import Evaluator
 from scfegan_ray.models.features import Features
 from scfegan_ray.progress import Progress
 from scfegan_ray.training import checkpoint, ranks
@@ -245,8 +246,8 @@ class HeldBack:
         if not self._references:
             self._references = self._measure_references()
             self._record(self._references, state.images_seen)
-        found = self._means(evaluation.MEASURED, lambda: self._evaluator.values(state.ema, self._batches()))
-        metrics = evaluation.summary(found)
+        found = self._means(held_back.MEASURED, lambda: self._evaluator.values(state.ema, self._batches()))
+        metrics = held_back.summary(found)
         self._record(metrics, state.images_seen)
         if ranks.rank() == 0 and metrics:
             with self._surviving("a grid could not be drawn"):
@@ -261,7 +262,7 @@ class HeldBack:
         known = ranks.together(lambda: _read_json(place) if ranks.rank() == 0 else {})
         if known:
             return known
-        found = self._means(evaluation.REFERENCES, lambda: evaluation.reference_values(self._batches()))
+        found = self._means(held_back.REFERENCES, lambda: held_back.reference_values(self._batches()))
         if ranks.rank() == 0 and found:
             with self._surviving("references could not be kept"), cache.new_file(place) as file:
                 file.write_text(json.dumps(found))
@@ -315,7 +316,7 @@ def _read_json(place: Path) -> dict[str, float]:
         found: dict[str, float] = json.loads(place.read_text())
     except (OSError, ValueError):
         return {}
-    return found if set(found) == set(evaluation.REFERENCES) else {}
+    return found if set(found) == set(held_back.REFERENCES) else {}
 
 
 class Keeper:

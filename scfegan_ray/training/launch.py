@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import ray
 import ray.train
@@ -38,8 +38,6 @@ from scfegan_ray.training.store import CheckpointStore
 from scfegan_ray.training.worker import train_worker
 
 logger = logging.getLogger(__name__)
-
-ResultT = TypeVar("ResultT")
 
 # Settings that a run may change when it is resumed: they change neither the network nor what it has learnt from.
 _FREE_ON_RESUME = (
@@ -136,7 +134,7 @@ def train(
         settle_features(config.losses.features)  # what cannot be had is known before hours of preparation
     with (
         locks.held(place, f"run {config.run_name}") as lock,
-        lasting(functools.partial(_cluster, config, session)) as cluster,
+        nodes.lasting(functools.partial(_cluster, config, session)) as cluster,
     ):
         dataset_uri = prepare.ensure_prepared(config, session=cluster)
         with cluster() as landmarks:
@@ -256,23 +254,6 @@ def _train(
         last_metrics=outcome.last_metrics,
         images_per_second=outcome.images_per_second,
     )
-
-
-@contextlib.contextmanager
-def lasting(
-    session: Callable[[], contextlib.AbstractContextManager[ResultT]],
-) -> Iterator[Callable[[], contextlib.AbstractContextManager[ResultT]]]:
-    """Give a session that begins where it is first entered, may be entered again, and ends with this context."""
-    with contextlib.ExitStack() as stack:
-        begun: list[ResultT] = []
-
-        @contextlib.contextmanager
-        def enter() -> Iterator[ResultT]:
-            if not begun:
-                begun.append(stack.enter_context(session()))
-            yield begun[0]
-
-        yield enter
 
 
 def _fit(

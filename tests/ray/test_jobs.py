@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 from running import LONG_ARGUMENTS, TINY_ARGUMENTS, Run, result_of, run, run_code
 
+from scfegan_ray import faces
 from scfegan_ray.config import Config
 from scfegan_ray.serving.editor import FaceEditor
 
@@ -119,6 +121,36 @@ print(json.dumps({"shape": filled.shape, "dtype": str(filled.dtype), "two": two.
     assert np.array_equal(
         by_checkpoint.edit(maps["mask"], maps["sketch"], maps["color"]), np.asarray(seen["filled"])[0]
     )
+
+
+def test_evaluation_has_the_same_digits_by_one_process_and_by_two(
+    whole: Run, client: MlflowClient, tmp_path: Path
+) -> None:
+    for number in range(36):  # three parts
+        face = faces.draw_face(1, number, 32)
+        Image.fromarray(face.image).save(tmp_path / f"{number}.png")
+    log, found = "", []
+    for number in ("1", "2"):
+        done = run(
+            "evaluate", *TINY_ARGUMENTS, "--model", "models:/scfegan-generator/1", "--identity", "none",
+            "--num-workers", number, "--storage.path", f"evaluated-{number}",
+            "--tracking.uri", f"sqlite:///{whole.folder}/runs/mlflow.db",
+            "--data.source", ".", "--data.test-fraction", "1", "--data.prepared", "prepared",
+            cwd=tmp_path,
+        )  # fmt: skip
+        log += done.stderr
+        found.append(result_of(done))
+    one, two = found
+    assert set(one) == {"protocol", "metrics", "report", "result"}
+    assert one["metrics"] == two["metrics"]
+    assert re.search(r"evaluate 36/36 images, [\d.]+/s, ETA 0s", log)
+    model = {name.partition("/")[2]: value for name, value in one["metrics"].items() if name.startswith("scfegan-gen")}
+    tag = client.get_model_version("scfegan-generator", "1").tags[f"evaluation.{one['protocol']}"]
+    told = json.loads(tag)
+    artifacts = {file.path for file in client.list_artifacts(told.pop("run_id"))}
+    assert told == model
+    assert artifacts == {"report.html", "result.json", "images.parquet"}
+    assert Path(one["report"]).is_file()
 
 
 def test_finished_run_is_neither_trained_nor_registered_again(whole: Run) -> None:

@@ -13,10 +13,11 @@ import torch
 from rank_processes import Recorder, tensors_of
 from tiny import TINY
 
-from scfegan_ray import evaluation, precision
+from scfegan_ray import precision
 from scfegan_ray.config import Config, OptimizationConfig, SentinelConfig
 from scfegan_ray.data.dataset import PreparedDataset
 from scfegan_ray.errors import StorageError
+from scfegan_ray.evaluation import held_back
 from scfegan_ray.models.features import vgg_random
 from scfegan_ray.training import checkpoint
 from scfegan_ray.training import loop as training
@@ -213,20 +214,20 @@ def test_failing_metric_does_not_stop_training(loop: Loop, monkeypatch: pytest.M
     def broken(*arguments: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(evaluation, "hole_psnr", broken)
+    monkeypatch.setattr(held_back, "hole_psnr", broken)
     found = loop(CONFIG)
     assert (found.images_seen, found.last_metrics, found.failure) == (24, {}, None)
 
 
 def test_references_are_measured_once_for_a_dataset(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = []
-    plain = evaluation.reference_values
+    plain = held_back.reference_values
 
     def counted(batches: Any) -> Any:
         measured.append(1)
         return plain(batches)
 
-    monkeypatch.setattr(evaluation, "reference_values", counted)
+    monkeypatch.setattr(held_back, "reference_values", counted)
     for images in (4, 8, 12):  # the same run again, and again
         loop(replace(CONFIG, train=replace(CONFIG.train, images=images)))
     assert len(measured) == 1

@@ -1,4 +1,4 @@
-"""How good a generator is on held-back images: numbers, and a grid to look at."""
+"""What training measures of its generator on held-back images: few numbers, quickly, and a grid to look at."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scfegan_ray import images
+from scfegan_ray.evaluation import references
 from scfegan_ray.models.features import Features
 from scfegan_ray.precision import autocast
 
 GRID_TITLES = ("incomplete", "sketch", "color", "generated", "composite", "ground truth")
 MAX_PSNR_DB = 100.0
-_INPAINTING_RADIUS_PX = 3
 
 
 def hole_psnr(composite: Tensor, ground_truth: Tensor, mask: Tensor) -> Tensor:
@@ -168,18 +167,9 @@ def reference_values(batches: Iterable[dict[str, NDArray[Any]]]) -> dict[str, Te
     for arrays in batches:
         filled: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in found}
         for image, mask, color in zip(arrays["image"], arrays["mask"], arrays["color"], strict=True):
-            hole = mask[..., 0]
-            painted = hole & (color.max(axis=2) > 0)
-            with_color = np.where(painted[..., None] == 1, color, image)
-            filled["telea_hole_psnr"].append(_inpaint(image, hole))
-            filled["color_hole_psnr"].append(_inpaint(with_color, hole & (1 - painted)))
+            filled["telea_hole_psnr"].append(references.telea(image, mask[..., 0]))
+            filled["color_hole_psnr"].append(references.painted_color(image, mask[..., 0], color))
         truth, mask = torch.from_numpy(arrays["image"]), torch.from_numpy(arrays["mask"])
         for name, pictures in filled.items():
             found[name].append(hole_psnr(torch.from_numpy(np.stack(pictures)), truth, mask))
     return {name: torch.cat(values) for name, values in found.items()}
-
-
-def _inpaint(image: NDArray[np.uint8], hole: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    # Where a hole touches the border, OpenCV reads what is in it.
-    known = np.where(hole[..., None] == 1, np.uint8(128), image)
-    return cv2.inpaint(known, hole, _INPAINTING_RADIUS_PX, cv2.INPAINT_TELEA).astype(np.uint8, copy=False)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scfegan_ray import evaluation
-from scfegan_ray.evaluation import Evaluator, reference_values
+from scfegan_ray.evaluation import held_back, references
+from scfegan_ray.evaluation.held_back import Evaluator, reference_values
 from scfegan_ray.models.features import vgg_random
 
 
@@ -20,12 +20,12 @@ def test_hole_psnr_sees_the_hole_only() -> None:
     composite[:, 0, 0] = 51  # inside: error 51 of 255 is a fifth
     composite[:, 0, 1] = 255  # outside
     mask = torch.tensor([1, 0], dtype=torch.uint8).reshape(1, 1, 2, 1).repeat(2, 1, 1, 1)
-    assert evaluation.hole_psnr(composite, truth, mask).tolist() == pytest.approx([20 * math.log10(5)] * 2)
+    assert held_back.hole_psnr(composite, truth, mask).tolist() == pytest.approx([20 * math.log10(5)] * 2)
 
 
 def test_perfect_hole_is_capped() -> None:
     image = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
-    assert evaluation.hole_psnr(image, image, torch.ones(1, 2, 2, 1, dtype=torch.uint8)).item() == 100.0
+    assert held_back.hole_psnr(image, image, torch.ones(1, 2, 2, 1, dtype=torch.uint8)).item() == 100.0
 
 
 def test_perceptual_distance_is_zero_at_identity_and_grows() -> None:
@@ -33,7 +33,7 @@ def test_perceptual_distance_is_zero_at_identity_and_grows() -> None:
     torch.manual_seed(0)
     image = torch.rand(2, 3, 16, 16) * 2 - 1
     noise = torch.randn_like(image)
-    distances = [evaluation.perceptual_distance(features, image + s * noise, image) for s in (0.0, 0.1, 0.5)]
+    distances = [held_back.perceptual_distance(features, image + s * noise, image) for s in (0.0, 0.1, 0.5)]
     assert distances[0].tolist() == [0.0, 0.0]
     assert (distances[1] > 0).all()
     assert (distances[2] > distances[1]).all()
@@ -41,9 +41,9 @@ def test_perceptual_distance_is_zero_at_identity_and_grows() -> None:
 
 def test_objective_counts_three_db_for_half_of_either() -> None:
     base = {"hole_psnr": 20.0, "perceptual_distance": 0.2}
-    half = evaluation.objective_db(base | {"perceptual_distance": 0.1}) - evaluation.objective_db(base)
+    half = held_back.objective_db(base | {"perceptual_distance": 0.1}) - held_back.objective_db(base)
     assert half == pytest.approx(10 * math.log10(2))
-    assert evaluation.objective_db(base | {"hole_psnr": 23.0}) - evaluation.objective_db(base) == pytest.approx(3.0)
+    assert held_back.objective_db(base | {"hole_psnr": 23.0}) - held_back.objective_db(base) == pytest.approx(3.0)
 
 
 class PaintsWhite(nn.Module):
@@ -60,14 +60,14 @@ def batches() -> list[dict[str, np.ndarray]]:
 
 def measured(generator: nn.Module) -> dict[str, float]:
     values = Evaluator(vgg_random()).values(generator, batches())
-    return evaluation.summary({name: float(one.mean()) for name, one in values.items()})
+    return held_back.summary({name: float(one.mean()) for name, one in values.items()})
 
 
 def test_evaluator_averages_all_images_and_restores_the_mode() -> None:
     generator = PaintsWhite().train()
     metrics = measured(generator)
     assert metrics["hole_psnr"] == pytest.approx(20 * math.log10(5), abs=1e-4)
-    assert metrics["objective"] == pytest.approx(evaluation.objective_db(metrics))
+    assert metrics["objective"] == pytest.approx(held_back.objective_db(metrics))
     assert metrics.keys() == {"hole_psnr", "perceptual_distance", "objective", "blind_hole_psnr"}
     assert generator.training
 
@@ -103,7 +103,7 @@ def holes(number: int = 1) -> np.ndarray:
     return hole
 
 
-def references(batches: list[dict[str, np.ndarray]]) -> dict[str, float]:
+def references_of(batches: list[dict[str, np.ndarray]]) -> dict[str, float]:
     return {name: float(values.mean()) for name, values in reference_values(batches).items()}
 
 
@@ -115,14 +115,14 @@ def test_baselines_by_hand() -> None:
     arrays = {"image": gray, "mask": holes(2), "color": color}
     # Inpainting a flat image is right but for the one level by which OpenCV may round.
     right, painted = 20 * math.log10(255 / 1), 20 * math.log10(5)
-    found = references([arrays])
+    found = references_of([arrays])
     assert found.keys() == {"telea_hole_psnr", "color_hole_psnr"}
     assert found["telea_hole_psnr"] >= right - 0.01
     # Half of the hole is painted 51 levels off; the other half is inpainted from the image and from that paint.
     assert painted < found["color_hole_psnr"] < painted + 10 * math.log10(2)
-    everything = references([arrays | {"color": np.full_like(gray, 153)}])
+    everything = references_of([arrays | {"color": np.full_like(gray, 153)}])
     assert everything == {"telea_hole_psnr": found["telea_hole_psnr"], "color_hole_psnr": pytest.approx(painted)}
-    nothing = references([arrays | {"color": np.zeros_like(gray)}])
+    nothing = references_of([arrays | {"color": np.zeros_like(gray)}])
     assert nothing["color_hole_psnr"] == nothing["telea_hole_psnr"]
 
 
@@ -130,7 +130,7 @@ def test_baselines_do_not_see_what_is_hidden() -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (16, 16, 3), np.uint8)
     hole = holes()[0]
-    filled = [evaluation._inpaint(one, hole[..., 0]) for one in (image, np.where(hole == 1, np.uint8(0), image))]
+    filled = [references.telea(one, hole[..., 0]) for one in (image, np.where(hole == 1, np.uint8(0), image))]
     assert np.array_equal(filled[0], filled[1])
     assert np.array_equal(filled[0][hole[..., 0] == 0], image[hole[..., 0] == 0])
 
@@ -145,17 +145,17 @@ def test_baselines_are_means_over_all_images() -> None:
         }
         for _ in range(3)
     ]
-    alone = [references([part])["telea_hole_psnr"] for part in parts]
+    alone = [references_of([part])["telea_hole_psnr"] for part in parts]
     two = {name: np.concatenate([part[name] for part in parts[:2]]) for name in parts[0]}
-    assert references([two, parts[2]])["telea_hole_psnr"] == pytest.approx(np.mean(alone))
+    assert references_of([two, parts[2]])["telea_hole_psnr"] == pytest.approx(np.mean(alone))
 
 
 def test_grid_has_a_row_per_example_and_a_column_per_title() -> None:
     grid = Evaluator(vgg_random()).grid(PaintsWhite(), batches(), side_px=16)
-    side, columns = 18, len(evaluation.GRID_TITLES)
+    side, columns = 18, len(held_back.GRID_TITLES)
     assert grid.shape == (18 + 4 * side + 2, columns * side + 2, 3)
     corner, hole = (21, 4), (18 + 2 + 5, 4)
-    by_title = {title: at * side for at, title in enumerate(evaluation.GRID_TITLES)}
+    by_title = {title: at * side for at, title in enumerate(held_back.GRID_TITLES)}
     assert grid[corner[0], corner[1] + by_title["composite"]].tolist() == [204] * 3
     assert grid[hole[0], hole[1] + by_title["composite"]].tolist() == [255] * 3
     assert grid[hole[0], hole[1] + by_title["incomplete"]].tolist() == [128] * 3

@@ -1,0 +1,57 @@
+"""Measure how good models are: whether they look right, and whether they obey strokes.
+
+Without images it takes those that the first model held back of what it learnt from. The same command goes on with an
+evaluation that was stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from scfegan_ray import cli
+
+
+@dataclass(frozen=True)
+class Arguments(cli.Arguments):
+    """Arguments of this job."""
+
+    model: tuple[str, ...] = ()
+    """Models to measure side by side: models:/NAME/VERSION or models:/NAME@ALIAS, a run, or a checkpoint."""
+    holes: Literal["freeform", "thin", "thick", "eyes", "hair", "full"] = "freeform"
+    """freeform: as in training; thin, thick: finer and broader strokes; eyes, hair: these regions; full: everything,
+    so that only lines and color are left."""
+    max_images: int | None = None
+    """Measure no more images than these, the first ones by name. Default: all."""
+    identity: Literal["auto", "sface", "none"] = "auto"
+    """Tell faces apart by SFace, for likeness and for distances of sets; auto: with a warning not at all where its
+    weights cannot be had."""
+    num_workers: int = 0
+    """Processes that measure, with a GPU each where `train.use_gpu`. 0: one per core, or per GPU."""
+
+
+def job(arguments: Arguments) -> dict[str, Any]:
+    """Evaluate."""
+    from scfegan_ray.evaluation import run
+
+    found = run.evaluate(
+        arguments.config,
+        arguments.model,
+        holes=arguments.holes,
+        max_images=arguments.max_images,
+        identity=arguments.identity,
+        num_workers=arguments.num_workers,
+        session=cli.ray_session,
+    )
+    return {"protocol": found.protocol, "metrics": found.metrics, "report": found.report, "result": found.result}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; see --help."""
+    return cli.run_job(__doc__ or "", Arguments, job, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

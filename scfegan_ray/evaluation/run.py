@@ -1,0 +1,588 @@
+"""Measure models on a protocol's images with Ray Data; go on where it was stopped; leave numbers, pictures and a page.
+
+Images are measured in parts of a fixed size, each by one actor on one thread, and each part's numbers are a file that
+is written whole or not at all. So the digits do not depend on how many actors there are, nor on whether the evaluation
+was interrupted.
+
+| stage | reads columns | gives columns |
+| --- | --- | --- |
+| `_MeasurePart` | part: int64 | part, images: int64; error, message: string |
+
+| path under `<storage.path>/evaluations/<name>` | holds |
+| --- | --- |
+| `parts/part-NNNNN.parquet` | what `measure.measure` gives of 16 images |
+| `images.parquet` | a row per candidate and image, without embeddings |
+| `report.html` | tables, plots and pictures, for people |
+| `result.json` | every number with its interval, and what it belongs to; written last |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+import torch
+from safetensors.torch import load as deserialize
+from safetensors.torch import save as serialize
+
+from scfegan_ray import errors, locks, nodes, places, precision, registry, storage, tracking
+from scfegan_ray.allocation import KEEP_MEMORY
+from scfegan_ray.config import Config, ModelConfig
+from scfegan_ray.data import prepare, sources
+from scfegan_ray.data.dataset import DatasetInfo, PreparedDataset, fingerprint, is_test_key
+from scfegan_ray.data.prepare import assigned_device, num_cores
+from scfegan_ray.errors import ConfigError, DataError, ModelError, ScFeganError
+from scfegan_ray.evaluation import measure, references, report, summary
+from scfegan_ray.evaluation.identity import FaceEmbedder
+from scfegan_ray.evaluation.protocol import Protocol
+from scfegan_ray.models.generator import Generator
+from scfegan_ray.progress import Progress
+from scfegan_ray.provenance import source_sha256
+from scfegan_ray.serving import loading
+from scfegan_ray.weights import SFACE_WEIGHTS
+
+logger = logging.getLogger(__name__)
+
+Identity = Literal["auto", "sface", "none"]
+
+_RESULT, _REPORT, _IMAGES = "result.json", "report.html", "images.parquet"
+_BY_AREA = ("hole_psnr", "ssim", "hole_ssim", "hole_flip", "seam", "sketch_f1", "guided_gain")
+
+PART_IMAGES = 16
+"""The digits of networks depend on how many images pass through them at a time, so this never changes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationResult:
+    """What was found.
+
+    Attributes:
+        protocol: the name of every number.
+        metrics: by `candidate/metric`; means over the images.
+        report: URI of the page.
+        result: URI of the JSON file.
+        num_images: that were measured.
+        images_per_second: of this session; 0 where nothing was left to do.
+    """
+
+    protocol: str
+    metrics: dict[str, float]
+    report: str
+    result: str
+    num_images: int
+    images_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is to be measured.
+
+    Attributes:
+        place: URI of the evaluation's folder.
+        protocol: of all numbers.
+        dataset: URI of the prepared dataset.
+        info: its description.
+        rows: positions of its images, in the order of their keys.
+        models: what is measured besides the references.
+        facts: all that the numbers belong to.
+    """
+
+    place: str
+    protocol: Protocol
+    dataset: str
+    info: DatasetInfo
+    rows: list[int]
+    models: list[loading.LoadedModel]
+    facts: dict[str, Any]
+
+    @property
+    def num_parts(self) -> int:
+        return -(-len(self.rows) // PART_IMAGES)
+
+
+def evaluate(
+    config: Config,
+    models: Sequence[str],
+    *,
+    holes: str = "freeform",
+    max_images: int | None = None,
+    num_workers: int = 0,
+    identity: Identity = "auto",
+    session: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> EvaluationResult:
+    """Measure models and references side by side.
+
+    Args:
+        config: `data.prepared` names a prepared dataset, whose held-back images are taken; else `data.source`
+            photographs, all of which are taken; where it is `embedded`, what the first model held back of what it
+            learnt from. `data.size_px` is the size of photographs. The result goes under `storage.path`.
+        models: URIs as `loading.load_generator` takes them.
+        holes: one of `protocol.HOLES`.
+        max_images: take no more, the first by key. Default: all.
+        num_workers: processes that measure, with a GPU each where `train.use_gpu`. Default: one per core or GPU.
+        identity: whether faces are told apart. sface: by SFace; auto: so, or with a warning not at all where its
+            weights cannot be had.
+        session: Ray must run within it; entered only where something is left to do.
+
+    Raises:
+        ConfigError: no model is given, two have one name, or none has the size of the images.
+        DataError: there are no images to measure on.
+        ModelError: a model or weights cannot be had.
+        CheckpointError: a folder is no model.
+        StorageError: storage or tracking cannot be used.
+        BusyError: another process does the same evaluation.
+    """
+    config = places.settle(config)
+    if not models:
+        raise ConfigError("no model to evaluate; give --model, such as models:/scfegan-generator/1")
+    loaded = [loading.load_generator(uri, tracking_uri=tracking.tracking_uri(config)) for uri in models]
+    names = [model.name for model in loaded]
+    for name in names:
+        if names.count(name) > 1 or name in references.REFERENCES:
+            raise ConfigError(f"two rows of the result would be called {name}; give each --model once")
+    with nodes.lasting(session) as cluster:
+        plan = _plan(config, loaded, *_dataset(config, loaded[0], cluster), holes, max_images, identity)
+        rate = 0.0
+        with locks.held(plan.place, f"the evaluation {plan.place}"):
+            if not storage.exists(storage.join(plan.place, _RESULT)):
+                with cluster():
+                    rate = _measure(config, plan, num_workers)
+                    _finish(config, plan)
+    result = json.loads(storage.read_bytes(storage.join(plan.place, _RESULT)))
+    return EvaluationResult(
+        protocol=plan.protocol.name,
+        metrics=flat(result),
+        report=storage.join(plan.place, _REPORT),
+        result=storage.join(plan.place, _RESULT),
+        num_images=len(plan.rows),
+        images_per_second=rate,
+    )
+
+
+def flat(result: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers of a `result.json` by `candidate/metric`, without their intervals."""
+    return {
+        f"{name}/{metric}": value["mean"] if isinstance(value, dict) else value
+        for name, numbers in result["candidates"].items()
+        for metric, value in numbers.items()
+    }
+
+
+def _dataset(
+    config: Config, first: loading.LoadedModel, cluster: Callable[[], contextlib.AbstractContextManager[object]]
+) -> tuple[str, DatasetInfo]:
+    """Return the prepared dataset to measure on, prepared first where it is not there yet."""
+    data, seed = config.data, config.seed
+    if data.prepared is None and data.source == sources.EMBEDDED:
+        data, seed = first.config.data, first.config.seed
+    elif data.prepared is None:
+        data = replace(data, test_fraction=1.0)  # all of them
+    else:
+        there = DatasetInfo.read(storage.absolute(data.prepared))
+        data = replace(data, size_px=data.size_px if there is None else there.size_px)
+    uri = prepare.ensure_prepared(replace(config, data=data, seed=seed), session=cluster)
+    info = DatasetInfo.read(uri)
+    assert info is not None, "it was just prepared"
+    return uri, info
+
+
+def _plan(
+    config: Config,
+    models: list[loading.LoadedModel],
+    dataset_uri: str,
+    info: DatasetInfo,
+    holes: str,
+    max_images: int | None,
+    identity: Identity,
+) -> _Plan:
+    protocol = Protocol(images=_images_of(info), size_px=info.size_px, holes=holes)
+    _check_sizes(models, info.size_px)
+    dataset = PreparedDataset.open(dataset_uri, info=info)
+    held_back = [int(row) for row in dataset.test_rows]
+    rows = [
+        row for row, area in zip(held_back, dataset.said("hair_area", held_back), strict=True) if protocol.takes(area)
+    ][:max_images]
+    if not rows:
+        why = "none of its images is held back" if not held_back else "of none of its images the hair is known"
+        raise DataError(
+            f"nothing can be measured on {dataset_uri}: {why}; give photographs that no model was trained on, as "
+            "--data.source"
+        )
+    keys = [dataset.keys[row] for row in rows]
+    digests = dataset.said("sha256", rows)
+    trained_on = {model.name: _trained_on(model, info, keys) for model in models}
+    for name, number in trained_on.items():
+        if number:
+            logger.warning(
+                "%s was trained on %d of these %d images: its numbers say less about faces that it has not seen",
+                name, number, len(keys),
+            )  # fmt: skip
+    facts = {
+        "protocol": protocol.name,
+        "images": {
+            "num_images": len(rows),
+            "fingerprint": fingerprint({"key": k, "sha256": d} for k, d in zip(keys, digests, strict=True)),
+            "source": info.source,
+            "license": info.license,
+            "sketch_detector": info.sketch_detector,
+            "sketch_precision": info.sketch_precision,
+        },
+        "models": {
+            model.name: {
+                "uri": model.uri,
+                "weights_sha256": _digest(model.generator),
+                "size_px": model.config.data.size_px,
+                "trained_on": trained_on[model.name],
+            }
+            for model in models
+        },
+        "made_by": {
+            "source_sha256": source_sha256(),
+            "torch": torch.__version__,
+            "opencv": cv2.__version__,
+            "device": "cuda" if config.train.use_gpu else "cpu",
+            "identity": SFACE_WEIGHTS.member_sha256 if _has_embedder(identity) else None,
+        },
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
+    place = storage.join(storage.absolute(config.storage.path), "evaluations", f"{protocol.name}-{digest}")
+    return _Plan(place, protocol, dataset_uri, info, rows, models, facts)
+
+
+def _images_of(info: DatasetInfo) -> str:
+    """Name a dataset's images as protocols do."""
+    if info.source == sources.EMBEDDED:
+        return "drawn"
+    return "celebahq" if info.license == sources.CELEBAMASK_HQ_LICENSE else "faces"
+
+
+def _check_sizes(models: Sequence[loading.LoadedModel], size_px: int) -> None:
+    """Refuse images of a size that no model was trained at, or that one cannot take.
+
+    Raises:
+        ConfigError: they are.
+    """
+    sizes = {model.config.data.size_px for model in models}
+    if size_px not in sizes:
+        known = " and ".join(str(size) for size in sorted(sizes))
+        raise ConfigError(
+            f"the models were trained at {known} px, the images have {size_px}; give --data.size-px {min(sizes)}, or "
+            "the preset of their training"
+        )
+    for model in models:
+        divisor = 2**model.config.model.num_downsamples
+        if size_px % divisor:
+            raise ConfigError(f"{model.name} takes sides divisible by {divisor}, the images have {size_px}")
+        if model.config.data.size_px != size_px:
+            logger.warning("%s was trained at %d px, not at %d", model.name, model.config.data.size_px, size_px)
+
+
+def _trained_on(model: loading.LoadedModel, info: DatasetInfo, keys: Sequence[str]) -> int | None:
+    """Count the images that a model was trained on, as far as its config tells; None where it does not."""
+    data = model.config.data
+    source, fraction = data.source, data.test_fraction
+    if data.prepared is not None:
+        with contextlib.suppress(ScFeganError):
+            learnt = DatasetInfo.read(data.prepared)
+            if learnt is not None:
+                source, fraction = learnt.source, learnt.test_fraction
+                return sum(not is_test_key(key, fraction) for key in keys) if source == info.source else 0
+        return None
+    if source == sources.EMBEDDED:
+        known = set(sources.EmbeddedFaces.list_keys(data.num_embedded, model.config.seed))
+        return sum(key in known and not is_test_key(key, fraction) for key in keys)
+    if storage.absolute(source) != info.source:
+        return 0
+    return sum(not is_test_key(key, fraction) for key in keys)
+
+
+def _digest(generator: Generator) -> str:
+    return hashlib.sha256(serialize(dict(generator.state_dict()))).hexdigest()
+
+
+def _has_embedder(identity: Identity) -> bool:
+    """Tell whether faces are to be told apart, and can be.
+
+    Raises:
+        ModelError: they are to be, and cannot.
+    """
+    if identity == "none":
+        return False
+    try:
+        FaceEmbedder()
+    except ModelError as error:
+        if identity == "sface":
+            raise
+        logger.warning("identity, and how far sets of faces are apart, is not measured: %s", error)
+        return False
+    return True
+
+
+def _part_place(place: str, number: int) -> str:
+    return storage.join(place, "parts", f"part-{number:05d}.parquet")
+
+
+def _measure(config: Config, plan: _Plan, num_workers: int) -> float:
+    """Measure the parts that lack; return images per second."""
+    there = set(storage.list_files(storage.join(plan.place, "parts")))
+    missing = [number for number in range(plan.num_parts) if Path(_part_place("", number)).name not in there]
+    if not missing:
+        return 0.0
+    if there:
+        logger.info("going on with the %d of %d parts that are there", plan.num_parts - len(missing), plan.num_parts)
+    total = sum(len(plan.rows[number * PART_IMAGES :][:PART_IMAGES]) for number in missing)
+    logger.info("measuring %d models and references on %d images, as %s", len(plan.models), total, plan.protocol.name)
+    done, rate = _make_parts(config, plan, missing, total, num_workers)
+    if done != total:
+        raise DataError(f"{total - done} of {total} images got lost in the evaluation; run it again")
+    return rate
+
+
+def _make_parts(config: Config, plan: _Plan, missing: Sequence[int], total: int, num_workers: int) -> tuple[int, float]:
+    """Make parts on the cluster; return how many images they hold, and how many a second were measured."""
+    with nodes.seen_by_all({"storage.path": plan.place}, {"data.prepared": plan.dataset}) as landmarks:
+        return _make_parts_of(_work(config, plan, landmarks), _weights(plan), missing, total, num_workers)
+
+
+def _make_parts_of(
+    work: _Work, weights: Sequence[bytes], missing: Sequence[int], total: int, num_workers: int
+) -> tuple[int, float]:
+    number = num_workers or (int(ray.cluster_resources().get("GPU", 1)) if work.use_gpu else num_cores())
+    dataset = ray.data.from_arrow([pa.table({"part": pa.array([one], pa.int64())}) for one in missing])
+    measured = dataset.map_batches(
+        _MeasurePart,
+        fn_constructor_args=[work, [ray.put(one) for one in weights]],
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=max(1, min(number, len(missing))), enable_true_multi_threading=True),
+        num_cpus=1,
+        num_gpus=1 if work.use_gpu else 0,
+        runtime_env={"env_vars": KEEP_MEMORY},
+    )
+    progress: Progress | None = None
+    done, first, began = 0, 0, time.monotonic()
+    for block in measured.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in block.to_pylist():
+            if row["error"]:
+                raise getattr(errors, row["error"])(row["message"])
+            done += row["images"]
+        if progress is None:  # the rate counts from the first part, when the actors have started
+            progress = Progress("evaluate", total=total, start=done, log=logger.info)
+            first, began = done, time.monotonic()
+        progress.update(done)
+    return done, (done - first) / max(time.monotonic() - began, 1e-9)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Work:
+    """What an actor must know, but for weights.
+
+    Attributes:
+        place: URI of the evaluation's folder.
+        protocol: of all numbers.
+        dataset: URI of the prepared dataset.
+        info: its description.
+        rows: positions of its images.
+        models: name, shapes, and size of training of each.
+        has_identity: faces are told apart.
+        use_gpu: each process has a GPU.
+        retry_seconds: for how long storage may fail.
+        landmarks: what this node must see.
+    """
+
+    place: str
+    protocol: Protocol
+    dataset: str
+    info: DatasetInfo
+    rows: list[int]
+    models: list[tuple[str, ModelConfig, int]]
+    has_identity: bool
+    use_gpu: bool
+    retry_seconds: float
+    landmarks: nodes.Landmarks
+
+
+def _work(config: Config, plan: _Plan, landmarks: nodes.Landmarks) -> _Work:
+    return _Work(
+        place=plan.place,
+        protocol=plan.protocol,
+        dataset=plan.dataset,
+        info=plan.info,
+        rows=plan.rows,
+        models=[(one.name, one.config.model, one.config.data.size_px) for one in plan.models],
+        has_identity=plan.facts["made_by"]["identity"] is not None,
+        use_gpu=config.train.use_gpu,
+        retry_seconds=config.storage.retry_seconds,
+        landmarks=landmarks,
+    )
+
+
+def _weights(plan: _Plan) -> list[bytes]:
+    return [serialize(dict(one.generator.state_dict())) for one in plan.models]
+
+
+class _MeasurePart:
+    """Ray Data stage: the number of a part to its file."""
+
+    def __init__(self, work: _Work, weights: list[ray.ObjectRef]) -> None:
+        self._work, self._weights = work, weights
+        self._device = assigned_device()
+        self._bench: Bench | None = None
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Measure one part; see the module's docstring."""
+        number, count, error, message = block.column("part")[0].as_py(), 0, "", ""
+        try:
+            if self._bench is None:
+                self._work.landmarks.check()
+                self._bench = Bench(self._work, ray.get(self._weights), self._device)
+            count = self._bench.make(number)
+        except ScFeganError as raised:
+            error, message = type(raised).__name__, str(raised)
+        return pa.Table.from_pylist([{"part": number, "images": count, "error": error, "message": message}])
+
+
+class Bench:
+    """Measures parts, one after the other, in one process.
+
+    Args:
+        work: what to measure.
+        weights: of each model, as safetensors.
+        device: where networks compute.
+    """
+
+    def __init__(self, work: _Work, weights: Sequence[bytes], device: torch.device) -> None:
+        # More threads would add up the same numbers in another order.
+        torch.set_num_threads(1)
+        cv2.setNumThreads(1)
+        precision.check_available(device, "give --train.no-use-gpu")
+        precision.set_up(device)
+        torch.backends.cudnn.benchmark = False  # which would let chance choose an algorithm
+        self._work = work
+        self._dataset = PreparedDataset.open(work.dataset, info=work.info)
+        self._embedder = FaceEmbedder() if work.has_identity else None
+        self.candidates: dict[str, measure.Candidate] = {}
+        for (name, shapes, size_px), content in zip(work.models, weights, strict=True):
+            generator = Generator(shapes)
+            generator.load_state_dict(deserialize(content))
+            generator.silence_untrained_taps(size_px)
+            self.candidates[name] = measure.model_candidate(generator, device)
+        for name, fill in references.REFERENCES.items():
+            self.candidates[name] = measure.reference_candidate(fill)
+
+    def make(self, number: int) -> int:
+        """Measure one part and write its file, so that readers see all of it or nothing; return its images."""
+        at = range(number * PART_IMAGES, min((number + 1) * PART_IMAGES, len(self._work.rows)))
+        rows, others = zip(*(self.read(one) for one in at), strict=True)
+        found = measure.measure(self.candidates, rows, others, self._work.protocol, self._embedder)
+        buffer = io.BytesIO()
+        pq.write_table(found, buffer)
+        place = _part_place(self._work.place, number)
+        storage.retrying(
+            lambda: storage.write_bytes(place, buffer.getvalue()), self._work.retry_seconds, logger.warning
+        )
+        return len(at)
+
+    def read(self, at: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return an image by its position among those of the evaluation, and the one whose lines it is given."""
+        rows = self._work.rows
+        other = (at + max(1, len(rows) // 2)) % len(rows)
+        return self._dataset.row(rows[at]), self._dataset.row(rows[other])
+
+
+def _finish(config: Config, plan: _Plan) -> None:
+    """Add up all parts, draw, record, and write what lies beside the parts, the result last."""
+    parts = [
+        pq.read_table(pa.BufferReader(storage.read_bytes(_part_place(plan.place, number))))
+        for number in range(plan.num_parts)
+    ]
+    everything = pa.concat_tables(parts)
+    table = summary.Table(everything)
+    names = [model.name for model in plan.models]
+    means = table.means()
+    candidates = {
+        name: {metric: report.as_json(interval) for metric, interval in means[name].items()} | table.others(name)
+        for name in table.candidates
+    }
+    compared = [name for name in table.candidates if name != summary.PHOTOGRAPH]  # models come first
+    pairs = [(one, other) for at, one in enumerate(names) for other in compared[at + 1 :]]
+    differences = [
+        {
+            "first": one,
+            "second": other,
+            "metrics": {metric: report.as_json(interval) for metric, interval in table.differences(one, other).items()},
+        }
+        for one, other in pairs
+    ]
+    by_area = {
+        metric: [{"holes": name, "num_images": count, "means": values} for name, count, values in table.by_area(metric)]
+        for metric in _BY_AREA
+    }
+    result = plan.facts | {"candidates": candidates, "differences": differences, "by_area": by_area}
+    cases = report.choose(table, names[0])
+    places = dict(zip(table.keys, range(len(table.keys)), strict=True))  # images are in the order of their keys
+    sheets = _draw(_work(config, plan, nodes.Landmarks()), _weights(plan), [places[case.key] for case in cases])
+    files = {
+        _IMAGES: _without_embeddings(everything),
+        _REPORT: report.page(result, table, names, cases, sheets),
+        _RESULT: json.dumps(result, indent=2, allow_nan=False).encode(),
+    }
+    result["tracking"] = _record(config, plan, files, flat(result))
+    files[_RESULT] = json.dumps(result, indent=2, allow_nan=False).encode()
+    for name, content in files.items():
+        storage.write_bytes(storage.join(plan.place, name), content)
+
+
+def _draw(work: _Work, weights: Sequence[bytes], at: Sequence[int]) -> dict[str, bytes]:
+    """Draw pictures of some images, on a node that may compute."""
+    remote = ray.remote(num_cpus=1, num_gpus=1 if work.use_gpu else 0)(_draw_here)
+    sheets: dict[str, bytes] = ray.get(remote.remote(work, weights, at))
+    return sheets
+
+
+def _draw_here(work: _Work, weights: Sequence[bytes], at: Sequence[int]) -> dict[str, bytes]:
+    bench = Bench(work, weights, assigned_device())
+    rows, others = zip(*(bench.read(one) for one in at), strict=True)
+    return report.draw(bench.candidates, [name for name, _, _ in work.models], rows, others, work.protocol)
+
+
+def _without_embeddings(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table.drop_columns(["embedding"]), buffer)
+    return buffer.getvalue()
+
+
+def _record(config: Config, plan: _Plan, files: dict[str, bytes], metrics: dict[str, float]) -> dict[str, str]:
+    """Record numbers and files in a run of MLflow's, and beside the versions where it is; return where."""
+    tags = {"kind": "evaluation", "protocol": plan.protocol.name, "images": plan.facts["images"]["fingerprint"]}
+    run_id = tracking.start_run(config, plan.protocol.name, tags=tags)
+    try:
+        tracking.record(config, run_id, metrics, files)
+        for model in plan.models:
+            if model.uri.startswith("models:"):
+                numbers = {
+                    name.partition("/")[2]: value
+                    for name, value in metrics.items()
+                    if name.startswith(f"{model.name}/")
+                }
+                registry.tag_version(
+                    config, model.uri, {f"evaluation.{plan.protocol.name}": json.dumps({"run_id": run_id} | numbers)}
+                )
+    except BaseException:
+        tracking.end_run(config, run_id, "FAILED")
+        raise
+    tracking.end_run(config, run_id, "FINISHED")
+    return {"run_id": run_id}

@@ -1,0 +1,282 @@
+"""A whole evaluation, with its parts measured in this process: Ray makes them elsewhere, and nothing else of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pyarrow.parquet as pq
+import pytest
+import torch
+from mlflow import MlflowClient
+from prepared_set import write_dataset
+
+from scfegan_ray import nodes, tracking
+from scfegan_ray.config import Config
+from scfegan_ray.data import prepare
+from scfegan_ray.data.dataset import DatasetInfo
+from scfegan_ray.errors import ConfigError, DataError, ModelError, StorageError
+from scfegan_ray.evaluation import run
+from scfegan_ray.evaluation.identity import EMBEDDING_SIZE
+from scfegan_ray.evaluation.measure import METRICS
+from scfegan_ray.training import checkpoint
+from scfegan_ray.training.state import TrainingState
+
+
+class Workers:
+    """Measures in this process, and stops where it is told to."""
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+        self.stop_after: int | None = None
+        self.num_sessions = 0
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        self.num_sessions += 1
+        yield
+
+    def make_parts(
+        self, config: Config, plan: Any, missing: Sequence[int], total: int, num_workers: int
+    ) -> tuple[int, float]:
+        bench = run.Bench(run._work(config, plan, nodes.Landmarks()), run._weights(plan), torch.device("cpu"))
+        done = 0
+        for number in missing:
+            if len(self.made) == self.stop_after:
+                raise KeyboardInterrupt
+            done += bench.make(number)
+            self.made.append(number)
+        return done, 1.0
+
+    def draw(self, work: Any, weights: Sequence[bytes], at: Sequence[int]) -> dict[str, bytes]:
+        return run._draw_here(work, weights, at)
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
+    found = Workers()
+    monkeypatch.setattr(run, "_make_parts", found.make_parts)
+    monkeypatch.setattr(run, "_draw", found.draw)
+    monkeypatch.setattr(run, "assigned_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(run, "PART_IMAGES", 2)
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    yield found
+    torch.set_num_threads(threads[0])
+    cv2.setNumThreads(threads[1])
+
+
+def write_model(config: Config, place: Path, seed: int) -> str:
+    state = TrainingState.build(replace(config, seed=seed))
+    place.mkdir(parents=True)
+    checkpoint.write(checkpoint.capture(state, config), place)
+    return str(place)
+
+
+@pytest.fixture
+def prepared(tracked: Config, tiny_dataset: str) -> Config:
+    """Return a config that names a dataset all of whose images are held back."""
+    return replace(tracked, data=replace(tracked.data, prepared=tiny_dataset))
+
+
+def evaluate(config: Config, models: list[str], workers: Workers, **more: Any) -> run.EvaluationResult:
+    return run.evaluate(config, models, identity="none", session=workers.session, **more)
+
+
+def test_models_and_references_side_by_side(prepared: Config, workers: Workers, tmp_path: Path) -> None:
+    models = [write_model(prepared, tmp_path / name, seed) for name, seed in (("old", 0), ("new", 1))]
+    info = DatasetInfo.read(prepared.data.prepared or "")
+    assert info is not None
+    found = evaluate(prepared, models, workers)
+
+    assert found.protocol == f"drawn_{info.size_px}_freeform_v1"
+    assert found.num_images == info.num_test
+    names = {key.partition("/")[0] for key in found.metrics}
+    old, new = (f"{tmp_path.name}-{name}" for name in ("old", "new"))
+    assert names == {old, new, *run.references.REFERENCES}
+    assert found.metrics[f"{old}/hole_psnr"] != found.metrics[f"{new}/hole_psnr"]
+    assert found.metrics["photograph/hole_psnr"] == 100.0
+    assert found.metrics["painted_color/color_delta_e"] == 0.0
+    assert found.metrics[f"{old}/outside"] == 0.0
+    assert f"{old}/identity" not in found.metrics
+
+    result = json.loads(Path(found.result).read_text())
+    assert run.flat(result) == found.metrics
+    assert result["images"]["num_images"] == info.num_test
+    assert result["models"][old]["trained_on"] == 0
+    value = result["candidates"][old]["hole_psnr"]
+    assert value["low"] <= value["mean"] <= value["high"]
+    pairs = {(one["first"], one["second"]) for one in result["differences"]}
+    assert (old, new) in pairs and (new, old) not in pairs and (new, "telea") in pairs
+    table = pq.read_table(Path(found.result).with_name("images.parquet"))
+    assert table.num_rows == info.num_test * len(names)
+    assert set(METRICS) < set(table.column_names)
+    page = Path(found.report).read_text()
+    for name in (old, new, "telea", "hole_psnr", "default-src 'none'"):
+        assert name in page
+
+    recorded = MlflowClient(tracking.tracking_uri(prepared)).get_run(result["tracking"]["run_id"])
+    assert recorded.info.status == "FINISHED"
+    assert recorded.data.tags["protocol"] == found.protocol
+    assert recorded.data.metrics[f"{old}/hole_psnr"] == pytest.approx(found.metrics[f"{old}/hole_psnr"])
+
+
+def test_stopped_and_gone_on_with_it_gives_the_same_digits(
+    prepared: Config, workers: Workers, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = write_model(prepared, tmp_path / "model", 0)
+    whole = evaluate(
+        replace(
+            prepared,
+            storage=replace(prepared.storage, path=str(tmp_path / "other")),
+            tracking=replace(prepared.tracking, uri=tracking.tracking_uri(prepared)),
+        ),
+        [model],
+        workers,
+    )
+    made, workers.made = workers.made, []
+    assert len(made) > 1
+    workers.stop_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(prepared, [model], workers)
+    workers.stop_after = None
+    caplog.set_level(logging.INFO)
+    found = evaluate(prepared, [model], workers)
+    assert workers.made == made, "each part once"
+    assert f"going on with the 1 of {len(made)} parts" in caplog.text
+    assert found.metrics == whole.metrics
+    assert Path(found.report).read_bytes() == Path(whole.report).read_bytes()
+
+    # Once it is finished nothing starts, and nothing changes.
+    sessions, workers.made = workers.num_sessions, []
+    again = evaluate(prepared, [model], workers)
+    assert again.metrics == found.metrics
+    assert again.images_per_second == 0.0
+    assert (workers.num_sessions, workers.made) == (sessions, [])
+
+
+def test_evaluation_that_mlflow_does_not_take_goes_on_later(
+    prepared: Config, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_model(prepared, tmp_path / "model", 0)
+
+    def away(*_: Any) -> None:
+        raise StorageError("the server is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "record", away)
+        with pytest.raises(StorageError, match="the server is away"):
+            evaluate(prepared, [model], workers)
+    made = list(workers.made)
+    assert evaluate(prepared, [model], workers).metrics
+    assert workers.made == made, "what was measured is kept"
+
+
+def test_other_weights_holes_or_images_are_another_evaluation(
+    prepared: Config, workers: Workers, tmp_path: Path
+) -> None:
+    models = [write_model(prepared, tmp_path / name, seed) for name, seed in (("old", 0), ("new", 1))]
+    places = [
+        evaluate(prepared, models[:1], workers).result,
+        evaluate(prepared, models[1:], workers).result,
+        evaluate(prepared, models[:1], workers, holes="thin").result,
+        evaluate(prepared, models[:1], workers, max_images=2).result,
+    ]
+    assert len(set(places)) == 4
+    assert "_thin_v1-" in places[2]
+    assert json.loads(Path(places[3]).read_text())["images"]["num_images"] == 2
+
+
+def test_all_of_a_source_is_measured_and_what_a_model_learnt_from_is_told(
+    tracked: Config, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import cv2 as codec
+
+    from cluster import Cluster
+    from scfegan_ray import faces
+
+    made = Cluster()
+    monkeypatch.setattr(prepare, "_run", made.run)
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for number in range(6):
+        codec.imwrite(str(folder / f"{number}.png"), faces.draw_face(1, number, tracked.data.size_px).image[..., ::-1])
+    config = replace(tracked, data=replace(tracked.data, source=str(folder), test_fraction=0.3))
+    knows = write_model(config, tmp_path / "knows", 0)
+    found = evaluate(config, [knows], workers)
+    assert found.num_images == 6
+    assert found.protocol.startswith("faces_")
+    told = json.loads(Path(found.result).read_text())["models"][f"{tmp_path.name}-knows"]["trained_on"]
+    assert 0 < told < 6
+    assert f"was trained on {told} of these 6 images" in caplog.text
+    # Embedded faces, the default, stand for what the first model held back of what it learnt from.
+    held_back = evaluate(replace(config, data=tracked.data), [knows], workers)
+    assert held_back.num_images == 6 - told
+
+
+def test_what_cannot_be_measured_is_refused(prepared: Config, workers: Workers, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no model to evaluate; give --model"):
+        evaluate(prepared, [], workers)
+    model = write_model(prepared, tmp_path / "model", 0)
+    with pytest.raises(ConfigError, match="two rows of the result would be called .*-model; give each --model once"):
+        evaluate(prepared, [model, model], workers)
+    with pytest.raises(ConfigError, match="there are no holes called 'round'"):
+        evaluate(prepared, [model], workers, holes="round")
+    other = replace(prepared, data=replace(prepared.data, size_px=2 * prepared.data.size_px))
+    larger = write_model(other, tmp_path / "larger", 0)
+    with pytest.raises(
+        ConfigError, match=rf"trained at {other.data.size_px} px, the images have \d+; give --data.size-px"
+    ):
+        evaluate(prepared, [larger], workers)
+    assert workers.num_sessions == 0
+
+
+def test_dataset_that_holds_nothing_back_or_knows_no_hair(tracked: Config, workers: Workers, tmp_path: Path) -> None:
+    place = write_dataset(tmp_path / "set")
+    config = replace(tracked, data=replace(tracked.data, prepared=place, size_px=32))
+    model = write_model(config, tmp_path / "model", 0)
+    with pytest.raises(DataError, match="of none of its images the hair is known"):
+        evaluate(config, [model], workers, holes="hair")
+    file = Path(place, "dataset.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"test_fraction": 0.0, "fingerprint": "d"}))
+    with pytest.raises(DataError, match="none of its images is held back"):
+        evaluate(config, [model], workers)
+
+
+def test_faces_that_must_be_told_apart_want_weights(
+    prepared: Config, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise ModelError("no weights")
+
+    monkeypatch.setattr(run, "FaceEmbedder", missing)
+    model = write_model(prepared, tmp_path / "model", 0)
+    with pytest.raises(ModelError, match="no weights"):
+        run.evaluate(prepared, [model], identity="sface", session=workers.session)
+    found = run.evaluate(prepared, [model], identity="auto", session=workers.session)
+    assert not any("identity" in name or "sface" in name for name in found.metrics)
+
+
+class StandIn:
+    """Tells pictures apart by their mean color, where no weights can be had."""
+
+    def __call__(self, image: Any, eyes: Any) -> Any:
+        mean = torch.zeros(EMBEDDING_SIZE)
+        mean[:3] = torch.from_numpy(image).float().mean(dim=(0, 1))
+        return torch.nn.functional.normalize(mean, dim=0).numpy()
+
+
+def test_likeness_and_distances_of_sets(
+    prepared: Config, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "FaceEmbedder", StandIn)
+    model = write_model(prepared, tmp_path / "model", 0)
+    found = run.evaluate(prepared, [model], session=workers.session).metrics
+    name = f"{tmp_path.name}-model"
+    assert found[f"{name}/identity"] < found["photograph/identity"] == pytest.approx(1.0)
+    assert found[f"{name}/sface_frechet"] > found["photograph/sface_frechet"] == pytest.approx(0.0, abs=1e-6)
