@@ -34,6 +34,13 @@ def _check_positive(name: str, value: float) -> None:
     _check(value > 0, f"{name} is {value}; give a value above 0")
 
 
+def _check_pattern(name: str, value: str | None) -> None:
+    try:
+        re.compile(value or "")
+    except re.error as error:
+        raise ConfigError(f"{name} is {value!r}, no regular expression ({error}); mend it, or leave it out") from error
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SketchConfig:
     """How a photograph becomes a line drawing."""
@@ -161,6 +168,11 @@ class DataConfig:
     test_fraction: float = 1 / 30
     """Share of images held back from training; which ones is a pure function of the key (published: 1,000 of
     30,000). 0 on purpose: nothing is measured then, and no checkpoint is kept for being the best."""
+    identity_pattern: str | None = None
+    """Regular expression that finds in an image's name who it shows: its first group, or all that it matches. All
+    pictures of one person are then held back, or none is, so that nobody who is measured was trained on. Empty: each
+    image stands for itself. Default: so, too, but where all names are two numbers as in 10000_087915.jpg and a hundred
+    first ones differ, the first one is the person."""
     license: str | None = None
     """License tag of the photographs, carried to the registered model. Default: what the source says of itself."""
     shard_images: int = 64
@@ -193,6 +205,7 @@ class DataConfig:
             f"data.eyes has its left eye at x = {self.eyes[0]} and its right one at {self.eyes[2]}; "
             "left and right are the image's: swap them",
         )
+        _check_pattern("data.identity_pattern", self.identity_pattern)
         _check_positive("data.num_embedded", self.num_embedded)
         _check(self.max_images is None or self.max_images > 0, f"data.max_images is {self.max_images}; give 1 or more")
         _check_positive("data.shard_images", self.shard_images)

@@ -35,6 +35,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,6 +73,11 @@ SCHEMA = pa.schema(
 
 _PICTURES = ("image", "sketch", "color", "hair")
 
+NUMBERED_PEOPLE = r"(?:^|/)([0-9]+)_[0-9]+\.[^./]+$"
+"""What finds the person in names such as those of CelebA, IDENTITY_IMAGE.jpg."""
+
+_FEWEST_PEOPLE = 100
+
 STATISTICS = ("sketch_area", "num_colors", "color_error", "hair_area")
 """Columns with a number per image."""
 
@@ -97,6 +103,7 @@ class DatasetInfo:
         num_rejected: images of the source that were left out.
         num_shards: Parquet files.
         test_fraction: share that was asked to be held back.
+        identity_pattern: what finds in a key who the image shows, see `is_test_key`; None: each stands for itself.
         fingerprint: hex digest over all keys and contents.
         license: of the photographs.
         source: where they came from.
@@ -125,6 +132,11 @@ class DatasetInfo:
     eyes: str
     hair: str
     preparation: dict[str, Any]
+    identity_pattern: str | None = None
+
+    def holds_back(self, key: str) -> bool:
+        """Tell whether an image is held back."""
+        return is_test_key(key, self.test_fraction, self.identity_pattern)
 
     def to_json(self) -> bytes:
         """Return the bytes of `dataset.json`."""
@@ -191,7 +203,7 @@ class PreparedDataset:
         self._copy: Path | None = None
         self._row_of = order
         self.keys: list[str] = [keys[i] for i in order]
-        is_test = [is_test_key(key, info.test_fraction) for key in self.keys]
+        is_test = [info.holds_back(key) for key in self.keys]
         self.train_rows = np.flatnonzero(~np.asarray(is_test, bool))
         self.test_rows = np.flatnonzero(np.asarray(is_test, bool))
 
@@ -265,9 +277,29 @@ class PreparedDataset:
         return [int(row) for row in self.test_rows[:count]]
 
 
-def is_test_key(key: str, test_fraction: float) -> bool:
-    """Tell whether an image is held back: a pure function of its key."""
+def is_test_key(key: str, test_fraction: float, identity_pattern: str | None = None) -> bool:
+    """Tell whether an image is held back: a pure function of its key.
+
+    Args:
+        key: of the image.
+        test_fraction: share of images, or of people, to hold back.
+        identity_pattern: regular expression; its first group, or all of what it matches in the key, is the person that
+            the image shows, all of whose images are held back, or none. An image where it finds nothing stands for
+            itself.
+    """
+    found = re.search(identity_pattern, key) if identity_pattern else None
+    if found is not None:
+        key = (found[1] if found.re.groups else found[0]) or key
     return key_number(key) / 2**64 < test_fraction
+
+
+def settle_identity_pattern(given: str | None, keys: Sequence[str]) -> str | None:
+    """Return what finds in keys who an image shows: as given, or as the keys themselves say; see `DataConfig`."""
+    if given is not None:
+        return given or None
+    found = [re.search(NUMBERED_PEOPLE, key) for key in keys]
+    people = {one[1] for one in found if one is not None}
+    return NUMBERED_PEOPLE if all(found) and len(people) >= _FEWEST_PEOPLE else None
 
 
 def key_number(key: str) -> int:
@@ -398,7 +430,7 @@ def first_held_back(uri: str, info: DatasetInfo) -> dict[str, Any]:
         with stream, storage.errors_of_reading(place), pq.ParquetFile(stream) as file:
             for group in range(file.num_row_groups):
                 keys = file.read_row_group(group, columns=["key"]).column("key").to_pylist()
-                held_back = [at for at, key in enumerate(keys) if is_test_key(key, info.test_fraction)]
+                held_back = [at for at, key in enumerate(keys) if info.holds_back(key)]
                 if held_back or (first is None and keys):
                     at = min(held_back, key=keys.__getitem__, default=0)
                     row = decode_row(file.read_row_group(group).slice(at, 1).to_pylist()[0])

@@ -21,6 +21,7 @@ from scfegan_ray.data.dataset import (
     fingerprint,
     is_test_key,
     read_shards,
+    settle_identity_pattern,
     shard_name,
     shard_place,
 )
@@ -36,8 +37,12 @@ _UNKNOWN_BEFORE = ("data.sizes_sha256", "data.tags_sha256")
 _VERSIONS = {
     "data.decoding_version": "before color profiles and the bits in use of 16-bit files were heeded",
     "data.drawing_version": "from faces as an earlier version drew them",
+    "data.identity_pattern": "before people were told apart: one person's pictures may be trained on and held back",
 }
 # What a dataset lacks that was finished without them.
+
+_ASKED_FOR = ("data.identity_pattern",)
+# Of these, what a user may ask for by name, which then is not done without.
 
 _ADDRESSES = ("data.source", "data.parser.model")
 # Version 0.1.0 kept them: what lies there is told by its listing or digest, wherever it lies.
@@ -78,6 +83,8 @@ def make_plan(config: Config) -> Plan:
         del values["source"], values["num_embedded"]
     values["seed"] = config.seed if embedded else None
     values["schema_version"] = SCHEMA_VERSION
+    pattern = settle_identity_pattern(values.pop("identity_pattern"), listing.keys)
+    values |= {"identity_pattern": pattern} if pattern else {}
     values |= listing.identity
     values |= {"drawing_version": faces.VERSION} if embedded else {"decoding_version": decoding.VERSION}
     if config.data.parser.model:
@@ -96,7 +103,11 @@ def _default_place(config: Config, source: sources.FaceSource, settings: dict[st
     Version 0.1.0 named the place by the addresses of source and parser, and neither by sizes, nor by tags, nor by how
     photographs were decoded or faces drawn.
     """
-    before = {name: value for name, value in settings.items() if name not in (*_UNKNOWN_BEFORE, *_VERSIONS)}
+    before = {
+        name: value
+        for name, value in settings.items()
+        if name not in _UNKNOWN_BEFORE and not _may_lack(config.data, name)
+    }
     before.setdefault("data.source", storage.absolute(config.data.source))
     before.setdefault("data.parser.model", config.data.parser.model)
     places = []
@@ -114,7 +125,11 @@ def check_finished(config: DataConfig, plan: Plan, found: DatasetInfo) -> None:
     Raises:
         DataError: it is.
     """
-    lacking = {name: value for name, value in plan.settings.items() if name in _VERSIONS.keys() - found.preparation}
+    lacking = {
+        name: value
+        for name, value in plan.settings.items()
+        if name not in found.preparation and _may_lack(config, name)
+    }
     for name in lacking:
         logger.warning(
             "%s was prepared %s; it is used as it is, prepare anew at another --data.prepared for what is new",
@@ -123,6 +138,13 @@ def check_finished(config: DataConfig, plan: Plan, found: DatasetInfo) -> None:
         )
     _check_same(plan, lacking | found.preparation, "was prepared")
     check_detector(config, plan.uri, found.sketch_detector)
+
+
+def _may_lack(config: DataConfig, name: str) -> bool:
+    """Tell whether a finished dataset of an earlier version is good enough without a setting."""
+    if name in _ASKED_FOR and getattr(config, name.removeprefix("data.")) is not None:
+        return False
+    return name in _VERSIONS
 
 
 def _check_same(plan: Plan, before: dict[str, Any], what: str) -> None:
@@ -215,7 +237,8 @@ def describe(
     rejected: list[tuple[str, str]],
 ) -> DatasetInfo:
     """Say what was made, once all shards are there; `rows` are those of `Shard`."""
-    num_test = sum(is_test_key(row["key"], config.data.test_fraction) for row in rows)
+    pattern = plan.settings.get("data.identity_pattern")
+    num_test = sum(is_test_key(row["key"], config.data.test_fraction, pattern) for row in rows)
     # What rows hold, not what was hoped for: a parser may find no face anywhere, and labels may know no hair.
     hair_areas = [row["hair_area"] for row in rows if row["hair_area"] is not None]
     labels = ("labels" if plan.source.has_labels else "parser") if hair_areas else None
@@ -237,4 +260,5 @@ def describe(
         eyes=labels or "canonical",
         hair=(labels if any(hair_areas) else None) or "none",
         preparation=plan.settings,
+        identity_pattern=pattern,
     )

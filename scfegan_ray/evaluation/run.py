@@ -42,7 +42,7 @@ from scfegan_ray import errors, locks, nodes, places, precision, registry, stora
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config, ModelConfig
 from scfegan_ray.data import prepare, sources
-from scfegan_ray.data.dataset import DatasetInfo, PreparedDataset, fingerprint, is_test_key
+from scfegan_ray.data.dataset import DatasetInfo, PreparedDataset, fingerprint, is_test_key, settle_identity_pattern
 from scfegan_ray.data.prepare import assigned_device, num_cores
 from scfegan_ray.errors import ConfigError, DataError, ModelError, ScFeganError
 from scfegan_ray.evaluation import measure, references, report, summary
@@ -293,20 +293,19 @@ def _check_sizes(models: Sequence[loading.LoadedModel], size_px: int) -> None:
 def _trained_on(model: loading.LoadedModel, info: DatasetInfo, keys: Sequence[str]) -> int | None:
     """Count the images that a model was trained on, as far as its config tells; None where it does not."""
     data = model.config.data
-    source, fraction = data.source, data.test_fraction
     if data.prepared is not None:
         with contextlib.suppress(ScFeganError):
             learnt = DatasetInfo.read(data.prepared)
             if learnt is not None:
-                source, fraction = learnt.source, learnt.test_fraction
-                return sum(not is_test_key(key, fraction) for key in keys) if source == info.source else 0
+                return sum(not learnt.holds_back(key) for key in keys) if learnt.source == info.source else 0
         return None
-    if source == sources.EMBEDDED:
-        known = set(sources.EmbeddedFaces.list_keys(data.num_embedded, model.config.seed))
-        return sum(key in known and not is_test_key(key, fraction) for key in keys)
-    if storage.absolute(source) != info.source:
+    if data.source != sources.EMBEDDED and storage.absolute(data.source) != info.source:
         return 0
-    return sum(not is_test_key(key, fraction) for key in keys)
+    known = set(keys)
+    if data.source == sources.EMBEDDED:
+        known &= set(sources.EmbeddedFaces.list_keys(data.num_embedded, model.config.seed))
+    pattern = settle_identity_pattern(data.identity_pattern, keys)
+    return sum(not is_test_key(key, data.test_fraction, pattern) for key in known)
 
 
 def _digest(generator: Generator) -> str:

@@ -17,7 +17,16 @@ from running import run_code
 from test_examples import NUM, write_dataset
 
 from scfegan_ray import cache, storage
-from scfegan_ray.data.dataset import SCHEMA, DatasetInfo, PreparedDataset, first_held_back, is_test_key, read_shard
+from scfegan_ray.data.dataset import (
+    NUMBERED_PEOPLE,
+    SCHEMA,
+    DatasetInfo,
+    PreparedDataset,
+    first_held_back,
+    is_test_key,
+    read_shard,
+    settle_identity_pattern,
+)
 from scfegan_ray.errors import DataError, StorageError
 
 
@@ -180,3 +189,31 @@ def test_what_is_no_shard_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "y.parquet")
     with pytest.raises(DataError, match=r"y\.parquet is no shard of a prepared dataset"):
         read_shard(str(tmp_path / "y.parquet"))
+
+
+def test_people_fall_on_one_side_of_the_split() -> None:
+    keys = [f"sub/{person}_{number:06d}.jpg" for person in range(200) for number in range(3)]
+    pattern = settle_identity_pattern(None, keys)
+    assert pattern == NUMBERED_PEOPLE
+    sides = [{is_test_key(key, 0.25, pattern) for key in keys[at : at + 3]} for at in range(0, len(keys), 3)]
+    assert all(len(side) == 1 for side in sides)
+    assert sum(side == {True} for side in sides) == pytest.approx(50, abs=20)
+    alone = [{is_test_key(key, 0.25) for key in keys[at : at + 3]} for at in range(0, len(keys), 3)]
+    assert any(len(side) == 2 for side in alone), "without the pattern they do not"
+
+
+def test_people_are_told_by_names_only_where_all_names_tell_them() -> None:
+    numbered = [f"{person}_1.jpg" for person in range(100)]
+    assert settle_identity_pattern(None, numbered) == NUMBERED_PEOPLE
+    assert settle_identity_pattern(None, [*numbered, "portrait.jpg"]) is None
+    assert settle_identity_pattern(None, [f"2026_{number}.jpg" for number in range(500)]) is None, "a year is nobody"
+    assert settle_identity_pattern("", numbered) is None
+    assert settle_identity_pattern("^[a-z]+", numbered) == "^[a-z]+"
+
+
+def test_image_whose_name_tells_nobody_stands_for_itself() -> None:
+    keys = [f"face {number}.jpg" for number in range(200)]
+    assert [is_test_key(key, 0.5, "^([a-z]+)_") for key in keys] == [is_test_key(key, 0.5) for key in keys]
+    # Without a group all of the match is the person; an empty one is nobody.
+    assert len({is_test_key(key, 0.5, "^face") for key in keys}) == 1
+    assert [is_test_key(key, 0.5, "x*") for key in keys] == [is_test_key(key, 0.5) for key in keys]

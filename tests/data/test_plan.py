@@ -18,7 +18,7 @@ from test_prepare import content
 from cluster import Cluster
 from scfegan_ray import faces, storage
 from scfegan_ray.config import Config, DataConfig
-from scfegan_ray.data import prepare, sketches
+from scfegan_ray.data import dataset, prepare, sketches
 from scfegan_ray.data.codecs import encode_png
 from scfegan_ray.data.dataset import DatasetInfo, shard_place
 from scfegan_ray.data.plan import Plan, make_plan
@@ -255,6 +255,37 @@ def test_dataset_of_the_older_decoding(
     else:
         with pytest.raises(DataError, match="begun with data.decoding_version = None, now it is 2; choose another"):
             prepare.prepare(config)
+
+
+def test_people_shape_the_split_and_what_was_prepared_without_them_is_used(
+    config: Config,
+    cluster: Cluster,
+    photographs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(dataset, "_FEWEST_PEOPLE", 2)
+    for number, path in enumerate(sorted(photographs.iterdir())):
+        path.rename(path.with_name(f"{number // 2}_{number}{path.suffix}"))
+    whole = replace(config, data=replace(config.data, source=str(photographs), test_fraction=0.5))
+    alone = prepare.prepare(replace(whole, data=replace(whole.data, identity_pattern="")))
+    assert alone.info.identity_pattern is None
+    assert "data.identity_pattern" not in alone.info.preparation
+    # Where nobody asked for it by name, what is there is taken as it is.
+    assert prepare.prepare(whole).info == alone.info
+    assert "one person's pictures may be trained on and held back" in caplog.text
+    asked = replace(whole, data=replace(whole.data, identity_pattern="^([0-9]+)_"))
+    with pytest.raises(DataError, match=r"with data.identity_pattern = None, now it is \^\(\[0-9\]\+\)_"):
+        prepare.prepare(asked)
+    anew = prepare.prepare(replace(whole, data=replace(whole.data, prepared=str(photographs.with_name("anew")))))
+    info = anew.info
+    assert info.identity_pattern == dataset.NUMBERED_PEOPLE == info.preparation["data.identity_pattern"]
+    assert DatasetInfo.read(anew.uri) == info
+    held_back = [
+        row["key"] for row in dataset.read_rows(dataset.shard_place(anew.uri, 0), 9) if info.holds_back(row["key"])
+    ]
+    people = {key.partition("_")[0] for key in held_back}
+    assert 2 * len(people) >= len(held_back)
 
 
 def test_empty_source(config: Config, tmp_path: Path) -> None:
