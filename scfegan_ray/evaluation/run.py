@@ -153,8 +153,13 @@ def evaluate(
     for name in names:
         if names.count(name) > 1 or name in references.REFERENCES:
             raise ConfigError(f"two rows of the result would be called {name}; give each --model once")
+    wanted = _wanted(config, loaded[0])
+    _check_sizes(loaded, wanted.data.size_px)
+    Protocol(images="", size_px=wanted.data.size_px, holes=holes)
+    tracking.check_usable(config)  # numbers of hours deserve a place
     with nodes.lasting(session) as cluster:
-        plan = _plan(config, loaded, *_dataset(config, loaded[0], cluster), holes, max_images, identity)
+        dataset_uri = prepare.ensure_prepared(wanted, session=cluster)
+        plan = _plan(config, loaded, dataset_uri, holes, max_images, identity)
         rate = 0.0
         with locks.held(plan.place, f"the evaluation {plan.place}"):
             if not storage.exists(storage.join(plan.place, _RESULT)):
@@ -181,35 +186,27 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _dataset(
-    config: Config, first: loading.LoadedModel, cluster: Callable[[], contextlib.AbstractContextManager[object]]
-) -> tuple[str, DatasetInfo]:
-    """Return the prepared dataset to measure on, prepared first where it is not there yet."""
-    data, seed = config.data, config.seed
-    if data.prepared is None and data.source == sources.EMBEDDED:
-        data, seed = first.config.data, first.config.seed
-    elif data.prepared is None:
-        data = replace(data, test_fraction=1.0)  # all of them
-    else:
-        there = DatasetInfo.read(storage.absolute(data.prepared))
-        data = replace(data, size_px=data.size_px if there is None else there.size_px)
-    uri = prepare.ensure_prepared(replace(config, data=data, seed=seed), session=cluster)
-    info = DatasetInfo.read(uri)
-    assert info is not None, "it was just prepared"
-    return uri, info
+def _wanted(config: Config, first: loading.LoadedModel) -> Config:
+    """Return a config that names the prepared dataset to measure on, or its source."""
+    if config.data.prepared is None and config.data.source == sources.EMBEDDED:
+        return replace(config, data=first.config.data, seed=first.config.seed)
+    if config.data.prepared is None:
+        return replace(config, data=replace(config.data, test_fraction=1.0))  # all of them
+    there = DatasetInfo.read(config.data.prepared)
+    return config if there is None else replace(config, data=replace(config.data, size_px=there.size_px))
 
 
 def _plan(
     config: Config,
     models: list[loading.LoadedModel],
     dataset_uri: str,
-    info: DatasetInfo,
     holes: str,
     max_images: int | None,
     identity: Identity,
 ) -> _Plan:
+    info = DatasetInfo.read(dataset_uri)
+    assert info is not None, "it was just prepared"
     protocol = Protocol(images=_images_of(info), size_px=info.size_px, holes=holes)
-    _check_sizes(models, info.size_px)
     dataset = PreparedDataset.open(dataset_uri, info=info)
     held_back = [int(row) for row in dataset.test_rows]
     rows = [
