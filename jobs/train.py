@@ -5,6 +5,7 @@ The same --run-name resumes. Without arguments: the quickstart preset on embedde
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,11 +13,16 @@ from typing import Any, Literal
 
 from scfegan_ray import cli
 
+logger = logging.getLogger("scfegan_ray.jobs")
+
 
 @dataclass(frozen=True)
 class Arguments(cli.Arguments):
     """Arguments of this job."""
 
+    promote: bool = False
+    """At the end let the new version be the champion, if it is better than the present one; see jobs/register.py. It is
+    measured on the images that were held back."""
     benchmark: Literal["step", "ray", "feed"] | None = None
     """Train nothing to keep, but time something. step: one update of the configured networks and one edit on one
     device, without Ray, against the same written straight from the paper, with FLOPs, share of the machine's peak and
@@ -43,6 +49,11 @@ def job(arguments: Arguments) -> dict[str, Any]:
 
     config = cli.named(arguments.config, launch.default_run_name(arguments.preset))
     result = asdict(launch.train(config, session=cli.ray_session))
+    if arguments.promote:
+        from scfegan_ray import promotion
+
+        found = promotion.promote(config, result["model_uri"], session=cli.ray_session)
+        logger.info("%s: %s", "promoted" if found.promoted else "not promoted", found.reason)
     return {
         name: result[name]
         for name in ("run_name", "run_id", "model_uri", "checkpoint", "images_seen", "weights_sha256")

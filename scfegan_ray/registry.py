@@ -145,11 +145,81 @@ def tag_version(config: Config, uri: str, tags: Mapping[str, str]) -> None:
     Raises:
         StorageError: the registry cannot be used.
     """
-    name, _, version = uri.removeprefix("models:").strip("/").rpartition("/")
+    name, version = _parts(uri)
     with tracking.errors_of_mlflow(config):
         client = tracking.open_client(config)
         for key, value in tags.items():
             client.set_model_version_tag(name, version, key, value)
+
+
+def tags_of(config: Config, uri: str) -> dict[str, str]:
+    """Return the tags of a version.
+
+    Raises:
+        StorageError: the registry cannot be used, or has no such version.
+    """
+    with tracking.errors_of_mlflow(config):
+        return dict(tracking.open_client(config).get_model_version(*_parts(uri)).tags)
+
+
+def describe_version(config: Config, uri: str, description: str) -> None:
+    """Set the description of a version, in Markdown.
+
+    Raises:
+        StorageError: the registry cannot be used.
+    """
+    with tracking.errors_of_mlflow(config):
+        tracking.open_client(config).update_model_version(*_parts(uri), description=description)
+
+
+def version_uri(config: Config, uri: str) -> str:
+    """Return the URI of a version by its number, also where it was asked for by an alias.
+
+    Raises:
+        ModelError: there is no such version.
+    """
+    settled = without_alias(uri, tracking.tracking_uri(config))
+    with _asking(uri, tracking.tracking_uri(config)):
+        found = MlflowClient().get_model_version(*_parts(settled))
+    return f"models:/{found.name}/{found.version}"
+
+
+def version_of_alias(config: Config, uri: str, alias: str) -> str | None:
+    """Return the version that an alias of a model names now; None where it names none.
+
+    Args:
+        config: names the registry.
+        uri: of any version of the model.
+        alias: without @.
+
+    Raises:
+        StorageError: the registry cannot be used.
+    """
+    name, _ = _parts(uri)
+    with tracking.errors_of_mlflow(config):
+        try:
+            return f"models:/{name}/{tracking.open_client(config).get_model_version_by_alias(name, alias).version}"
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            return None
+
+
+def set_alias(config: Config, uri: str, alias: str) -> None:
+    """Let an alias name a version.
+
+    Raises:
+        StorageError: the registry cannot be used.
+    """
+    name, version = _parts(uri)
+    with tracking.errors_of_mlflow(config):
+        tracking.open_client(config).set_registered_model_alias(name, alias, version)
+
+
+def _parts(uri: str) -> tuple[str, str]:
+    """Return name and version of `models:/NAME/VERSION`."""
+    name, _, version = uri.removeprefix("models:").strip("/").rpartition("/")
+    return name, version
 
 
 def download_model(uri: str, tracking_uri: str | None = None, *, into: Path | None = None) -> Path:

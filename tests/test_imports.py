@@ -20,10 +20,11 @@ WITH_RAY = {
     "tuning",
     "benchmarks.feed",
     "evaluation.run",
+    "promotion",
 }
 WITH_MLFLOW = {
     "tracking", "registry", "served", "training.checks", "training.worker", "training.launch", "tuning",
-    "serving.loading", "serving.editor", "evaluation.run", "benchmarks.ray",
+    "serving.loading", "serving.editor", "evaluation.run", "card", "promotion", "benchmarks.ray",
 }  # fmt: skip
 WITH_MATPLOTLIB = {  # through torchmetrics
     "evaluation.quality", "evaluation.sets", "evaluation.measure", "evaluation.summary", "evaluation.report",

@@ -57,13 +57,17 @@ def load_generator(uri: str | os.PathLike[str], *, tracking_uri: str | None = No
         text = registry.without_alias(text, tracking_uri)
         with tempfile.TemporaryDirectory(prefix="scfegan-") as scratch:
             generator, config = _read_model(registry.download_model(text, tracking_uri, into=Path(scratch)))
-        parts = text.partition(":")[2].strip("/").split("/")
-        return LoadedModel(text, "-".join(parts), generator, config)
+        return LoadedModel(text, name_of(text), generator, config)
     place, read = _find(text)
     with storage.local_copy(place) as folder:
         generator, config = read(folder)
     parts = [part for part in place.split("/")[-3:] if part != "checkpoints"]
     return LoadedModel(place, "-".join(parts[-2:]), generator, config)
+
+
+def name_of(uri: str) -> str:
+    """Return the name in tables of a version, `models:/NAME/VERSION`, or of another model in MLflow."""
+    return "-".join(uri.partition(":")[2].strip("/").split("/"))
 
 
 def _find(uri: str) -> tuple[str, Callable[[Path], tuple[Generator, Config]]]:

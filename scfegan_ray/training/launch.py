@@ -231,7 +231,12 @@ def _train(
                 config,
                 run_id,
                 weights_sha256=outcome.weights_sha256,
-                tags=tags | {"features": outcome.features, "images_seen": str(outcome.images_seen)},
+                tags=tags
+                | {
+                    "features": outcome.features,
+                    "images_seen": str(outcome.images_seen),
+                    "checkpoint": outcome.checkpoint,
+                },
                 example=example,
             )
             logger.info("registered %s", model_uri)
