@@ -31,9 +31,16 @@ class Arguments(cli.Arguments):
     num_workers: int = 0
     """Processes that measure, with a GPU each where `train.use_gpu`. 0: one per core, or per GPU."""
 
+    benchmark: bool = False
+    """Evaluate nothing, but time each measurement, and a pass of the configured network, on one thread."""
+
 
 def job(arguments: Arguments) -> dict[str, Any]:
     """Evaluate."""
+    if arguments.benchmark:
+        from scfegan_ray.benchmarks import evaluation
+
+        return evaluation.run(arguments.config)
     from scfegan_ray.evaluation import run
 
     found = run.evaluate(

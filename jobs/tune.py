@@ -1,4 +1,4 @@
-"""Search for better loss weights; prints arguments for jobs/train.py."""
+"""Search for better loss weights; writes a config for jobs/train.py."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ def job(arguments: cli.Arguments) -> dict[str, Any]:
 
     config = cli.named(arguments.config, f"tune-{launch.default_run_name(arguments.preset)}")
     found = tuning.search(config, session=cli.ray_session)
-    best = [arguments.preset, *found.best_arguments]
     logger.info("best of %d trials: %s", found.num_trials, found.best_metrics)
-    logger.info("train with it: python jobs/train.py %s", shlex.join(best))
-    return {"best_config": best, "num_trials": found.num_trials, "table": found.table}
+    logger.info("train with it: python jobs/train.py --config %s", shlex.quote(found.best_config))
+    return {"best_config": found.best_config, "num_trials": found.num_trials, "table": found.table}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -54,6 +54,8 @@ class Arguments:
 
     preset: Annotated[str, tyro.conf.Positional] = DEFAULT_PRESET
     """Starting point that the other arguments override."""
+    file: Annotated[str | None, tyro.conf.arg(name="config")] = None
+    """Instead of a preset: a config as `--dry-run` prints it and jobs/tune.py writes it; a JSON file, local or s3://."""
     dry_run: bool = False
     """Print the resolved config and stop."""
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
@@ -166,17 +168,45 @@ def parse(description: str, kind: type[ArgumentsT], argv: Sequence[str]) -> Argu
 
     defaults = flatten(asdict(kind()))
     switches = {name.removeprefix("config.") for name, value in defaults.items() if isinstance(value, bool)}
-    name = _find_preset(argv, switches | {"help"})
+    name, file = _find_preset(argv, switches | {"help"}), _find_file(argv)
+    if name is not None and file is not None:
+        raise ConfigError(f"{file} and the preset {name} are two starting points; give one of them")
+    start = preset(name or DEFAULT_PRESET) if file is None else _read_config(file)
     try:
-        arguments = tyro.cli(kind, default=kind(config=preset(name)), args=list(argv), description=description)
+        arguments = tyro.cli(kind, default=kind(config=start), args=list(argv), description=description)
     except BrokenPipeError:
         raise SystemExit(0) from None  # whoever reads the help has seen enough
-    if arguments.preset != name:
+    if arguments.preset != (name or DEFAULT_PRESET):
         raise ConfigError(f"cannot tell which argument is the preset; put {arguments.preset} first")
     return arguments
 
 
-def _find_preset(argv: Sequence[str], switches: Set[str]) -> str:
+def _find_file(argv: Sequence[str]) -> str | None:
+    """Return the value of `--config`, which decides the defaults of all other flags."""
+    for before, token in zip(["", *argv], argv, strict=False):
+        if before == "--config":
+            return token
+        if token.startswith("--config="):
+            return token.partition("=")[2]
+    return None
+
+
+def _read_config(file: str) -> Config:
+    """Read a config that was written as JSON.
+
+    Raises:
+        ConfigError: there is no such file, or it holds something else.
+    """
+    from scfegan_ray import storage
+
+    try:
+        return Config.from_dict(json.loads(storage.read_bytes(file)))
+    except (ScFeganError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--config {file} holds no config: {reason}; give what --dry-run printed") from error
+
+
+def _find_preset(argv: Sequence[str], switches: Set[str]) -> str | None:
     """Return the positional argument, which may stand anywhere among the flags and decides the flags' defaults.
 
     To tyro, named configurations are subcommands: their flags must follow the name (`extras.overridable_config_cli`,
@@ -193,7 +223,7 @@ def _find_preset(argv: Sequence[str], switches: Set[str]) -> str:
         # A number is a further value of a flag that takes several.
         if not (is_value or token.startswith("-") or _NUMBER.fullmatch(token)):
             return token
-    return DEFAULT_PRESET
+    return None
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import functools
 import io
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -42,13 +43,13 @@ class TuningResult:
     """What a search found.
 
     Attributes:
-        best_arguments: arguments for `jobs/train.py`, after the preset.
+        best_config: URI of a config with the best weights, for `jobs/train.py --config`.
         best_metrics: of the best trial's last report.
         num_trials: trials that reported at least once.
         table: URI of a CSV file with one row per trial.
     """
 
-    best_arguments: list[str]
+    best_config: str
     best_metrics: dict[str, float]
     num_trials: int
     table: str
@@ -156,6 +157,10 @@ def _search(config: Config, place: str, prepared: str, at_once: int) -> TuningRe
             first = next((result.error for result in results if result.error), None)
             raise deliberate_cause(first) or ConfigError(f"no trial reported anything: {first}")
         best = max(finished, key=lambda row: row["objective"])
+        weights = {name: best[name] for name in SEARCHED}
+        winner = replace(config, run_name=None, losses=replace(config.losses, **weights))
+        best_config = storage.join(place, "best.json")
+        storage.write_bytes(best_config, json.dumps(winner.to_dict(), indent=2).encode())
         table = storage.join(place, "trials.csv")
         storage.write_bytes(table, _csv(sorted(rows, key=lambda row: row["objective"], reverse=True)))
         status = "FINISHED"
@@ -166,9 +171,8 @@ def _search(config: Config, place: str, prepared: str, at_once: int) -> TuningRe
         # Tune ends a weak trial by killing its processes, which then cannot end their run.
         tracking.end_children(config, parent, failed)
         tracking.end_run(config, parent, status)
-    arguments = [text for name in SEARCHED for text in (f"--losses.{name.replace('_', '-')}", repr(best[name]))]
     return TuningResult(
-        best_arguments=arguments,
+        best_config=best_config,
         best_metrics={name: best[name] for name in _REPORTED},
         num_trials=len(finished),
         table=table,

@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -273,3 +274,38 @@ def test_what_ray_says_when_it_cannot_be_joined_is_one_line(monkeypatch: pytest.
     said = str(cli._refusal("head:6379", error))
     assert "cluster was started with: Ray: 2.40.0 Python: 3.10.1)" in said
     assert "use its versions of Python and Ray" in said
+
+
+def test_printed_config_is_a_starting_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["small_256", "--losses.style", "60", "--run-name", "mine", "--dry-run"]
+    assert cli.run_job("", cli.Arguments, lambda _: {}, argv) == 0
+    file = tmp_path / "my config.json"
+    file.write_text(capsys.readouterr().out)
+    for given in (["--config", str(file)], [f"--config={file}"]):
+        found = cli.parse("", cli.Arguments, [*given, "--losses.hole", "3"]).config
+        expected = preset("small_256")
+        assert (found.losses.style, found.losses.hole, found.run_name) == (60.0, 3.0, "mine")
+        assert found.train == expected.train
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot read"),
+        ("{", "holds no config: Expecting property name"),
+        ("[1]", "holds no config: "),
+        ('{"data": {"size": 3}}', "holds no config: .*size"),
+        ('{"train": {"batch_size": 0}}', "holds no config: train.batch_size is 0"),
+    ],
+)
+def test_file_that_is_no_config(content: str | None, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=f"--config .*config.json .*{said}" if content else "config.json"):
+        cli.parse("", cli.Arguments, ["--config", str(file)])
+
+
+def test_two_starting_points_are_one_too_many(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="x.json and the preset paper_512 are two starting points"):
+        cli.parse("", cli.Arguments, ["paper_512", "--config", "x.json"])

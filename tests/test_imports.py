@@ -28,6 +28,7 @@ WITH_MLFLOW = {
 }  # fmt: skip
 WITH_MATPLOTLIB = {  # through torchmetrics
     "evaluation.quality", "evaluation.sets", "evaluation.measure", "evaluation.summary", "evaluation.report",
+    "benchmarks.evaluation",
 }  # fmt: skip
 MODULES = sorted(
     str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".")

@@ -66,7 +66,10 @@ def arguments_of(job: str) -> type[cli.Arguments]:
 def flags() -> set[str]:
     """Return every flag of every job."""
     own = {
-        field for job in JOBS for field in arguments_of(job).__dataclass_fields__ if field not in ("preset", "config")
+        "config" if field == "file" else field  # a field of that name holds all settings
+        for job in JOBS
+        for field in arguments_of(job).__dataclass_fields__
+        if field not in ("preset", "config")
     }
     names = own | set(SETTINGS)
     no = {f"{block}{dot}no_{last}" for block, dot, last in (name.rpartition(".") for name in names)}

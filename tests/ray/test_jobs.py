@@ -152,13 +152,28 @@ def test_evaluation_has_the_same_digits_by_one_process_and_by_two(
     assert artifacts == {"report.html", "result.json", "images.parquet"}
     assert Path(one["report"]).is_file()
 
+    # What is measured already is not measured again; an untrained network is no champion.
+    done = run(
+        "register", *TINY_ARGUMENTS, "--model", "models:/scfegan-generator/1", "--identity", "none",
+        "--storage.path", "evaluated-2", "--tracking.uri", f"sqlite:///{whole.folder}/runs/mlflow.db",
+        "--data.prepared", "prepared", cwd=tmp_path,
+    )  # fmt: skip
+    answer = result_of(done)
+    assert (answer["model_uri"], answer["alias"], answer["promoted"]) == (
+        "models:/scfegan-generator/1", "champion", False,
+    )  # fmt: skip
+    assert "does not beat telea's" in answer["reason"]
+    assert answer["report"] == two["report"]
+    assert "starting Ray" not in done.stderr
+    assert client.get_registered_model("scfegan-generator").aliases == {}
+
 
 def test_finished_run_is_neither_trained_nor_registered_again(whole: Run) -> None:
     again = run("train", *LONG_ARGUMENTS, "--run-name", "whole", cwd=whole.folder)
     assert result_of(again) == whole.result
 
 
-def test_tune_prints_arguments_that_train_accepts(whole: Run, client: MlflowClient) -> None:
+def test_tune_writes_a_config_that_train_accepts(whole: Run, client: MlflowClient) -> None:
     asked = ("--tune.num-trials", "2", "--tune.reports", "2", "--run-name", "search")
     cores = ("--train.num-workers", "1", "--train.cpus-per-worker", "1.5")
     done = run("tune", *TINY_ARGUMENTS, *asked, *cores, cwd=whole.folder)
@@ -171,9 +186,10 @@ def test_tune_prints_arguments_that_train_accepts(whole: Run, client: MlflowClie
     assert [float(r["objective"]) for r in rows] == sorted((float(r["objective"]) for r in rows), reverse=True)
     assert any(float(r["style"]) == 120.0 and float(r["hole"]) == 6.0 for r in rows), "the configured weights ran"
 
-    accepted = run("train", *result["best_config"], "--dry-run", cwd=whole.folder)
-    losses = Config.from_dict(json.loads(accepted.stdout)).losses
-    assert losses.style == float(rows[0]["style"])
+    accepted = run("train", "--config", result["best_config"], "--train.images", "99", "--dry-run", cwd=whole.folder)
+    config = Config.from_dict(json.loads(accepted.stdout))
+    assert config.losses.style == float(rows[0]["style"])
+    assert (config.data.size_px, config.train.images, config.run_name) == (32, 99, None)
 
     [parent] = client.search_runs(["1"], "tags.kind = 'search'")
     children = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
