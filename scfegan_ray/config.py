@@ -288,6 +288,10 @@ class ModelConfig:
     """Halvings of the generator's encoder; the image side must be divisible by 2 to this power."""
     dilations: tuple[int, ...] = (2, 4, 8, 16)
     """Dilations of the bottleneck's convolutions."""
+    output: Literal["direct", "residual"] = "direct"
+    """What the generator's last layer gives. direct: the image (published); residual: what is to be added to a smooth
+    fill of the hole from the known pixels around it and the paint in it, so that the fill meets the photograph from
+    the start."""
     discriminator_base_channels: int = 64
     """Width of the discriminator's first layer; later layers grow to 4 times that."""
     discriminator_num_layers: int = 6
@@ -297,6 +301,7 @@ class ModelConfig:
         """Check ranges."""
         for name in ("base_channels", "num_downsamples", "discriminator_base_channels", "discriminator_num_layers"):
             _check_positive(f"model.{name}", getattr(self, name))
+        _check(self.output in ("direct", "residual"), f"model.output is {self.output!r}; give direct or residual")
         _check(self.num_downsamples <= 16, f"model.num_downsamples is {self.num_downsamples}; give at most 16")
         for dilation in self.dilations:
             _check_positive("one of model.dilations", dilation)

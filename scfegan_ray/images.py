@@ -95,6 +95,20 @@ def pack_input(incomplete: Tensor, sketch: Tensor, color: Tensor, mask: Tensor, 
     return torch.cat([incomplete, sketch, color, mask, noise], dim=1)
 
 
+def known_colors(packed: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the generator's input says of the image's colors: pixels outside the hole, and paint inside it.
+
+    Args:
+        packed: (N, 9, H, W) float as `pack_input` stacks it.
+
+    Returns:
+        colors: (N, 3, H, W) in [-1, 1], 0 where nothing is known; known: (N, 1, H, W) in {0, 1}.
+    """
+    incomplete, color, mask = packed[:, :3], packed[:, 4:7], packed[:, 7:8]
+    painted = mask * (color.amax(dim=1, keepdim=True) > -1.0)  # all channels are -1 where nothing is
+    return incomplete * (1.0 - mask) + color * painted, 1.0 - mask + painted
+
+
 def pack_conditions(mask: Tensor, sketch: Tensor, color: Tensor) -> Tensor:
     """Stack what the discriminator sees besides the image: mask, sketch, color; never the noise.
 

@@ -118,6 +118,7 @@ def test_unknown_preset_lists_those_that_exist() -> None:
         (lambda: MaskConfig(hair_probability=1.5), "masks.hair_probability is 1.5"),
         (lambda: MaskConfig(min_hole_area=0.6), "masks.min_hole_area 0.6"),
         (lambda: ModelConfig(base_channels=0), "model.base_channels is 0"),
+        (lambda: ModelConfig(output="both"), "model.output is 'both'; give direct or residual"),
         (lambda: Config(run_name="a/b"), "run_name is 'a/b'"),
         (lambda: Config(run_name="prepared"), "run_name is 'prepared'"),
         (lambda: Config(seed=-1), "seed is -1"),

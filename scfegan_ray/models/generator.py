@@ -7,15 +7,19 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from scfegan_ray import images
 from scfegan_ray.config import ModelConfig
 from scfegan_ray.errors import ConfigError
-from scfegan_ray.models.layers import GatedConv2d, GatedDeconv2d, full_precision
+from scfegan_ray.models.layers import GatedConv2d, GatedDeconv2d, full_precision, smooth_fill
 from scfegan_ray.precision import lowered
 
 INPUT_CHANNELS = 9
 """incomplete 3, sketch 1, color 3, mask 1, noise 1: what `images.pack_input` stacks."""
 
 IMAGE_CHANNELS = 3
+
+_FILL_RANGE = 0.98
+"""Of (-1, 1), where a residual of 0 reaches: beyond it tanh is so flat that a residual would have to be large."""
 
 
 def encoder_widths(config: ModelConfig) -> list[int]:
@@ -40,7 +44,7 @@ class Generator(nn.Module):
     transpose convolution, skip connection and gated convolution. The default config is the released network.
 
     Args:
-        config: shapes; `base_channels`, `num_downsamples` and `dilations` are read.
+        config: `base_channels`, `num_downsamples`, `dilations` and `output` are read.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -95,7 +99,11 @@ class Generator(nn.Module):
         number = len(self.decoder)
         for (upsampler, its_weights), (layer, weights) in zip(stages[:number], stages[number:], strict=True):
             x = layer(torch.cat([skips.pop(), upsampler(x, its_weights)], dim=1), weights)
-        return torch.tanh(full_precision(x))
+        x = full_precision(x)
+        if self.config.output == "residual":
+            fill = smooth_fill(*images.known_colors(packed.float()), self.config.num_downsamples)
+            x = x + torch.atanh(_FILL_RANGE * fill)
+        return torch.tanh(x)
 
     @torch.no_grad()
     def silence_untrained_taps(self, trained_size_px: int) -> None:

@@ -13,6 +13,8 @@ from torch.autograd.function import once_differentiable
 LEAK = 0.2
 """Negative slope of every leaky ReLU, in both networks (released graph)."""
 
+_AVERAGINGS = 8
+_LEAST_KNOWN = 1e-6
 _LRN_RADIUS = 5
 _LRN_BIAS = 5e-5
 
@@ -173,6 +175,38 @@ def local_response_norm(x: Tensor) -> Tensor:
         result: Tensor = _LocalResponseNorm.apply(x)  # type: ignore[no-untyped-call]
         return result
     return (x * _inverse_norm(x)).to(x.dtype)
+
+
+def smooth_fill(colors: Tensor, known: Tensor, num_levels: int) -> Tensor:
+    """Spread what is known of an image into what is not, as smoothly as may be.
+
+    From the smallest of several sizes to the full one: what is unknown takes the colors of the size before, and is then
+    averaged with its neighbors a few times, which known pixels take part in and keep their colors. That comes close to
+    the solution of Laplace's equation with known pixels as its border, in a fixed number of operations.
+
+    Args:
+        colors: (N, C, H, W) float, 0 where unknown; H and W divisible by 2^num_levels.
+        known: (N, 1, H, W) float in {0, 1}.
+        num_levels: halvings.
+
+    Returns:
+        (N, C, H, W) float: `colors` where known; 0 where an image knows nothing at all.
+    """
+    sizes = [(colors, known)]
+    for _ in range(num_levels):
+        colors, known = (F.avg_pool2d(one, 2) for one in (colors, known))
+        sizes.append((colors, known))
+    colors, known = sizes.pop()
+    share = known.sum(dim=(2, 3), keepdim=True)
+    mean = colors.sum(dim=(2, 3), keepdim=True) / share.clamp(min=_LEAST_KNOWN)
+    filled = torch.where(known > 0, colors / known.clamp(min=_LEAST_KNOWN), mean)
+    for colors, known in reversed(sizes):
+        filled = F.interpolate(filled, scale_factor=2.0, mode="bilinear", align_corners=False)
+        given = torch.where(known > 0, colors / known.clamp(min=_LEAST_KNOWN), filled)
+        filled = torch.lerp(filled, given, known)
+        for _ in range(_AVERAGINGS):
+            filled = torch.lerp(F.avg_pool2d(filled, 3, 1, 1, count_include_pad=False), given, known)
+    return filled
 
 
 class GatedConv2d(nn.Module):

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.export import Dim
 
+from scfegan_ray import images
 from scfegan_ray.config import ModelConfig
 from scfegan_ray.errors import ConfigError
 from scfegan_ray.models.generator import Generator
@@ -116,3 +119,62 @@ def test_export_with_free_batch_matches():
     packed = torch.rand(5, 9, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(program.module()(packed), generator(packed))
+
+
+def packed(color=None):
+    """Pack an image that is 0.5 at the left and -0.5 at the right, with a hole in the middle."""
+    image = torch.full((2, 3, 16, 16), 0.5)
+    image[..., 8:] = -0.5
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[..., 4:12, 4:12] = 1.0
+    paint = -mask.expand(2, 3, 16, 16).clone()
+    if color is not None:
+        paint[..., 6:10, 6:10] = color
+    plane = torch.zeros_like(mask)
+    return images.pack_input(image * (1 - mask), plane, paint, mask, plane), image, mask
+
+
+def silent(generator):
+    """Let the last layer add nothing."""
+    torch.nn.init.zeros_(generator.decoder[-1].weight)
+    return generator
+
+
+def test_residual_starts_from_a_smooth_fill_of_what_is_known():
+    generator = silent(small(3, 4))
+    given, image, mask = packed()
+    assert not generator(given).any(), "as published: from gray"
+    generator.config = replace(generator.config, output="residual")
+    generated = generator(given)
+    assert torch.allclose(generated * (1 - mask), 0.98 * image * (1 - mask), atol=1e-5)
+    inside = generated[0, 0, 4:12, 4:12]
+    assert inside.abs().max() < 0.5
+    assert (inside.diff(dim=1) <= 1e-6).all(), "from the left to the right it falls"
+    assert inside[:, 0].min() > 0.15 and inside[:, -1].max() < -0.15, "and meets both sides"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert generator(given).dtype == torch.float32
+
+
+def test_residual_starts_from_paint_too():
+    generator = silent(small(3, 4))
+    generator.config = replace(generator.config, output="residual")
+    given, _, _ = packed(color=0.9)
+    assert torch.allclose(generator(given)[..., 6:10, 6:10], torch.tensor(0.98 * 0.9), atol=1e-5)
+
+
+def test_residual_of_nothing_known_starts_from_gray():
+    generator = silent(small(3, 4))
+    generator.config = replace(generator.config, output="residual")
+    mask = torch.ones(1, 1, 16, 16)
+    plane = torch.zeros_like(mask)
+    given = images.pack_input(torch.zeros(1, 3, 16, 16), plane, -mask.expand(1, 3, 16, 16), mask, plane)
+    assert not generator(given).any()
+
+
+def test_residual_is_exported_for_any_number_of_images():
+    generator = small(3, 4)
+    generator.config = replace(generator.config, output="residual")
+    given, _, _ = packed(color=0.3)
+    program = torch.export.export(generator, (given,), dynamic_shapes=({0: Dim("number", min=1, max=64)},)).module()
+    three = torch.cat([given, given[:1]])
+    assert torch.allclose(program(three), generator(three), atol=1e-6)
