@@ -313,6 +313,9 @@ class LossConfig:
 
     hole: float = 6.0
     """alpha: weight of the hole within per_pixel, where the known region has 1 (unpublished)."""
+    border: float = 0.0
+    """Additional weight, within per_pixel, of the hole's pixels along its border, where a fill meets the photograph:
+    all at the border, half from a 64th of the side on, none from a 32nd on (ours; the paper has none)."""
     perceptual: float = 0.05
     """sigma (published)."""
     style: float = 120.0

@@ -18,8 +18,8 @@ from scfegan_ray.models.features import CAFFE_SCALE, Features
 from scfegan_ray.models.layers import full_precision
 
 
-def per_pixel(generated: Tensor, ground_truth: Tensor, mask: Tensor, hole: float) -> Tensor:
-    """Compare pixels, those of the hole with a weight of their own.
+def per_pixel(generated: Tensor, ground_truth: Tensor, mask: Tensor, hole: float, border: float = 0.0) -> Tensor:
+    """Compare pixels, those of the hole with a weight of their own, and more along its border.
 
     ||(1 - m)(generated - ground_truth)||_1 / N + hole * ||m (generated - ground_truth)||_1 / N, with N the number
     of elements of one image.
@@ -29,11 +29,27 @@ def per_pixel(generated: Tensor, ground_truth: Tensor, mask: Tensor, hole: float
         ground_truth: (N, 3, H, W) float in [-1, 1].
         mask: (N, 1, H, W) float in {0, 1}; 1 marks pixels to fill.
         hole: weight of the hole; the known region has 1.
+        border: additional weight of the hole's pixels at its border; half of it from a 64th of the side on, none from a
+            32nd on.
 
     Returns:
-        Scalar, 0 or more. Paper: SC-FEGAN, per-pixel loss with alpha = `hole`; the paper's M is 1 - mask here.
+        Scalar, 0 or more. Paper: SC-FEGAN, per-pixel loss with alpha = `hole` and none of the border; the paper's M is
+        1 - mask here.
     """
-    return ((generated - ground_truth).abs() * (1.0 + (hole - 1.0) * mask)).mean()
+    weight = 1.0 + (hole - 1.0) * mask
+    if border:
+        weight = weight + border * _near_the_border(mask)
+    return ((generated - ground_truth).abs() * weight).mean()
+
+
+def _near_the_border(mask: Tensor) -> Tensor:
+    """Return (N, 1, H, W): 1 at the hole's pixels along its border, 1/2 a little deeper in it, 0 elsewhere."""
+    half = max(1, round(mask.shape[-1] / 64))
+    near = [
+        F.max_pool2d(F.max_pool2d(1.0 - mask, (k, 1), 1, (k // 2, 0)), (1, k), 1, (0, k // 2))
+        for k in (2 * half + 1, 4 * half + 1)
+    ]
+    return 0.5 * mask * (near[0] + near[1])
 
 
 def perceptual(features_x: Sequence[Tensor], features_gt: Sequence[Tensor]) -> Tensor:
@@ -242,7 +258,7 @@ def generator_terms(
         seen, features_gt = ([CAFFE_SCALE * layer for layer in layers] for layers in (seen, features_gt))
     style_generated, style_composite = style(gram(seen), gram(features_gt))
     terms = {
-        "per_pixel": per_pixel(generated, ground_truth, mask, config.hole),
+        "per_pixel": per_pixel(generated, ground_truth, mask, config.hole, config.border),
         "perceptual": perceptual(seen, features_gt).sum(),
         "style_generated": style_generated,
         "style_composite": style_composite,

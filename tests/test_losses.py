@@ -82,6 +82,20 @@ def test_per_pixel_does_not_let_signs_cancel():
 # perceptual and style
 
 
+def test_per_pixel_weighs_the_border_of_the_hole():
+    # 64 pixels wide: a hole from the 10th column on; its first column is at the border, its second one near it.
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 10:] = 1.0
+    zero = torch.zeros(1, 3, 64, 64)
+    weights = []
+    for column in (9, 10, 11, 12):
+        one = zero.clone()
+        one[..., column] = 1.0
+        weights.append(64 * losses.per_pixel(one, zero, mask, 6.0, border=4.0).item())
+    assert weights == pytest.approx([1.0, 6.0 + 4.0, 6.0 + 2.0, 6.0])
+    assert losses.per_pixel(zero + 1, zero, torch.ones_like(mask), 6.0, border=4.0).item() == pytest.approx(6.0)
+
+
 def test_perceptual_by_hand():
     x = [tensor([[[[1.0, -1.0]]]]), tensor([[[[2.0]], [[0.0]]]])]
     gt = [torch.zeros(1, 1, 1, 2), torch.zeros(1, 2, 1, 1)]
