@@ -9,28 +9,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from scfegan_ray import cli
 
 
 @dataclass(frozen=True)
-class Arguments(cli.Arguments):
+class Arguments(cli.MeasuringArguments):
     """Arguments of this job."""
 
     model: tuple[str, ...] = ()
     """Models to measure side by side: models:/NAME/VERSION or models:/NAME@ALIAS, a run, or a checkpoint."""
-    holes: Literal["freeform", "thin", "thick", "eyes", "hair", "full"] = "freeform"
-    """freeform: as in training; thin, thick: finer and broader strokes; eyes, hair: these regions; full: everything,
-    so that only lines and color are left."""
     max_images: int | None = None
     """Measure no more images than these, the first ones by name. Default: all."""
-    identity: Literal["auto", "sface", "none"] = "auto"
-    """Tell faces apart by SFace, for likeness and for distances of sets; auto: with a warning not at all where its
-    weights cannot be had."""
-    num_workers: int = 0
-    """Processes that measure, with a GPU each where `train.use_gpu`. 0: one per core, or per GPU."""
-
     benchmark: bool = False
     """Evaluate nothing, but time each measurement, and a pass of the configured network, on one thread."""
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from scfegan_ray import cli
 
 
 @dataclass(frozen=True)
-class Arguments(cli.Arguments):
+class Arguments(cli.MeasuringArguments):
     """Arguments of this job."""
 
     model: str = ""
@@ -24,12 +24,6 @@ class Arguments(cli.Arguments):
     """To be moved."""
     roll_back: bool = False
     """Move the alias back to the version that its present one replaced, and measure nothing."""
-    holes: Literal["freeform", "thin", "thick", "eyes", "hair", "full"] = "freeform"
-    """As of jobs/evaluate.py."""
-    identity: Literal["auto", "sface", "none"] = "auto"
-    """As of jobs/evaluate.py."""
-    num_workers: int = 0
-    """As of jobs/evaluate.py."""
 
 
 def job(arguments: Arguments) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from scfegan_ray import registry
 from scfegan_ray.config import Config
 from scfegan_ray.evaluation.measure import METRICS
-from scfegan_ray.evaluation.summary import PHOTOGRAPH
+from scfegan_ray.evaluation.summary import PHOTOGRAPH, mean_of
 from scfegan_ray.serving import loading
 
 _SHOWN = (
@@ -92,6 +92,5 @@ def _table(result: Mapping[str, Any], name: str) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    if not isinstance(value, dict):
-        return f"{value:.4g}"
-    return f"{value['mean']:.4g} ({value['low']:.4g} to {value['high']:.4g})"
+    spread = f" ({value['low']:.4g} to {value['high']:.4g})" if isinstance(value, dict) else ""
+    return f"{mean_of(value):.4g}{spread}"

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -59,6 +59,20 @@ class Arguments:
     dry_run: bool = False
     """Print the resolved config and stop."""
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+@dataclass(frozen=True)
+class MeasuringArguments(Arguments):
+    """What jobs take that measure models."""
+
+    holes: Literal["freeform", "thin", "thick", "eyes", "hair", "full"] = "freeform"
+    """freeform: as in training; thin, thick: finer and broader strokes; eyes, hair: these regions; full: everything,
+    so that only lines and color are left."""
+    identity: Literal["auto", "sface", "none"] = "auto"
+    """Tell faces apart by SFace, for likeness and for distances of sets; auto: with a warning not at all where its
+    weights cannot be had."""
+    num_workers: int = 0
+    """Processes that measure, with a GPU each where `train.use_gpu`. 0: one per core, or per GPU."""
 
 
 ArgumentsT = TypeVar("ArgumentsT", bound=Arguments)

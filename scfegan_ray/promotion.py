@@ -91,7 +91,7 @@ def promote(
             f"{model!r} is no version of a registry; give models:/NAME/VERSION, as jobs/train.py prints it"
         )
     uri = registry.version_uri(config, model)
-    now = registry.version_of_alias(config, uri, alias)
+    now = registry.version_of_alias(config, registry.parts(uri)[0], alias)
     if now == uri:
         return Promotion(model_uri=uri, alias=alias, promoted=False, reason=f"{uri} is the {alias} already")
     models = [uri] if now is None else [uri, now]
@@ -129,7 +129,7 @@ def roll_back(config: Config, *, alias: str = CHAMPION) -> Promotion:
         BusyError: the alias was moved by somebody else meanwhile.
     """
     config = places.settle(config)
-    now = registry.version_of_alias(config, f"models:/{config.tracking.model_name}/0", alias)
+    now = registry.version_of_alias(config, config.tracking.model_name, alias)
     if now is None:
         raise ConfigError(f"{config.tracking.model_name} has no {alias} that could be rolled back")
     before = registry.tags_of(config, now).get(_REPLACED)
@@ -161,14 +161,14 @@ def verdict(result: Mapping[str, Any], candidate: str, champion: str | None) -> 
         for name in (*must_win, *guards):
             if name not in metrics:
                 continue
-            better = METRICS[name].better
-            low, high = sorted(better * metrics[name][end] for end in ("low", "high"))
-            wins, loses = low > 0, high < 0
+            low, high = metrics[name]["low"], metrics[name]["high"]
+            said = METRICS[name].verdict(low, high)
+            wins, loses = said == "better", said == "worse"
             # Without a champion color that is put where it was painted need not be beaten, but lines must.
             if (name in must_win and not wins and (champion or not _is_given(rival, name))) or loses:
                 reasons.append(
                     f"{name} {'is worse than' if loses else 'does not beat'} {rival}'s: "
-                    f"{metrics[name]['mean']:+.3g} ({metrics[name]['low']:+.3g} to {metrics[name]['high']:+.3g})"
+                    f"{metrics[name]['mean']:+.3g} ({low:+.3g} to {high:+.3g})"
                 )
     return reasons
 
@@ -186,10 +186,10 @@ def _move(
     Raises:
         BusyError: it does, or somebody else moves it now.
     """
-    name = uri.removeprefix("models:/").rpartition("/")[0]
+    name, _ = registry.parts(uri)
     place = storage.join(storage.absolute(config.storage.path), "promotions", name)
     with locks.held(place, f"the {alias} of {name}"):
-        now = registry.version_of_alias(config, uri, alias)
+        now = registry.version_of_alias(config, name, alias)
         if now != before:
             raise BusyError(
                 f"the {alias} of {name} is {now} now, no longer {before}: somebody else moved it; run it again"

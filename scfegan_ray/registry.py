@@ -145,7 +145,7 @@ def tag_version(config: Config, uri: str, tags: Mapping[str, str]) -> None:
     Raises:
         StorageError: the registry cannot be used.
     """
-    name, version = _parts(uri)
+    name, version = parts(uri)
     with tracking.errors_of_mlflow(config):
         client = tracking.open_client(config)
         for key, value in tags.items():
@@ -159,7 +159,7 @@ def tags_of(config: Config, uri: str) -> dict[str, str]:
         StorageError: the registry cannot be used, or has no such version.
     """
     with tracking.errors_of_mlflow(config):
-        return dict(tracking.open_client(config).get_model_version(*_parts(uri)).tags)
+        return dict(tracking.open_client(config).get_model_version(*parts(uri)).tags)
 
 
 def describe_version(config: Config, uri: str, description: str) -> None:
@@ -169,7 +169,7 @@ def describe_version(config: Config, uri: str, description: str) -> None:
         StorageError: the registry cannot be used.
     """
     with tracking.errors_of_mlflow(config):
-        tracking.open_client(config).update_model_version(*_parts(uri), description=description)
+        tracking.open_client(config).update_model_version(*parts(uri), description=description)
 
 
 def version_uri(config: Config, uri: str) -> str:
@@ -180,22 +180,21 @@ def version_uri(config: Config, uri: str) -> str:
     """
     settled = without_alias(uri, tracking.tracking_uri(config))
     with _asking(uri, tracking.tracking_uri(config)):
-        found = MlflowClient().get_model_version(*_parts(settled))
+        found = MlflowClient().get_model_version(*parts(settled))
     return f"models:/{found.name}/{found.version}"
 
 
-def version_of_alias(config: Config, uri: str, alias: str) -> str | None:
+def version_of_alias(config: Config, name: str, alias: str) -> str | None:
     """Return the version that an alias of a model names now; None where it names none.
 
     Args:
         config: names the registry.
-        uri: of any version of the model.
+        name: of the model.
         alias: without @.
 
     Raises:
         StorageError: the registry cannot be used.
     """
-    name, _ = _parts(uri)
     with tracking.errors_of_mlflow(config):
         try:
             return f"models:/{name}/{tracking.open_client(config).get_model_version_by_alias(name, alias).version}"
@@ -211,12 +210,12 @@ def set_alias(config: Config, uri: str, alias: str) -> None:
     Raises:
         StorageError: the registry cannot be used.
     """
-    name, version = _parts(uri)
+    name, version = parts(uri)
     with tracking.errors_of_mlflow(config):
         tracking.open_client(config).set_registered_model_alias(name, alias, version)
 
 
-def _parts(uri: str) -> tuple[str, str]:
+def parts(uri: str) -> tuple[str, str]:
     """Return name and version of `models:/NAME/VERSION`."""
     name, _, version = uri.removeprefix("models:").strip("/").rpartition("/")
     return name, version

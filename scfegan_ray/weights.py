@@ -79,7 +79,7 @@ def hed_arrays(cache_dir: Path | None = None) -> dict[str, NDArray[np.float32]]:
     Raises:
         ModelError: the weights are not in the cache and cannot be fetched, checked or stored.
     """
-    content = _load_checked(HED_WEIGHTS, cache_dir if cache_dir is not None else cache.cache_dir())
+    content = _load_checked(HED_WEIGHTS, cache_dir)
     arrays: dict[str, NDArray[np.float32]] = {}
 
     def collect(path: str, group: h5py.Group | h5py.Dataset) -> None:
@@ -109,10 +109,11 @@ def sface_onnx(cache_dir: Path | None = None) -> bytes:
     Raises:
         ModelError: it is not in the cache and cannot be fetched, checked or stored.
     """
-    return _load_checked(SFACE_WEIGHTS, cache_dir if cache_dir is not None else cache.cache_dir())
+    return _load_checked(SFACE_WEIGHTS, cache_dir)
 
 
-def _load_checked(weights: PackagedWeights, cache_dir: Path) -> bytes:
+def _load_checked(weights: PackagedWeights, cache_dir: Path | None) -> bytes:
+    cache_dir = cache_dir if cache_dir is not None else cache.cache_dir()
     path = cache_dir / Path(weights.member).name
     content = _read_if_intact(weights, path)
     if content is not None:

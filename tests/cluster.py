@@ -10,8 +10,8 @@ from scfegan_ray.data import prepare
 from scfegan_ray.data.plan import Plan
 
 
-class Cluster:
-    """Makes shards in this process, and stops where it is told to."""
+class InThisProcess:
+    """Does work in this process, and stops where it is told to."""
 
     def __init__(self) -> None:
         self.made: list[int] = []
@@ -22,6 +22,10 @@ class Cluster:
     def session(self) -> Iterator[None]:
         self.num_sessions += 1
         yield
+
+
+class Cluster(InThisProcess):
+    """Makes shards."""
 
     def run(self, plan: Plan, config: DataConfig, missing: list[int]) -> tuple[float, int]:
         maker = prepare.ShardMaker(config, plan.source, plan.uri, plan.settings)

@@ -129,7 +129,7 @@ def versions(tracked: Config) -> list[str]:
 
 
 def champion(config: Config) -> str | None:
-    return registry.version_of_alias(config, f"models:/{NAME}/1", "champion")
+    return registry.version_of_alias(config, NAME, "champion")
 
 
 def test_promoted_refused_and_rolled_back(tracked: Config, versions: list[str], evaluations: Evaluations) -> None:

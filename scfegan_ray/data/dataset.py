@@ -389,9 +389,24 @@ def write_shard(
     said = json.dumps(record, sort_keys=True).encode()
     table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({_METADATA: said}))
     per_group = max(1, _ROW_GROUP_BYTES * table.num_rows // max(table.nbytes, 1))
+    content = to_parquet(table, row_group_size=per_group, compression="none")
+    storage.write_bytes(shard_place(uri, number), content)
+
+
+def to_parquet(table: pa.Table, **options: Any) -> bytes:
+    """Return a table as the content of a Parquet file; options as of `pyarrow.parquet.write_table`."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=per_group, compression="none")
-    storage.write_bytes(shard_place(uri, number), buffer.getvalue())
+    pq.write_table(table, buffer, **options)
+    return buffer.getvalue()
+
+
+def read_parquet(uri: str, **options: Any) -> pa.Table:
+    """Read a Parquet file in one piece; options as of `pyarrow.parquet.read_table`.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    return pq.read_table(pa.BufferReader(storage.read_bytes(uri)), **options)
 
 
 def write_rejected(uri: str, rejected: list[tuple[str, str]]) -> None:
@@ -402,14 +417,12 @@ def write_rejected(uri: str, rejected: list[tuple[str, str]]) -> None:
             "reason": pa.array([reason for _, reason in rejected], pa.string()),
         }
     )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    storage.write_bytes(storage.join(uri, "rejected.parquet"), buffer.getvalue())
+    storage.write_bytes(storage.join(uri, "rejected.parquet"), to_parquet(table))
 
 
 def read_rejected(uri: str) -> list[tuple[str, str]]:
     """Read what `write_rejected` wrote."""
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(uri, "rejected.parquet"))))
+    table = read_parquet(storage.join(uri, "rejected.parquet"))
     return list(zip(table.column("key").to_pylist(), table.column("reason").to_pylist(), strict=True))
 
 
@@ -493,7 +506,7 @@ def _fill_cache(uri: str, info: DatasetInfo, path: Path) -> None:
             for name in storage.list_files(storage.join(uri, "data")):
                 place = storage.join(uri, "data", name)
                 try:
-                    table = pq.read_table(pa.BufferReader(storage.read_bytes(place)), schema=SCHEMA)
+                    table = read_parquet(place, schema=SCHEMA)
                 except pa.ArrowInvalid as error:
                     raise DataError(f"{place} is damaged ({error}); delete the dataset and prepare anew") from error
                 writer.write_table(table)

@@ -8,7 +8,7 @@ go back there, what is left of its epoch comes in another order, and all that fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -44,15 +44,29 @@ def make_example(row: dict[str, Any], config: MaskConfig, rng: np.random.Generat
         float32 in [0, 1), where the gradient penalty looks between composite and ground truth.
     """
     mask = masks.draw_mask(row["image"].shape[0], row["eyes"], row["hair"], config, rng)
+    example = fill_in(row, mask, config, rng)
+    return example | {"interpolation": np.asarray(rng.random(), np.float32)}
+
+
+def fill_in(row: Mapping[str, Any], mask: NDArray[np.uint8], config: MaskConfig, rng: np.random.Generator) -> Example:
+    """Draw brushed color and noise into a hole.
+
+    Args:
+        row: as `decode_row` gives it.
+        mask: (S, S) uint8 {0, 1}; 1 marks pixels to fill.
+        config: how brushes are drawn.
+        rng: all randomness of this example.
+
+    Returns:
+        As `make_example`, but for interpolation.
+    """
     brush = masks.draw_brush(mask, config, rng)
-    noise = masks.draw_noise(mask, config, rng)
     return {
         "image": row["image"],
         "mask": mask[..., None],
         "sketch": (row["sketch"] & mask)[..., None],
         "color": cv2.copyTo(row["color"], brush),  # black elsewhere
-        "noise": noise[..., None],
-        "interpolation": np.asarray(rng.random(), np.float32),
+        "noise": masks.draw_noise(mask, config, rng)[..., None],
     }
 
 

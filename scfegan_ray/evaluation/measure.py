@@ -41,6 +41,13 @@ class Metric:
     better: int
     unit: str = ""
 
+    def verdict(self, low: float, high: float) -> str:
+        """Say what an interval of a difference means: better, worse, no difference; nothing where no way is better."""
+        if not self.better:
+            return ""
+        low, high = sorted((self.better * low, self.better * high))
+        return "better" if low > 0 else "worse" if high < 0 else "no difference"
+
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
@@ -116,6 +123,26 @@ def reference_candidate(fill: references.Fill) -> Candidate:
     return fill_all
 
 
+def all_conditions(
+    rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], protocol: Protocol
+) -> dict[str, Example]:
+    """Draw the holes of some images, and all strokes that they are filled from.
+
+    Args:
+        rows: images as `codecs.decode_row` gives them, which the protocol takes.
+        others: for each another one, whose lines are drawn into its hole.
+        protocol: draws holes and strokes.
+
+    Returns:
+        Stacked examples by condition.
+    """
+    made = [
+        conditions.make(protocol.example(row), row, other, protocol.rng(row["key"], purpose=1))
+        for row, other in zip(rows, others, strict=True)
+    ]
+    return {name: stack([one[name] for one in made]) for name in conditions.CONDITIONS}
+
+
 def measure(
     candidates: Mapping[str, Candidate],
     rows: Sequence[Mapping[str, Any]],
@@ -127,19 +154,15 @@ def measure(
 
     Args:
         candidates: by name.
-        rows: images as `codecs.decode_row` gives them, which the protocol takes.
-        others: for each another one, whose lines are drawn into its hole.
-        protocol: draws holes and strokes.
+        rows: as of `all_conditions`.
+        others: as of `all_conditions`.
+        protocol: as of `all_conditions`.
         embedder: tells faces apart; None: `identity` is not measured.
 
     Returns:
         Columns of `SCHEMA`: for each candidate, and of it for each image, a row.
     """
-    made = [
-        conditions.make(protocol.example(row), row, other, protocol.rng(row["key"], purpose=1))
-        for row, other in zip(rows, others, strict=True)
-    ]
-    batches = {name: stack([one[name] for one in made]) for name in conditions.CONDITIONS}
+    batches = all_conditions(rows, others, protocol)
     own = [embedder(row["image"], row["eyes"]) for row in rows] if embedder else []
     found: list[dict[str, Any]] = []
     for name, candidate in candidates.items():

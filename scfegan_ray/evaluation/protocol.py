@@ -27,7 +27,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from scfegan_ray.config import MaskConfig
-from scfegan_ray.data import masks
+from scfegan_ray.data import examples, masks
 from scfegan_ray.data.dataset import key_number
 from scfegan_ray.data.examples import Example
 from scfegan_ray.errors import ConfigError
@@ -77,6 +77,16 @@ HOLES = tuple(_MASKS)
 """Kinds of holes."""
 
 
+def check_holes(holes: str) -> None:
+    """Refuse a kind of holes that there is none of.
+
+    Raises:
+        ConfigError: it is none of `HOLES`.
+    """
+    if holes not in _MASKS:
+        raise ConfigError(f"there are no holes called {holes!r}; give one of {', '.join(HOLES)}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Protocol:
     """What is done to each image before it is filled.
@@ -93,8 +103,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         """Check the kind of holes."""
-        if self.holes not in _MASKS:
-            raise ConfigError(f"there are no holes called {self.holes!r}; give one of {', '.join(HOLES)}")
+        check_holes(self.holes)
 
     @property
     def name(self) -> str:
@@ -120,19 +129,11 @@ class Protocol:
             row: as `codecs.decode_row` gives it.
 
         Returns:
-            image: (S, S, 3) uint8 RGB; mask: (S, S, 1) uint8 {0, 1}, 1 marks pixels to fill; sketch, noise: (S, S, 1)
-            uint8 {0, 1}, 0 outside the hole; color: (S, S, 3) uint8 RGB, black where unpainted.
+            As `examples.fill_in`.
         """
         config, rng = _MASKS[self.holes], self.rng(row["key"])
         mask = _SPECIAL[self.holes](row, rng) if self.holes in _SPECIAL else _lines(row, config, rng)
-        brush = masks.draw_brush(mask, config, rng)
-        return {
-            "image": row["image"],
-            "mask": mask[..., None],
-            "sketch": (row["sketch"] & mask)[..., None],
-            "color": cv2.copyTo(row["color"], brush),  # black elsewhere
-            "noise": masks.draw_noise(mask, config, rng)[..., None],
-        }
+        return examples.fill_in(row, mask, config, rng)
 
 
 def _lines(row: Mapping[str, Any], config: MaskConfig, rng: Generator) -> NDArray[np.uint8]:

@@ -15,11 +15,12 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
+from scfegan_ray.evaluation.held_back import MAX_PSNR_DB
+
 Images = NDArray[np.uint8]
 Holes = NDArray[np.bool_]
 Values = NDArray[np.float64]
 
-MAX_PSNR_DB = 100.0
 MS_SSIM_FROM_PX = 176
 """Windows of 11 pixels at five scales, the last a sixteenth of the first, want as much."""
 

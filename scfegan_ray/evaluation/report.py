@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,10 @@ from numpy.typing import NDArray
 
 from scfegan_ray import images, pages
 from scfegan_ray.data.codecs import encode_webp
-from scfegan_ray.data.examples import Example, stack
-from scfegan_ray.evaluation import conditions
-from scfegan_ray.evaluation.measure import METRICS, Candidate
+from scfegan_ray.data.examples import Example
+from scfegan_ray.evaluation.measure import METRICS, Candidate, all_conditions
 from scfegan_ray.evaluation.protocol import Protocol
-from scfegan_ray.evaluation.summary import PHOTOGRAPH, Interval, Table
+from scfegan_ray.evaluation.summary import PHOTOGRAPH, Table, mean_of
 
 SHEET_SIDE_PX = 128
 
@@ -75,20 +75,16 @@ def draw(
     Args:
         candidates: by name.
         models: which of them are models.
-        rows: images as `codecs.decode_row` gives them.
-        others: whose lines are drawn into their holes.
-        protocol: draws holes and strokes.
+        rows: as of `measure.all_conditions`.
+        others: as of `measure.all_conditions`.
+        protocol: as of `measure.all_conditions`.
 
     Returns:
         WebP files: "side by side", all models and some references; and for each model, by its name, what it makes
         of each condition.
     """
-    made = [
-        conditions.make(protocol.example(row), row, other, protocol.rng(row["key"], purpose=1))
-        for row, other in zip(rows, others, strict=True)
-    ]
-    batches = {name: stack([one[name] for one in made]) for name in conditions.CONDITIONS}
-    given = {name: [_given(one[name]) for one in made] for name in ("guided", *_CHANGED)}
+    batches = all_conditions(rows, others, protocol)
+    given = {name: list(_given(batches[name])) for name in ("guided", *_CHANGED)}
     photographs = [row["image"] for row in rows]
 
     def sheet(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> bytes:
@@ -112,11 +108,11 @@ def draw(
     return sheets
 
 
-def _given(example: Example) -> NDArray[np.uint8]:
-    """Show what a network is given: the image with a gray hole, its paint, and its lines in black."""
-    hole, lines, color = example["mask"] > 0, example["sketch"] > 0, example["color"]
-    shown = np.where(hole, _UNKNOWN, example["image"])
-    shown = np.where(color.any(axis=2, keepdims=True), color, shown)
+def _given(batch: Example) -> NDArray[np.uint8]:
+    """Show what a network is given: images with a gray hole, its paint, and its lines in black."""
+    hole, lines, color = batch["mask"] > 0, batch["sketch"] > 0, batch["color"]
+    shown = np.where(hole, _UNKNOWN, batch["image"])
+    shown = np.where(color.any(axis=-1, keepdims=True), color, shown)
     return np.where(lines, _LINE, shown)
 
 
@@ -167,7 +163,7 @@ def _metric_rows(result: Mapping[str, Any], candidates: Sequence[str], models: S
         numbers = {one: result["candidates"][one][name] for one in candidates if name in result["candidates"][one]}
         if not numbers:
             continue
-        means = {one: value["mean"] if isinstance(value, dict) else value for one, value in numbers.items()}
+        means = {one: mean_of(value) for one, value in numbers.items()}
         better = METRICS[name].better if name in METRICS else -1
         own = [better * means[one] for one in models if one in means]
         best = max(own) if better and len(own) > 1 else None
@@ -194,54 +190,47 @@ _MEANING = {
 
 
 def _difference_rows(metrics: Mapping[str, Mapping[str, float]]) -> list[dict[str, str]]:
-    rows = []
-    for name, value in metrics.items():
-        better = METRICS[name].better
-        low, high = sorted((better * value["low"], better * value["high"]))
-        verdict = "" if not better else "better" if low > 0 else "worse" if high < 0 else "no difference"
-        text = f"{value['mean']:+.3g}"
-        rows.append(
-            {"name": name, "text": text, "interval": f"{value['low']:+.3g} to {value['high']:+.3g}"}
-            | {"verdict": verdict}
-        )
-    return rows
+    return [
+        {
+            "name": name,
+            "text": f"{value['mean']:+.3g}",
+            "interval": f"{value['low']:+.3g} to {value['high']:+.3g}",
+            "verdict": METRICS[name].verdict(value["low"], value["high"]),
+        }
+        for name, value in metrics.items()
+    ]
 
 
 def _charts(table: Table) -> list[tuple[str, str]]:
     """Draw metrics by the hole's size, and how many images are worse than what: (description, address)."""
-    found = []
+    shown = [name for name in table.candidates if name != PHOTOGRAPH]
+    found: list[tuple[str, str]] = []
     for metric in _PLOTTED:
         bins = table.by_area(metric)
-        shown = [name for name in table.candidates if name != PHOTOGRAPH]
         if not any(means for _, _, means in bins):
             continue
-        title = f"{metric} by the size of the hole"
-        with pages.chart(_CHART_PX, metric) as (figure, file):
-            axes = figure.add_axes((0.09, 0.16, 0.62, 0.74))
+        with _axes(found, f"{metric} by the size of the hole") as axes:
             for name in shown:
                 places = [at for at, (_, _, means) in enumerate(bins) if name in means]
                 axes.plot(places, [bins[at][2][name] for at in places], marker="o", markersize=3, label=name)
             axes.set_xticks(range(len(bins)), [f"{name}\n{count}" for name, count, _ in bins])
-            axes.set_title(title, loc="left")
             axes.set_ylabel(METRICS[metric].unit or metric)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-        found.append((title, pages.data_uri("image/svg+xml", file.getvalue())))
-    title = "share of images with a hole_psnr below"
-    with pages.chart(_CHART_PX, title) as (figure, file):
-        axes = figure.add_axes((0.09, 0.16, 0.62, 0.74))
-        for name in table.candidates:
+    with _axes(found, "share of images with a hole_psnr below") as axes:
+        for name in shown:
             values = np.sort(table.values(name, "hole_psnr"))
-            if name != PHOTOGRAPH and np.isfinite(values).all():
+            if np.isfinite(values).all():
                 axes.step(values, np.arange(1, len(values) + 1) / len(values), where="post", label=name)
-        axes.set_title(title, loc="left")
         axes.set_xlabel("dB")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    found.append((title, pages.data_uri("image/svg+xml", file.getvalue())))
     return found
 
 
-def as_json(interval: Interval) -> dict[str, float]:
-    """Return an interval as `result.json` has it."""
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "count": interval.count}
+@contextlib.contextmanager
+def _axes(charts: list[tuple[str, str]], title: str) -> Iterator[Any]:
+    """Give the axes of a chart whose legend stands beside it; add the chart to others."""
+    with pages.chart(_CHART_PX, title) as (figure, file):
+        axes = figure.add_axes((0.09, 0.16, 0.62, 0.74))
+        yield axes
+        axes.set_title(title, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    charts.append((title, pages.data_uri("image/svg+xml", file.getvalue())))

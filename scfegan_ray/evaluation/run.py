@@ -20,18 +20,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import cv2
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
@@ -42,16 +39,26 @@ from scfegan_ray import errors, locks, nodes, places, precision, registry, stora
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config, ModelConfig
 from scfegan_ray.data import prepare, sources
-from scfegan_ray.data.dataset import DatasetInfo, PreparedDataset, fingerprint, is_test_key, settle_identity_pattern
+from scfegan_ray.data.dataset import (
+    DatasetInfo,
+    PreparedDataset,
+    fingerprint,
+    is_test_key,
+    read_parquet,
+    settle_identity_pattern,
+    shard_name,
+    to_parquet,
+)
 from scfegan_ray.data.prepare import assigned_device, num_cores
 from scfegan_ray.errors import ConfigError, DataError, ModelError, ScFeganError
 from scfegan_ray.evaluation import measure, references, report, summary
 from scfegan_ray.evaluation.identity import FaceEmbedder
-from scfegan_ray.evaluation.protocol import Protocol
+from scfegan_ray.evaluation.protocol import Protocol, check_holes
 from scfegan_ray.models.generator import Generator
 from scfegan_ray.progress import Progress
 from scfegan_ray.provenance import source_sha256
 from scfegan_ray.serving import loading
+from scfegan_ray.training.state import digest_of
 from scfegan_ray.weights import SFACE_WEIGHTS
 
 logger = logging.getLogger(__name__)
@@ -86,9 +93,9 @@ class EvaluationResult:
     images_per_second: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What is to be measured.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What each process must know, but for weights.
 
     Attributes:
         place: URI of the evaluation's folder.
@@ -96,8 +103,10 @@ class _Plan:
         dataset: URI of the prepared dataset.
         info: its description.
         rows: positions of its images, in the order of their keys.
-        models: what is measured besides the references.
-        facts: all that the numbers belong to.
+        models: name, shapes, and size of training of each.
+        has_identity: faces are told apart.
+        use_gpu: each process has a GPU.
+        retry_seconds: for how long storage may fail.
     """
 
     place: str
@@ -105,12 +114,23 @@ class _Plan:
     dataset: str
     info: DatasetInfo
     rows: list[int]
-    models: list[loading.LoadedModel]
-    facts: dict[str, Any]
+    models: list[tuple[str, ModelConfig, int]]
+    has_identity: bool
+    use_gpu: bool
+    retry_seconds: float
 
     @property
     def num_parts(self) -> int:
+        """How many parts there are."""
         return -(-len(self.rows) // PART_IMAGES)
+
+    def positions(self, number: int) -> range:
+        """Return which of the rows a part measures."""
+        return range(number * PART_IMAGES, min((number + 1) * PART_IMAGES, len(self.rows)))
+
+    def part_place(self, number: int) -> str:
+        """Return the URI of a part's file."""
+        return storage.join(self.place, "parts", shard_name(number))
 
 
 def evaluate(
@@ -155,24 +175,25 @@ def evaluate(
             raise ConfigError(f"two rows of the result would be called {name}; give each --model once")
     wanted = _wanted(config, loaded[0])
     _check_sizes(loaded, wanted.data.size_px)
-    Protocol(images="", size_px=wanted.data.size_px, holes=holes)
+    check_holes(holes)
     tracking.check_usable(config)  # numbers of hours deserve a place
     with nodes.lasting(session) as cluster:
         dataset_uri = prepare.ensure_prepared(wanted, session=cluster)
-        plan = _plan(config, loaded, dataset_uri, holes, max_images, identity)
+        work, facts = _plan(config, loaded, dataset_uri, holes, max_images, identity)
         rate = 0.0
-        with locks.held(plan.place, f"the evaluation {plan.place}"):
-            if not storage.exists(storage.join(plan.place, _RESULT)):
+        with locks.held(work.place, f"the evaluation {work.place}"):
+            if not storage.exists(storage.join(work.place, _RESULT)):
+                weights = [serialize(dict(model.generator.state_dict())) for model in loaded]
                 with cluster():
-                    rate = _measure(config, plan, num_workers)
-                    _finish(config, plan)
-    result = json.loads(storage.read_bytes(storage.join(plan.place, _RESULT)))
+                    rate = _measure(work, weights, num_workers)
+                    _finish(config, work, weights, facts)
+    result = json.loads(storage.read_bytes(storage.join(work.place, _RESULT)))
     return EvaluationResult(
-        protocol=plan.protocol.name,
+        protocol=work.protocol.name,
         metrics=flat(result),
-        report=storage.join(plan.place, _REPORT),
-        result=storage.join(plan.place, _RESULT),
-        num_images=len(plan.rows),
+        report=storage.join(work.place, _REPORT),
+        result=storage.join(work.place, _RESULT),
+        num_images=len(work.rows),
         images_per_second=rate,
     )
 
@@ -180,7 +201,7 @@ def evaluate(
 def flat(result: dict[str, Any]) -> dict[str, float]:
     """Return the numbers of a `result.json` by `candidate/metric`, without their intervals."""
     return {
-        f"{name}/{metric}": value["mean"] if isinstance(value, dict) else value
+        f"{name}/{metric}": summary.mean_of(value)
         for name, numbers in result["candidates"].items()
         for metric, value in numbers.items()
     }
@@ -203,7 +224,8 @@ def _plan(
     holes: str,
     max_images: int | None,
     identity: Identity,
-) -> _Plan:
+) -> tuple[Work, dict[str, Any]]:
+    """Choose the images; return what is to be done, and all that its numbers belong to."""
     info = DatasetInfo.read(dataset_uri)
     assert info is not None, "it was just prepared"
     protocol = Protocol(images=_images_of(info), size_px=info.size_px, holes=holes)
@@ -227,6 +249,7 @@ def _plan(
                 "%s was trained on %d of these %d images: its numbers say less about faces that it has not seen",
                 name, number, len(keys),
             )  # fmt: skip
+    has_identity = _has_embedder(identity)
     facts = {
         "protocol": protocol.name,
         "images": {
@@ -240,7 +263,7 @@ def _plan(
         "models": {
             model.name: {
                 "uri": model.uri,
-                "weights_sha256": _digest(model.generator),
+                "weights_sha256": digest_of({"generator": model.generator.state_dict()}),
                 "size_px": model.config.data.size_px,
                 "trained_on": trained_on[model.name],
             }
@@ -251,12 +274,22 @@ def _plan(
             "torch": torch.__version__,
             "opencv": cv2.__version__,
             "device": "cuda" if config.train.use_gpu else "cpu",
-            "identity": SFACE_WEIGHTS.member_sha256 if _has_embedder(identity) else None,
+            "identity": SFACE_WEIGHTS.member_sha256 if has_identity else None,
         },
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
-    place = storage.join(storage.absolute(config.storage.path), "evaluations", f"{protocol.name}-{digest}")
-    return _Plan(place, protocol, dataset_uri, info, rows, models, facts)
+    work = Work(
+        place=storage.join(storage.absolute(config.storage.path), "evaluations", f"{protocol.name}-{digest}"),
+        protocol=protocol,
+        dataset=dataset_uri,
+        info=info,
+        rows=rows,
+        models=[(model.name, model.config.model, model.config.data.size_px) for model in models],
+        has_identity=has_identity,
+        use_gpu=config.train.use_gpu,
+        retry_seconds=config.storage.retry_seconds,
+    )
+    return work, facts
 
 
 def _images_of(info: DatasetInfo) -> str:
@@ -305,10 +338,6 @@ def _trained_on(model: loading.LoadedModel, info: DatasetInfo, keys: Sequence[st
     return sum(not is_test_key(key, data.test_fraction, pattern) for key in known)
 
 
-def _digest(generator: Generator) -> str:
-    return hashlib.sha256(serialize(dict(generator.state_dict()))).hexdigest()
-
-
 def _has_embedder(identity: Identity) -> bool:
     """Tell whether faces are to be told apart, and can be.
 
@@ -327,114 +356,59 @@ def _has_embedder(identity: Identity) -> bool:
     return True
 
 
-def _part_place(place: str, number: int) -> str:
-    return storage.join(place, "parts", f"part-{number:05d}.parquet")
-
-
-def _measure(config: Config, plan: _Plan, num_workers: int) -> float:
+def _measure(work: Work, weights: Sequence[bytes], num_workers: int) -> float:
     """Measure the parts that lack; return images per second."""
-    there = set(storage.list_files(storage.join(plan.place, "parts")))
-    missing = [number for number in range(plan.num_parts) if Path(_part_place("", number)).name not in there]
+    there = set(storage.list_files(storage.join(work.place, "parts")))
+    missing = [number for number in range(work.num_parts) if shard_name(number) not in there]
     if not missing:
         return 0.0
     if there:
-        logger.info("going on with the %d of %d parts that are there", plan.num_parts - len(missing), plan.num_parts)
-    total = sum(len(plan.rows[number * PART_IMAGES :][:PART_IMAGES]) for number in missing)
-    logger.info("measuring %d models and references on %d images, as %s", len(plan.models), total, plan.protocol.name)
-    done, rate = _make_parts(config, plan, missing, total, num_workers)
+        logger.info("going on with the %d of %d parts that are there", work.num_parts - len(missing), work.num_parts)
+    total = sum(len(work.positions(number)) for number in missing)
+    logger.info("measuring %d models and references on %d images, as %s", len(work.models), total, work.protocol.name)
+    done, rate = _make_parts(work, weights, missing, total, num_workers)
     if done != total:
         raise DataError(f"{total - done} of {total} images got lost in the evaluation; run it again")
     return rate
 
 
-def _make_parts(config: Config, plan: _Plan, missing: Sequence[int], total: int, num_workers: int) -> tuple[int, float]:
-    """Make parts on the cluster; return how many images they hold, and how many a second were measured."""
-    with nodes.seen_by_all({"storage.path": plan.place}, {"data.prepared": plan.dataset}) as landmarks:
-        return _make_parts_of(_work(config, plan, landmarks), _weights(plan), missing, total, num_workers)
-
-
-def _make_parts_of(
-    work: _Work, weights: Sequence[bytes], missing: Sequence[int], total: int, num_workers: int
+def _make_parts(
+    work: Work, weights: Sequence[bytes], missing: Sequence[int], total: int, num_workers: int
 ) -> tuple[int, float]:
+    """Make parts on the cluster; return how many images they hold, and how many a second were measured."""
     number = num_workers or (int(ray.cluster_resources().get("GPU", 1)) if work.use_gpu else num_cores())
+    pool = ray.data.ActorPoolStrategy(size=max(1, min(number, len(missing))), enable_true_multi_threading=True)
     dataset = ray.data.from_arrow([pa.table({"part": pa.array([one], pa.int64())}) for one in missing])
-    measured = dataset.map_batches(
-        _MeasurePart,
-        fn_constructor_args=[work, [ray.put(one) for one in weights]],
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=max(1, min(number, len(missing))), enable_true_multi_threading=True),
-        num_cpus=1,
-        num_gpus=1 if work.use_gpu else 0,
-        runtime_env={"env_vars": KEEP_MEMORY},
-    )
     progress: Progress | None = None
     done, first, began = 0, 0, time.monotonic()
-    for block in measured.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for row in block.to_pylist():
-            if row["error"]:
-                raise getattr(errors, row["error"])(row["message"])
-            done += row["images"]
-        if progress is None:  # the rate counts from the first part, when the actors have started
-            progress = Progress("evaluate", total=total, start=done, log=logger.info)
-            first, began = done, time.monotonic()
-        progress.update(done)
+    with nodes.seen_by_all({"storage.path": work.place}, {"data.prepared": work.dataset}) as landmarks:
+        measured = dataset.map_batches(
+            _MeasurePart,
+            fn_constructor_args=[work, [ray.put(one) for one in weights], landmarks],
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=pool,
+            num_cpus=1,
+            num_gpus=1 if work.use_gpu else 0,
+            runtime_env={"env_vars": KEEP_MEMORY},
+        )
+        for block in measured.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for row in block.to_pylist():
+                if row["error"]:
+                    raise getattr(errors, row["error"])(row["message"])
+                done += row["images"]
+            if progress is None:  # the rate counts from the first part, when the actors have started
+                progress = Progress("evaluate", total=total, start=done, log=logger.info)
+                first, began = done, time.monotonic()
+            progress.update(done)
     return done, (done - first) / max(time.monotonic() - began, 1e-9)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Work:
-    """What an actor must know, but for weights.
-
-    Attributes:
-        place: URI of the evaluation's folder.
-        protocol: of all numbers.
-        dataset: URI of the prepared dataset.
-        info: its description.
-        rows: positions of its images.
-        models: name, shapes, and size of training of each.
-        has_identity: faces are told apart.
-        use_gpu: each process has a GPU.
-        retry_seconds: for how long storage may fail.
-        landmarks: what this node must see.
-    """
-
-    place: str
-    protocol: Protocol
-    dataset: str
-    info: DatasetInfo
-    rows: list[int]
-    models: list[tuple[str, ModelConfig, int]]
-    has_identity: bool
-    use_gpu: bool
-    retry_seconds: float
-    landmarks: nodes.Landmarks
-
-
-def _work(config: Config, plan: _Plan, landmarks: nodes.Landmarks) -> _Work:
-    return _Work(
-        place=plan.place,
-        protocol=plan.protocol,
-        dataset=plan.dataset,
-        info=plan.info,
-        rows=plan.rows,
-        models=[(one.name, one.config.model, one.config.data.size_px) for one in plan.models],
-        has_identity=plan.facts["made_by"]["identity"] is not None,
-        use_gpu=config.train.use_gpu,
-        retry_seconds=config.storage.retry_seconds,
-        landmarks=landmarks,
-    )
-
-
-def _weights(plan: _Plan) -> list[bytes]:
-    return [serialize(dict(one.generator.state_dict())) for one in plan.models]
 
 
 class _MeasurePart:
     """Ray Data stage: the number of a part to its file."""
 
-    def __init__(self, work: _Work, weights: list[ray.ObjectRef]) -> None:
-        self._work, self._weights = work, weights
+    def __init__(self, work: Work, weights: list[ray.ObjectRef], landmarks: nodes.Landmarks) -> None:
+        self._work, self._weights, self._landmarks = work, weights, landmarks
         self._device = assigned_device()
         self._bench: Bench | None = None
 
@@ -443,7 +417,7 @@ class _MeasurePart:
         number, count, error, message = block.column("part")[0].as_py(), 0, "", ""
         try:
             if self._bench is None:
-                self._work.landmarks.check()
+                self._landmarks.check()
                 self._bench = Bench(self._work, ray.get(self._weights), self._device)
             count = self._bench.make(number)
         except ScFeganError as raised:
@@ -460,7 +434,7 @@ class Bench:
         device: where networks compute.
     """
 
-    def __init__(self, work: _Work, weights: Sequence[bytes], device: torch.device) -> None:
+    def __init__(self, work: Work, weights: Sequence[bytes], device: torch.device) -> None:
         # More threads would add up the same numbers in another order.
         torch.set_num_threads(1)
         cv2.setNumThreads(1)
@@ -481,15 +455,11 @@ class Bench:
 
     def make(self, number: int) -> int:
         """Measure one part and write its file, so that readers see all of it or nothing; return its images."""
-        at = range(number * PART_IMAGES, min((number + 1) * PART_IMAGES, len(self._work.rows)))
+        at = self._work.positions(number)
         rows, others = zip(*(self.read(one) for one in at), strict=True)
         found = measure.measure(self.candidates, rows, others, self._work.protocol, self._embedder)
-        buffer = io.BytesIO()
-        pq.write_table(found, buffer)
-        place = _part_place(self._work.place, number)
-        storage.retrying(
-            lambda: storage.write_bytes(place, buffer.getvalue()), self._work.retry_seconds, logger.warning
-        )
+        place, content = self._work.part_place(number), to_parquet(found)
+        storage.retrying(lambda: storage.write_bytes(place, content), self._work.retry_seconds, logger.warning)
         return len(at)
 
     def read(self, at: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -499,86 +469,77 @@ class Bench:
         return self._dataset.row(rows[at]), self._dataset.row(rows[other])
 
 
-def _finish(config: Config, plan: _Plan) -> None:
+def _finish(config: Config, work: Work, weights: Sequence[bytes], facts: dict[str, Any]) -> None:
     """Add up all parts, draw, record, and write what lies beside the parts, the result last."""
-    parts = [
-        pq.read_table(pa.BufferReader(storage.read_bytes(_part_place(plan.place, number))))
-        for number in range(plan.num_parts)
-    ]
-    everything = pa.concat_tables(parts)
+    everything = pa.concat_tables([read_parquet(work.part_place(number)) for number in range(work.num_parts)])
     table = summary.Table(everything)
-    names = [model.name for model in plan.models]
-    means = table.means()
+    names = [name for name, _, _ in work.models]
     candidates = {
-        name: {metric: report.as_json(interval) for metric, interval in means[name].items()} | table.others(name)
-        for name in table.candidates
+        name: {metric: asdict(interval) for metric, interval in intervals.items()} | table.others(name)
+        for name, intervals in table.means().items()
     }
     compared = [name for name in table.candidates if name != summary.PHOTOGRAPH]  # models come first
-    pairs = [(one, other) for at, one in enumerate(names) for other in compared[at + 1 :]]
     differences = [
         {
             "first": one,
             "second": other,
-            "metrics": {metric: report.as_json(interval) for metric, interval in table.differences(one, other).items()},
+            "metrics": {metric: asdict(interval) for metric, interval in table.differences(one, other).items()},
         }
-        for one, other in pairs
+        for at, one in enumerate(names)
+        for other in compared[at + 1 :]
     ]
     by_area = {
         metric: [{"holes": name, "num_images": count, "means": values} for name, count, values in table.by_area(metric)]
         for metric in _BY_AREA
     }
-    result = plan.facts | {"candidates": candidates, "differences": differences, "by_area": by_area}
+    result = facts | {"candidates": candidates, "differences": differences, "by_area": by_area}
     cases = report.choose(table, names[0])
     places = dict(zip(table.keys, range(len(table.keys)), strict=True))  # images are in the order of their keys
-    sheets = _draw(_work(config, plan, nodes.Landmarks()), _weights(plan), [places[case.key] for case in cases])
+    sheets = _draw(work, weights, [places[case.key] for case in cases])
     files = {
-        _IMAGES: _without_embeddings(everything),
+        _IMAGES: to_parquet(everything.drop_columns(["embedding"])),
         _REPORT: report.page(result, table, names, cases, sheets),
-        _RESULT: json.dumps(result, indent=2, allow_nan=False).encode(),
     }
-    result["tracking"] = _record(config, plan, files, flat(result))
-    files[_RESULT] = json.dumps(result, indent=2, allow_nan=False).encode()
+    _record(config, work, result, files)
     for name, content in files.items():
-        storage.write_bytes(storage.join(plan.place, name), content)
+        storage.write_bytes(storage.join(work.place, name), content)
 
 
-def _draw(work: _Work, weights: Sequence[bytes], at: Sequence[int]) -> dict[str, bytes]:
+def _draw(work: Work, weights: Sequence[bytes], at: Sequence[int]) -> dict[str, bytes]:
     """Draw pictures of some images, on a node that may compute."""
     remote = ray.remote(num_cpus=1, num_gpus=1 if work.use_gpu else 0)(_draw_here)
     sheets: dict[str, bytes] = ray.get(remote.remote(work, weights, at))
     return sheets
 
 
-def _draw_here(work: _Work, weights: Sequence[bytes], at: Sequence[int]) -> dict[str, bytes]:
+def _draw_here(work: Work, weights: Sequence[bytes], at: Sequence[int]) -> dict[str, bytes]:
     bench = Bench(work, weights, assigned_device())
     rows, others = zip(*(bench.read(one) for one in at), strict=True)
     return report.draw(bench.candidates, [name for name, _, _ in work.models], rows, others, work.protocol)
 
 
-def _without_embeddings(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table.drop_columns(["embedding"]), buffer)
-    return buffer.getvalue()
+def _record(config: Config, work: Work, result: dict[str, Any], files: dict[str, bytes]) -> None:
+    """Record numbers and files in a run of MLflow's, and the numbers beside the versions that they are of.
 
-
-def _record(config: Config, plan: _Plan, files: dict[str, bytes], metrics: dict[str, float]) -> dict[str, str]:
-    """Record numbers and files in a run of MLflow's, and beside the versions where it is; return where."""
-    tags = {"kind": "evaluation", "protocol": plan.protocol.name, "images": plan.facts["images"]["fingerprint"]}
-    run_id = tracking.start_run(config, plan.protocol.name, tags=tags)
+    Args:
+        config: names the server.
+        work: what was measured.
+        result: of it; where it is recorded is added.
+        files: of it, by name; the result is added.
+    """
+    metrics = flat(result)
+    tags = {"kind": "evaluation", "protocol": work.protocol.name, "images": result["images"]["fingerprint"]}
+    run_id = tracking.start_run(config, work.protocol.name, tags=tags)
     try:
+        result["tracking"] = {"run_id": run_id}
+        files[_RESULT] = json.dumps(result, indent=2, allow_nan=False).encode()
         tracking.record(config, run_id, metrics, files)
-        for model in plan.models:
-            if model.uri.startswith("models:"):
-                numbers = {
-                    name.partition("/")[2]: value
-                    for name, value in metrics.items()
-                    if name.startswith(f"{model.name}/")
-                }
-                registry.tag_version(
-                    config, model.uri, {f"evaluation.{plan.protocol.name}": json.dumps({"run_id": run_id} | numbers)}
-                )
+        for name, model in result["models"].items():
+            if model["uri"].startswith("models:"):
+                own = {key.partition("/")[2]: value for key, value in metrics.items() if key.startswith(f"{name}/")}
+                said = json.dumps({"run_id": run_id} | own)
+                registry.tag_version(config, model["uri"], {f"evaluation.{work.protocol.name}": said})
     except BaseException:
         tracking.end_run(config, run_id, "FAILED")
         raise
     tracking.end_run(config, run_id, "FINISHED")
-    return {"run_id": run_id}

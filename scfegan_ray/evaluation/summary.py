@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,11 @@ class Interval:
     low: float
     high: float
     count: int
+
+
+def mean_of(value: Mapping[str, float] | float) -> float:
+    """Return the mean of a number as `result.json` has it: an interval, or where there is none the number itself."""
+    return value["mean"] if isinstance(value, Mapping) else value
 
 
 class Table:

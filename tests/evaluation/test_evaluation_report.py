@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -39,14 +40,14 @@ def page(table: Table) -> str:
             name: {"uri": HOSTILE, "size_px": 64, "trained_on": known} for name, known in (("new", 3), ("old", None))
         },
         "candidates": {
-            name: {metric: report.as_json(value) for metric, value in numbers.items()} | table.others(name)
+            name: {metric: asdict(value) for metric, value in numbers.items()} | table.others(name)
             for name, numbers in means.items()
         },
         "differences": [
             {
                 "first": "new",
                 "second": "old",
-                "metrics": {k: report.as_json(v) for k, v in table.differences("new", "old").items()},
+                "metrics": {k: asdict(v) for k, v in table.differences("new", "old").items()},
             }
         ],
     }  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,8 @@ import torch
 from mlflow import MlflowClient
 from prepared_set import write_dataset
 
-from scfegan_ray import nodes, tracking
+from cluster import Cluster, InThisProcess
+from scfegan_ray import tracking
 from scfegan_ray.config import Config
 from scfegan_ray.data import prepare
 from scfegan_ray.data.dataset import DatasetInfo
@@ -29,23 +29,13 @@ from scfegan_ray.training import checkpoint
 from scfegan_ray.training.state import TrainingState
 
 
-class Workers:
-    """Measures in this process, and stops where it is told to."""
-
-    def __init__(self) -> None:
-        self.made: list[int] = []
-        self.stop_after: int | None = None
-        self.num_sessions = 0
-
-    @contextlib.contextmanager
-    def session(self) -> Iterator[None]:
-        self.num_sessions += 1
-        yield
+class Workers(InThisProcess):
+    """Measures parts."""
 
     def make_parts(
-        self, config: Config, plan: Any, missing: Sequence[int], total: int, num_workers: int
+        self, work: run.Work, weights: Sequence[bytes], missing: Sequence[int], total: int, num_workers: int
     ) -> tuple[int, float]:
-        bench = run.Bench(run._work(config, plan, nodes.Landmarks()), run._weights(plan), torch.device("cpu"))
+        bench = run.Bench(work, weights, torch.device("cpu"))
         done = 0
         for number in missing:
             if len(self.made) == self.stop_after:
@@ -54,7 +44,7 @@ class Workers:
             self.made.append(number)
         return done, 1.0
 
-    def draw(self, work: Any, weights: Sequence[bytes], at: Sequence[int]) -> dict[str, bytes]:
+    def draw(self, work: run.Work, weights: Sequence[bytes], at: Sequence[int]) -> dict[str, bytes]:
         return run._draw_here(work, weights, at)
 
 
@@ -197,7 +187,6 @@ def test_all_of_a_source_is_measured_and_what_a_model_learnt_from_is_told(
 ) -> None:
     import cv2 as codec
 
-    from cluster import Cluster
     from scfegan_ray import faces
 
     made = Cluster()
