@@ -65,9 +65,9 @@ class Arguments:
 class MeasuringArguments(Arguments):
     """What jobs take that measure models."""
 
-    holes: Literal["freeform", "thin", "thick", "eyes", "hair", "full"] = "freeform"
+    holes: Literal["freeform", "thin", "thick", "eyes", "hair", "full", "wobbly"] = "freeform"
     """freeform: as in training; thin, thick: finer and broader strokes; eyes, hair: these regions; full: everything,
-    so that only lines and color are left."""
+    so that only lines and color are left; wobbly: as freeform, with strokes such as people draw."""
     identity: Literal["auto", "sface", "none"] = "auto"
     """Tell faces apart by SFace, for likeness and for distances of sets; auto: with a warning not at all where its
     weights cannot be had."""

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import re
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -221,6 +222,35 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StrokeConfig:
+    """How strokes miss the photograph's own lines and colors, as a person's do (ours; the paper's do not miss them).
+
+    Each image draws how much of all that it gets, evenly from nothing to what is said here. Lengths are fractions of
+    the image side.
+    """
+
+    sketch_absent_probability: float = 0.0
+    """Probability that no line is drawn at all, as when a user only paints."""
+    wobble: float = 0.0
+    """How far lines stray: standard deviation, alike within about an eighth of the side."""
+    missing: float = 0.0
+    """Share of all lines that is missing, in pieces of about an eighth of the side."""
+    added_lines: float = 0.0
+    """Mean number of short lines that are drawn where the photograph has none."""
+    thickness: float = 0.0
+    """By how much lines are thicker than the photograph's."""
+    color_shift: float = 0.0
+    """How far each color is off: standard deviation of each channel, in 8-bit levels."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("sketch_absent_probability", "wobble", "missing", "thickness"):
+            _check_fraction(f"masks.strokes.{name}", getattr(self, name))
+        for name in ("added_lines", "color_shift"):
+            _check(getattr(self, name) >= 0, f"masks.strokes.{name} is {getattr(self, name)}; give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MaskConfig:
     """Algorithm 1 of the paper (free-form holes) and the color brush; lengths are fractions of the image side.
 
@@ -245,6 +275,9 @@ class MaskConfig:
     """Smallest share of the image that a hole covers; a hole outside the range is drawn anew."""
     max_hole_area: float = 0.5
     """Largest share of the image that a hole covers."""
+    eye_line_probability: float = 1.0
+    """Probability that a polyline is followed by one that starts at an eye: 1 in Algorithm 1, 0 for holes that know
+    nothing of eyes."""
     hair_probability: float = 0.1
     """Probability that the hair region is added to the hole, where the dataset has one."""
     color_coverage: float = 0.6
@@ -253,10 +286,12 @@ class MaskConfig:
     """Probability that nothing of the hole is painted, as when a user only sketches."""
     noise_probability: float = 0.159
     """Probability of a 1 in the noise map (the published demo's integer-cast Gaussian)."""
+    strokes: StrokeConfig = field(default_factory=StrokeConfig)
 
     def __post_init__(self) -> None:
         """Check ranges."""
         for name in (
+            "eye_line_probability",
             "hair_probability",
             "color_coverage",
             "color_absent_probability",
@@ -445,7 +480,7 @@ class TrainConfig:
     """Longest time without a checkpoint. Together with how long writing one takes, which happens beside training,
     this bounds what the death of a worker, of the job or of the machine can cost."""
     checkpoints_to_keep: int = 2
-    """Newest checkpoints kept; the one with the best `objective` on held-back images is kept besides."""
+    """Newest checkpoints kept; the one with the best `objective_db` on held-back images is kept besides."""
     max_failures: int = 2
     """Restarts from the last checkpoint after a worker dies."""
 
@@ -631,6 +666,27 @@ class Config:
         """Return nested plain dicts, ready for JSON."""
         result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return result
+
+    def changed(self, settings: Mapping[str, Any]) -> Config:
+        """Return a config with some settings changed.
+
+        Args:
+            settings: by dotted name, as `flatten` gives them.
+
+        Raises:
+            ConfigError: a name is unknown, or a value is refused.
+        """
+        values = self.to_dict()
+        for name, value in settings.items():
+            *sections, last = name.split(".")
+            place = values
+            for section in sections:
+                place = place.get(section) if isinstance(place, dict) else None
+            _check(
+                isinstance(place, dict) and last in place, f"unknown setting {name}; see --help for those that exist"
+            )
+            place[last] = value
+        return Config.from_dict(values)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scfegan_ray.config import MaskConfig
-from scfegan_ray.data import masks
+from scfegan_ray.data import masks, strokes
 from scfegan_ray.data.dataset import PreparedDataset, key_number
 
 Example = dict[str, NDArray[Any]]
@@ -49,24 +49,26 @@ def make_example(row: dict[str, Any], config: MaskConfig, rng: np.random.Generat
 
 
 def fill_in(row: Mapping[str, Any], mask: NDArray[np.uint8], config: MaskConfig, rng: np.random.Generator) -> Example:
-    """Draw brushed color and noise into a hole.
+    """Draw lines, brushed color and noise into a hole.
 
     Args:
         row: as `decode_row` gives it.
         mask: (S, S) uint8 {0, 1}; 1 marks pixels to fill.
-        config: how brushes are drawn.
+        config: how brushes are drawn, and how strokes miss the photograph's.
         rng: all randomness of this example.
 
     Returns:
         As `make_example`, but for interpolation.
     """
-    brush = masks.draw_brush(mask, config, rng)
+    color = cv2.copyTo(row["color"], masks.draw_brush(mask, config, rng))  # black elsewhere
+    noise = masks.draw_noise(mask, config, rng)
+    sketch, color = strokes.vary(row["sketch"], color, config.strokes, rng)
     return {
         "image": row["image"],
         "mask": mask[..., None],
-        "sketch": (row["sketch"] & mask)[..., None],
-        "color": cv2.copyTo(row["color"], brush),  # black elsewhere
-        "noise": masks.draw_noise(mask, config, rng)[..., None],
+        "sketch": (sketch & mask)[..., None],
+        "color": color,
+        "noise": noise[..., None],
     }
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from scfegan_ray.config import MaskConfig
+from scfegan_ray.config import Config
 from scfegan_ray.data import examples
 from scfegan_ray.data.dataset import DatasetInfo, PreparedDataset
 from scfegan_ray.errors import ScFeganError
@@ -70,7 +70,7 @@ def main(arguments: str) -> None:
     layout = Layout(settings["count"], settings["dataset"]["info"]["size_px"])
     memory = mmap.mmap(settings["memory"], 0)
     slots = [layout.arrays(memory, slot * layout.num_bytes) for slot in range(settings["num_slots"])]
-    masks, seed = MaskConfig(**settings["masks"]), settings["seed"]
+    masks, seed = Config.from_dict({"masks": settings["masks"]}).masks, settings["seed"]
     dataset: PreparedDataset | None = None
 
     def make(slot: int, begin: int, end: int, first: int, reseeded_at: list[int]) -> None:

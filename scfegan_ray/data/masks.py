@@ -28,8 +28,8 @@ def draw_mask(
 ) -> NDArray[np.uint8]:
     """Draw a free-form hole.
 
-    Paper: Algorithm 1. Up to `max_lines` polylines zigzag from anywhere; after each one more line starts at an eye;
-    at the end the hair is added at random. A hole whose area (before hair) is out of range is drawn anew; after
+    Paper: Algorithm 1. Up to `max_lines` polylines zigzag from anywhere; after each one more line starts at an eye
+    (`eye_line_probability`); at the end the hair is added at random. A hole whose area (before hair) is out of range is drawn anew; after
     20 vain attempts it is a disk of an area in range. It is never empty.
 
     Args:
@@ -135,8 +135,12 @@ def _draw_lines(eyes: NDArray[np.float64], config: MaskConfig, rng: Generator) -
     num_vertices[:num_lines] += rng.integers(config.max_vertices, size=num_lines)
     reach = config.max_length * _CANVAS_PX
     strokes = _zigzags(num_vertices, reach, config, rng)
-    for start, (path, width_px) in zip(_to_fixed_point(starts), strokes, strict=True):
-        _draw_polyline(canvas, start + path, width_px, 1)
+    drawn = np.ones(2 * num_lines, np.bool_)
+    if config.eye_line_probability < 1:
+        drawn[num_lines:] = rng.random(num_lines) < config.eye_line_probability
+    for start, (path, width_px), is_drawn in zip(_to_fixed_point(starts), strokes, drawn, strict=True):
+        if is_drawn:
+            _draw_polyline(canvas, start + path, width_px, 1)
     return canvas
 
 

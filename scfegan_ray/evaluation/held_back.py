@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,30 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scfegan_ray import images
-from scfegan_ray.evaluation import references
+from scfegan_ray.evaluation import adherence, quality, references
 from scfegan_ray.models.features import Features
 from scfegan_ray.precision import autocast
 
 GRID_TITLES = ("incomplete", "sketch", "color", "generated", "composite", "ground truth")
-MAX_PSNR_DB = 100.0
-
-
-def hole_psnr(composite: Tensor, ground_truth: Tensor, mask: Tensor) -> Tensor:
-    """Measure the error inside the hole.
-
-    Args:
-        composite: (N, H, W, 3) uint8.
-        ground_truth: (N, H, W, 3) uint8.
-        mask: (N, H, W, 1) uint8 in {0, 1}; 1 marks the hole, which must not be empty.
-
-    Returns:
-        (N,) float32, peak signal-to-noise ratio in dB with a peak of 255 over the hole's pixels and channels, at
-        most `MAX_PSNR_DB`.
-    """
-    hole = mask.float()
-    error = (composite.float() - ground_truth.float()).square() * hole
-    mean = error.sum(dim=(1, 2, 3)) / (3.0 * hole.sum(dim=(1, 2, 3)))
-    return (10.0 * torch.log10(255.0**2 / mean)).clamp(max=MAX_PSNR_DB)
 
 
 def perceptual_distance(features: Features, composite: Tensor, ground_truth: Tensor) -> Tensor:
@@ -54,23 +35,31 @@ def perceptual_distance(features: Features, composite: Tensor, ground_truth: Ten
     return torch.stack([(a.float() - b.float()).abs().mean(dim=(1, 2, 3)) for a, b in pairs]).sum(dim=0)
 
 
-def objective_db(metrics: dict[str, float]) -> float:
-    """Join hole PSNR and perceptual distance into one number to maximize.
-
-    Halving the hole's squared error and halving the perceptual distance each count 3 dB. No loss weight enters.
-    """
-    return metrics["hole_psnr"] - 10.0 * math.log10(max(metrics["perceptual_distance"], 1e-12))
-
-
-MEASURED = ("hole_psnr", "perceptual_distance", "blind_hole_psnr")
-"""What is measured of each image."""
+MEASURED = ("hole_psnr", "hole_ssim", "seam", "sketch_f1", "perceptual_distance", "blind_hole_psnr")
+"""What is measured of each image; see `measure.METRICS`."""
 REFERENCES = ("telea_hole_psnr", "color_hole_psnr")
 """What is measured of each image without a network."""
+
+_LEAST = 1e-4
+
+
+def objective_db(metrics: Mapping[str, float]) -> float:
+    """Join what a fill should be into one number to maximize: it looks right, it joins, it obeys.
+
+    The sum of -10 log10 of the structural dissimilarity in the hole, of the error along its border relative to white,
+    and of how far lines are from being met: halving any of them counts 3 dB. It shares neither a network nor a term
+    with the losses whose weights are searched by it.
+
+    Args:
+        metrics: hole_ssim, seam and sketch_f1; one that there is none of, as where no line is drawn, counts nothing.
+    """
+    failings = (1 - metrics.get("hole_ssim", 0.0), metrics.get("seam", 255.0) / 255, 1 - metrics.get("sketch_f1", 0.0))
+    return sum(-10.0 * math.log10(min(max(one, _LEAST), 1.0)) for one in failings)
 
 
 def summary(means: dict[str, float]) -> dict[str, float]:
     """Return the means of `MEASURED` with the objective; nothing where there are none."""
-    return means | {"objective": objective_db(means)} if means else {}
+    return means | {"objective_db": objective_db(means)} if means else {}
 
 
 class Evaluator:
@@ -90,7 +79,9 @@ class Evaluator:
         self._precision = precision
 
     @torch.no_grad()
-    def values(self, generator: nn.Module, batches: Iterable[dict[str, NDArray[Any]]]) -> dict[str, Tensor]:
+    def values(
+        self, generator: nn.Module, batches: Iterable[dict[str, NDArray[Any]]]
+    ) -> dict[str, NDArray[np.float64]]:
         """Measure each image of all batches.
 
         Args:
@@ -98,23 +89,26 @@ class Evaluator:
             batches: stacked examples, see `data.examples.make_example`.
 
         Returns:
-            Of all images, (N,) float32 on the device: hole_psnr: dB; perceptual_distance; blind_hole_psnr: dB, where
-            the generator is given the same holes without sketch and color, so that the difference tells what strokes
-            are worth.
+            Of all images, (N,) each of `MEASURED`. blind_hole_psnr is of the same holes without sketch and color, so
+            that the difference tells what strokes are worth; sketch_f1 is NaN where no line is drawn.
         """
-        found: dict[str, list[Tensor]] = {name: [torch.zeros(0, device=self._device)] for name in MEASURED}
+        found: dict[str, list[NDArray[np.float64]]] = {name: [np.zeros(0)] for name in MEASURED}
         for arrays, batch, generated in self._generate(generator, batches):
             composite = batch.composite(generated)
-            truth = torch.from_numpy(arrays["image"]).to(self._device)
-            mask = torch.from_numpy(arrays["mask"]).to(self._device)
-            found["hole_psnr"].append(hole_psnr(images.to_uint8(composite), truth, mask))
+            truth, hole = arrays["image"], arrays["mask"][..., 0] > 0
             unguided = batch.without_strokes()
             with autocast(self._precision, self._device):
                 distance = perceptual_distance(self._features, composite, batch.ground_truth)
                 unguided_composite = batch.composite(generator(unguided.generator_input()))
-            found["perceptual_distance"].append(distance)
-            found["blind_hole_psnr"].append(hole_psnr(images.to_uint8(unguided_composite), truth, mask))
-        return {name: torch.cat(values) for name, values in found.items()}
+            filled, blind = (images.to_uint8(one).cpu().numpy() for one in (composite, unguided_composite))
+            lines = zip(filled, arrays["sketch"][..., 0], hole, strict=True)
+            found["hole_psnr"].append(quality.hole_psnr(filled, truth, hole))
+            found["hole_ssim"].append(quality.ssim(filled, truth, hole)[1])
+            found["seam"].append(quality.seam(filled, truth, hole)[0])
+            found["sketch_f1"].append(np.array([adherence.sketch_adherence(*one)[2] for one in lines]))
+            found["perceptual_distance"].append(distance.double().cpu().numpy())
+            found["blind_hole_psnr"].append(quality.hole_psnr(blind, truth, hole))
+        return {name: np.concatenate(values) for name, values in found.items()}
 
     @torch.no_grad()
     def grid(self, generator: nn.Module, batches: Iterable[dict[str, NDArray[Any]]], side_px: int) -> NDArray[np.uint8]:
@@ -156,20 +150,19 @@ class Evaluator:
             generator.train(was_training)
 
 
-def reference_values(batches: Iterable[dict[str, NDArray[Any]]]) -> dict[str, Tensor]:
+def reference_values(batches: Iterable[dict[str, NDArray[Any]]]) -> dict[str, NDArray[np.float64]]:
     """Measure what needs no network, to be held against a generator's `hole_psnr` on the same batches.
 
     Returns:
-        Of all images, (N,) float32, in dB. telea_hole_psnr: Telea's inpainting (`cv2.inpaint`), which sees no strokes;
+        Of all images, (N,), in dB. telea_hole_psnr: Telea's inpainting (`cv2.inpaint`), which sees no strokes;
         color_hole_psnr: the painted color, and Telea's inpainting from it where nothing is painted.
     """
-    found: dict[str, list[Tensor]] = {name: [torch.zeros(0)] for name in REFERENCES}
+    found: dict[str, list[NDArray[np.float64]]] = {name: [np.zeros(0)] for name in REFERENCES}
     for arrays in batches:
         filled: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in found}
         for image, mask, color in zip(arrays["image"], arrays["mask"], arrays["color"], strict=True):
             filled["telea_hole_psnr"].append(references.telea(image, mask[..., 0]))
             filled["color_hole_psnr"].append(references.painted_color(image, mask[..., 0], color))
-        truth, mask = torch.from_numpy(arrays["image"]), torch.from_numpy(arrays["mask"])
         for name, pictures in filled.items():
-            found[name].append(hole_psnr(torch.from_numpy(np.stack(pictures)), truth, mask))
-    return {name: torch.cat(values) for name, values in found.items()}
+            found[name].append(quality.hole_psnr(np.stack(pictures), arrays["image"], arrays["mask"][..., 0] > 0))
+    return {name: np.concatenate(values) for name, values in found.items()}

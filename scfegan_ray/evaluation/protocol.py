@@ -12,6 +12,7 @@ evaluate the same images under the same name get the same digits. Whatever is ch
 | eyes | an ellipse around each eye |
 | hair | the region of the hair; images whose hair is not known, or that show none, are left out |
 | full | everything; only lines and color are left, all of it painted: the paper's full restoration |
+| wobbly | those of freeform, under strokes such as people draw, which miss the photograph's lines and colors |
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from scfegan_ray.config import MaskConfig
+from scfegan_ray.config import MaskConfig, StrokeConfig
 from scfegan_ray.data import examples, masks
 from scfegan_ray.data.dataset import key_number
 from scfegan_ray.data.examples import Example
@@ -70,6 +71,10 @@ _MASKS: Mapping[str, MaskConfig] = MappingProxyType(
         "eyes": _STROKES,
         "hair": _STROKES,
         "full": replace(_STROKES, color_coverage=1.0),
+        "wobbly": replace(
+            _STROKES,
+            strokes=StrokeConfig(wobble=0.02, missing=0.3, added_lines=2.0, thickness=0.02, color_shift=12.0),
+        ),
     }
 )  # fmt: skip
 
@@ -120,7 +125,8 @@ class Protocol:
 
     def rng(self, key: str, purpose: int = 0) -> Generator:
         """Return the source of an image's random numbers, of its own for each purpose."""
-        return np.random.default_rng([VERSION, HOLES.index(self.holes), purpose, key_number(key)])
+        like = "freeform" if self.holes == "wobbly" else self.holes  # the same holes, under other strokes
+        return np.random.default_rng([VERSION, HOLES.index(like), purpose, key_number(key)])
 
     def example(self, row: Mapping[str, Any]) -> Example:
         """Draw the hole of an image, its brushed color and its noise.

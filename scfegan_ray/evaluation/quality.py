@@ -1,7 +1,7 @@
 """Does it look right: a filled image against the photograph, in whole, in the hole, and where both meet.
 
 All functions take stacks of 8-bit images as `(N, H, W, 3) uint8 RGB` and holes as `(N, H, W) bool`, and return `(N,)
-float64`. What is a sum over 8-bit levels is exact; what is not (SSIM, FLIP) computes in float32 in a fixed order.
+float64`. What is a sum over 8-bit levels is exact; what is not (SSIM, FLIP) computes in a fixed order.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ import flip_evaluator
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchmetrics.functional.image import (
-    multiscale_structural_similarity_index_measure,
-    structural_similarity_index_measure,
-)
-
-from scfegan_ray.evaluation.held_back import MAX_PSNR_DB
+from skimage.metrics import structural_similarity
 
 Images = NDArray[np.uint8]
 Holes = NDArray[np.bool_]
 Values = NDArray[np.float64]
+
+MAX_PSNR_DB = 100.0
+"""Of images that agree."""
 
 MS_SSIM_FROM_PX = 176
 """Windows of 11 pixels at five scales, the last a sixteenth of the first, want as much."""
@@ -48,20 +46,26 @@ def hole_psnr(composite: Images, truth: Images, hole: Holes) -> Values:
 
 
 def ssim(composite: Images, truth: Images, hole: Holes) -> tuple[Values, Values]:
-    """Structural similarity (Wang et al. 2004: Gaussian windows, sigma 1.5, of each channel), by torchmetrics.
+    """Structural similarity (Wang et al. 2004: Gaussian windows, sigma 1.5, of each channel), by scikit-image.
 
     Returns:
-        Of the whole image, and the mean of its map within the hole; both at most 1.
+        The mean of its map, over the whole image, and within the hole; both at most 1.
     """
-    _, similarity = structural_similarity_index_measure(
-        _to_torch(composite), _to_torch(truth), data_range=_PEAK, reduction="none", return_full_image=True
-    )
-    by_pixel = similarity.mean(dim=1).double().numpy()
+    maps = [
+        structural_similarity(
+            one, other, channel_axis=2, data_range=_PEAK, gaussian_weights=True, use_sample_covariance=False, full=True
+        )[1]
+        for one, other in zip(composite, truth, strict=True)
+    ]
+    by_pixel = np.stack(maps).mean(axis=3, dtype=np.float64)
     return by_pixel.mean(axis=(1, 2)), _within(by_pixel, hole)
 
 
 def ms_ssim(composite: Images, truth: Images) -> Values:
     """Multi-scale structural similarity (Wang et al. 2003), by torchmetrics, from `MS_SSIM_FROM_PX` on."""
+    # Importing it takes seconds, which training, for which it measures nothing, need not spend.
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
     found = multiscale_structural_similarity_index_measure(
         _to_torch(composite), _to_torch(truth), data_range=_PEAK, reduction="none", normalize="relu"
     )

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scfegan_ray import cache, losses
@@ -268,14 +270,20 @@ class HeldBack:
                 file.write_text(json.dumps(found))
         return found
 
-    def _means(self, names: Sequence[str], work: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
-        """Return means over the images of all ranks; nothing where one failed, which it says and still takes part."""
-        sums = [0.0] * len(names) + [0.0, 1.0]
+    def _means(self, names: Sequence[str], work: Callable[[], dict[str, NDArray[np.float64]]]) -> dict[str, float]:
+        """Return means over the images of all ranks that have a value, without those of which none has one.
+
+        Nothing where a rank failed, which it says and still takes part.
+        """
+        sums = torch.zeros(2 * len(names) + 1, dtype=torch.float64)
+        sums[-1] = 1.0
         with self._surviving("held-back images could not be measured"):
             found = work()
-            sums = [float(found[name].double().sum()) for name in names] + [float(len(found[names[0]])), 0.0]
-        *totals, count, num_failed = ranks.total(torch.tensor(sums, dtype=torch.float64, device=self._device)).tolist()
-        return {} if num_failed else {name: value / count for name, value in zip(names, totals, strict=True)}
+            values = [found[name][~np.isnan(found[name])] for name in names]
+            sums = torch.tensor([one.sum() for one in values] + [len(one) for one in values] + [0], dtype=torch.float64)
+        *totals, num_failed = ranks.total(sums.to(self._device)).tolist()
+        pairs = zip(names, totals[: len(names)], totals[len(names) :], strict=True)
+        return {} if num_failed else {name: total / count for name, total, count in pairs if count}
 
     def _batches(self, count: int | None = None) -> Iterator[examples.Example]:
         """Give this rank's share of the held-back images, or of all the first so many."""

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
 _PREFIX = "checkpoint-"
-_SCORE = "objective"
+_SCORE = "objective_db"
 
 
 class CheckpointStore:

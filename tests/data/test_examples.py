@@ -11,12 +11,12 @@ import pytest
 import torch
 from prepared_set import NUM, SIZE, write_dataset
 
-from scfegan_ray.config import MaskConfig
+from scfegan_ray.config import MaskConfig, StrokeConfig
 from scfegan_ray.data import examples
 from scfegan_ray.data.dataset import PreparedDataset, is_test_key
 from scfegan_ray.data.feed import Feed
 
-MASKS = MaskConfig(hair_probability=0.5)
+MASKS = MaskConfig(hair_probability=0.5, strokes=StrokeConfig(wobble=0.05, color_shift=9.0))
 
 
 @pytest.fixture

@@ -25,13 +25,13 @@ from running import kill, run_code, wait_until
 from torch import Tensor
 
 from scfegan_ray import cache
-from scfegan_ray.config import MaskConfig
+from scfegan_ray.config import MaskConfig, StrokeConfig
 from scfegan_ray.data import examples
 from scfegan_ray.data.dataset import PreparedDataset
 from scfegan_ray.data.feed import Feed
 from scfegan_ray.errors import DataError, FeedError
 
-MASKS = MaskConfig(hair_probability=0.5)
+MASKS = MaskConfig(hair_probability=0.5, strokes=StrokeConfig(wobble=0.05, color_shift=9.0))
 SEED = 3
 END_SECONDS = 10.0
 
@@ -200,7 +200,7 @@ def test_closing_ends_the_processes(dataset: PreparedDataset, is_busy: bool) -> 
 
 TRAINER = """
 import contextlib, sys, time, torch
-from scfegan_ray.config import MaskConfig
+from scfegan_ray.config import MaskConfig, StrokeConfig
 from scfegan_ray.data.feed import Feed
 from scfegan_ray.data.dataset import PreparedDataset
 

@@ -171,3 +171,17 @@ def test_noise_of_neighbors_is_independent() -> None:
     noise -= noise.mean()
     for down, right in ((0, 1), (0, 2), (0, 3), (0, 4), (1, 0)):
         assert abs((noise * np.roll(noise, (down, right), (0, 1))).mean() / noise.var()) < 0.01
+
+
+def test_holes_that_know_nothing_of_eyes() -> None:
+    """Without eye-centred lines, the eyes are no more often in the hole than any other place."""
+    eyes = np.array([16.0, 16.0, 48.0, 16.0], np.float32)
+
+    def share_at_eyes(probability: float) -> float:
+        config = MaskConfig(eye_line_probability=probability, hair_probability=0.0)
+        rng = np.random.default_rng(0)
+        found = [draw_mask(64, eyes, None, config, rng) for _ in range(300)]
+        return float(np.mean([mask[16, 16] or mask[16, 48] for mask in found]))
+
+    assert share_at_eyes(1.0) > 0.9
+    assert share_at_eyes(0.0) < 0.6

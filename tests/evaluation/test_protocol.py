@@ -43,6 +43,7 @@ DIGESTS = {
     "eyes": "f03526f638ce",
     "hair": "e0b23d9f1afc",
     "full": "b74aa310bece",
+    "wobbly": "bf509588c795",
 }
 
 
@@ -100,3 +101,13 @@ def test_hair_is_wanted_only_for_holes_of_hair() -> None:
 def test_another_image_gets_another_hole_and_the_same_one_the_same(row: dict[str, Any]) -> None:
     assert drawn(FREEFORM, row) == drawn(FREEFORM, row)
     assert drawn(FREEFORM, row) != drawn(FREEFORM, row | {"key": "other"})
+
+
+def test_wobbly_strokes_lie_over_the_holes_of_freeform(row: dict[str, Any]) -> None:
+    clean, wobbly = FREEFORM.example(row), replace(FREEFORM, holes="wobbly").example(row)
+    for name in ("image", "mask", "noise"):
+        assert np.array_equal(clean[name], wobbly[name])
+    for name in ("sketch", "color"):
+        assert not np.array_equal(clean[name], wobbly[name])
+        assert not wobbly[name][wobbly["mask"][..., 0] == 0].any()
+    assert hashlib.sha256(wobbly["sketch"].tobytes() + wobbly["color"].tobytes()).hexdigest()[:12] == "865e431bf15a"

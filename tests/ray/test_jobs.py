@@ -53,7 +53,7 @@ def test_run_holds_every_loss_part_and_the_grid(whole: Run, client: MlflowClient
     speed = "images_per_second eta_seconds memory_gib skipped_batches rollbacks"
     expected |= {f"train/{name}" for name in speed.split()}
     expected |= {f"train/seconds/{name}" for name in ("data", "step", "checkpoint", "evaluation")}
-    quality = "hole_psnr blind_hole_psnr perceptual_distance objective telea_hole_psnr color_hole_psnr"
+    quality = "hole_psnr blind_hole_psnr hole_ssim seam sketch_f1 perceptual_distance objective_db telea_hole_psnr color_hole_psnr"
     expected |= {f"val/{name}" for name in quality.split()}
     assert set(data.metrics) == expected
     style = data.metrics["train/generator/style_composite"]
@@ -183,7 +183,7 @@ def test_tune_writes_a_config_that_train_accepts(whole: Run, client: MlflowClien
     table = Path(result["table"]).read_text().splitlines()
     assert len(table) == 3
     rows = [dict(zip(table[0].split(","), line.split(","), strict=True)) for line in table[1:]]
-    assert [float(r["objective"]) for r in rows] == sorted((float(r["objective"]) for r in rows), reverse=True)
+    assert [float(r["objective_db"]) for r in rows] == sorted((float(r["objective_db"]) for r in rows), reverse=True)
     assert any(float(r["style"]) == 120.0 and float(r["hole"]) == 6.0 for r in rows), "the configured weights ran"
 
     accepted = run("train", "--config", result["best_config"], "--train.images", "99", "--dry-run", cwd=whole.folder)
@@ -194,13 +194,13 @@ def test_tune_writes_a_config_that_train_accepts(whole: Run, client: MlflowClien
     [parent] = client.search_runs(["1"], "tags.kind = 'search'")
     children = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert len(children) == 2
-    assert all("val/objective" in child.data.metrics for child in children)
+    assert all("val/objective_db" in child.data.metrics for child in children)
     first, second = sorted(children, key=lambda child: child.info.start_time)
     assert first.info.status == "FINISHED"
     assert first.data.params["losses.style"] == "120.0", "the configured weights are the first trial"
     assert second.info.status in ("FINISHED", "KILLED")
     if os.cpu_count() == 2:
-        last = client.get_metric_history(first.info.run_id, "val/objective")[-1]
+        last = client.get_metric_history(first.info.run_id, "val/objective_db")[-1]
         assert last.timestamp <= second.info.start_time, "one trial at a time fits two cores"
 
 

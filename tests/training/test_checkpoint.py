@@ -28,7 +28,7 @@ def saved(tiny: Config, tmp_path: Path) -> tuple[TrainingState, Path]:
     state.sentinel.roll_back(8)
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    checkpoint.write(checkpoint.capture(state, tiny, {"objective": 1.5}), folder)
+    checkpoint.write(checkpoint.capture(state, tiny, {"objective_db": 1.5}), folder)
     return state, folder
 
 
@@ -78,7 +78,7 @@ def test_checkpoint_of_version_0_1_is_loaded_and_trained_on() -> None:
 def test_snapshot_stays_what_it_was_while_training_goes_on(tiny: Config, tmp_path: Path) -> None:
     state = TrainingState.build(tiny)
     watched_step(state, tiny, 0)
-    snapshot = checkpoint.capture(state, tiny, {"objective": 1.5})
+    snapshot = checkpoint.capture(state, tiny, {"objective_db": 1.5})
     kept, then = copy.deepcopy(snapshot), copy.deepcopy(state)
     for seed in (1, 2):
         watched_step(state, tiny, seed)
@@ -97,10 +97,10 @@ def test_snapshot_stays_what_it_was_while_training_goes_on(tiny: Config, tmp_pat
 
 
 def test_snapshot_shares_nothing_with_the_metrics_it_was_given(tiny: Config) -> None:
-    metrics = {"objective": 1.5}
+    metrics = {"objective_db": 1.5}
     snapshot = checkpoint.capture(TrainingState.build(tiny), tiny, metrics)
-    metrics["objective"] = 9.0
-    assert snapshot.meta["metrics"] == {"objective": 1.5}
+    metrics["objective_db"] = 9.0
+    assert snapshot.meta["metrics"] == {"objective_db": 1.5}
 
 
 def test_files_are_safetensors_and_json_only(saved: tuple[TrainingState, Path], tiny: Config) -> None:
@@ -115,7 +115,7 @@ def test_files_are_safetensors_and_json_only(saved: tuple[TrainingState, Path], 
     meta = json.loads((folder / "meta.json").read_text())
     assert meta["images_seen"] == 12
     assert meta["random"] == {"seed": tiny.seed, "position": 12}
-    assert meta["metrics"] == {"objective": 1.5}
+    assert meta["metrics"] == {"objective_db": 1.5}
     assert meta["sentinel"]["reseeded_at"] == [8]
     assert meta["sentinel"]["num_accepted"] == {"discriminator": 3, "generator": 3}
     assert Config.from_dict(meta["config"]) == tiny

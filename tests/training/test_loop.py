@@ -214,7 +214,7 @@ def test_failing_metric_does_not_stop_training(loop: Loop, monkeypatch: pytest.M
     def broken(*arguments: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(held_back, "hole_psnr", broken)
+    monkeypatch.setattr(held_back, "perceptual_distance", broken)
     found = loop(CONFIG)
     assert (found.images_seen, found.last_metrics, found.failure) == (24, {}, None)
 

@@ -37,7 +37,7 @@ def take(state: TrainingState, tiny: Config) -> Take:
         state.images_seen = images_seen
         with torch.no_grad():
             next(state.generator.parameters()).view(-1)[0] += 1.0
-        return checkpoint.capture(state, tiny, None if objective is None else {"objective": objective})
+        return checkpoint.capture(state, tiny, None if objective is None else {"objective_db": objective})
 
     return snapshot
 
