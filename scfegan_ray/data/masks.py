@@ -28,9 +28,10 @@ def draw_mask(
 ) -> NDArray[np.uint8]:
     """Draw a free-form hole.
 
-    Paper: Algorithm 1. Up to `max_lines` polylines zigzag from anywhere; after each one more line starts at an eye
-    (`eye_line_probability`); at the end the hair is added at random. A hole whose area (before hair) is out of range is drawn anew; after
-    20 vain attempts it is a disk of an area in range. It is never empty.
+    Paper: Algorithm 1. Up to `max_lines` polylines zigzag from anywhere; after each one more line starts at an eye,
+    unless chance (`eye_line_probability`) says otherwise; at the end the hair is added at random. A hole whose area
+    (before hair) is out of range is drawn anew; after 20 vain attempts it is a disk of an area in range. It is never
+    empty.
 
     Args:
         size_px: side of the mask, S, in pixels.

@@ -200,7 +200,7 @@ def test_closing_ends_the_processes(dataset: PreparedDataset, is_busy: bool) -> 
 
 TRAINER = """
 import contextlib, sys, time, torch
-from scfegan_ray.config import MaskConfig, StrokeConfig
+from scfegan_ray.config import MaskConfig
 from scfegan_ray.data.feed import Feed
 from scfegan_ray.data.dataset import PreparedDataset
 
@@ -208,8 +208,8 @@ settings = {"seed": 0, "batch_size": 8, "rank": 0, "num_workers": 1, "num_proces
 with contextlib.closing(Feed(PreparedDataset.open(sys.argv[1]), MaskConfig(), **settings)) as feed:
     batches = feed.batches(0)
     next(batches)
-    print(*feed.process_ids, flush=True)
     try:
+        print(*feed.process_ids, flush=True)  # after which it may be interrupted
         while sys.argv[2] == "busy":
             next(batches)
         time.sleep(60)

@@ -15,6 +15,7 @@ from running import LONG_ARGUMENTS, TINY_ARGUMENTS, Run, result_of, run, run_cod
 
 from scfegan_ray import faces
 from scfegan_ray.config import Config
+from scfegan_ray.evaluation import held_back
 from scfegan_ray.serving.editor import FaceEditor
 
 pytestmark = pytest.mark.ray
@@ -53,8 +54,8 @@ def test_run_holds_every_loss_part_and_the_grid(whole: Run, client: MlflowClient
     speed = "images_per_second eta_seconds memory_gib skipped_batches rollbacks"
     expected |= {f"train/{name}" for name in speed.split()}
     expected |= {f"train/seconds/{name}" for name in ("data", "step", "checkpoint", "evaluation")}
-    quality = "hole_psnr blind_hole_psnr hole_ssim seam sketch_f1 perceptual_distance objective_db telea_hole_psnr color_hole_psnr"
-    expected |= {f"val/{name}" for name in quality.split()}
+    quality = (*held_back.MEASURED, *held_back.REFERENCES, "objective_db")
+    expected |= {f"val/{name}" for name in quality}
     assert set(data.metrics) == expected
     style = data.metrics["train/generator/style_composite"]
     assert data.metrics["train/weighted/generator/style_composite"] == pytest.approx(120.0 * style)
