@@ -11,7 +11,7 @@ import dataclasses
 import json
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -327,6 +327,9 @@ class ModelConfig:
     """What the generator's last layer gives. direct: the image (published); residual: what is to be added to a smooth
     fill of the hole from the known pixels around it and the paint in it, so that the fill meets the photograph from
     the start."""
+    stages: int = 1
+    """Generators in a row (published: 1). 2: a first one of the same shape fills the hole, and a second one is given
+    its fill in place of an empty hole, as in DeepFillv2, whose first one has a loss of its own."""
     discriminator_base_channels: int = 64
     """Width of the discriminator's first layer; later layers grow to 4 times that."""
     discriminator_num_layers: int = 6
@@ -336,6 +339,7 @@ class ModelConfig:
         """Check ranges."""
         for name in ("base_channels", "num_downsamples", "discriminator_base_channels", "discriminator_num_layers"):
             _check_positive(f"model.{name}", getattr(self, name))
+        _check(self.stages in (1, 2), f"model.stages is {self.stages}; give 1 or 2")
         _check(self.output in ("direct", "residual"), f"model.output is {self.output!r}; give direct or residual")
         _check(self.num_downsamples <= 16, f"model.num_downsamples is {self.num_downsamples}; give at most 16")
         for dilation in self.dilations:
@@ -570,6 +574,9 @@ class EvaluationConfig:
 class TuneConfig:
     """Search over the loss weights."""
 
+    sampler: Literal["random", "optuna"] = "random"
+    """What draws the weights of trials. optuna: its tree-structured Parzen estimator, which learns from the trials that
+    have ended (`pip install 'scfegan-ray[optuna]'`); it pays from some ten trials on."""
     num_trials: int = 8
     """Trials, the first of which has the configured (by default the paper's) weights."""
     max_concurrent_trials: int = 0
@@ -581,6 +588,7 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        _check(self.sampler in ("random", "optuna"), f"tune.sampler is {self.sampler!r}; give one of random, optuna")
         _check_positive("tune.num_trials", self.num_trials)
         _check_positive("tune.reports", self.reports)
         _check(
@@ -679,7 +687,7 @@ class Config:
         values = self.to_dict()
         for name, value in settings.items():
             *sections, last = name.split(".")
-            place = values
+            place: Any = values
             for section in sections:
                 place = place.get(section) if isinstance(place, dict) else None
             _check(
@@ -731,3 +739,18 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def differences(before: Config, now: Config, free: Collection[str]) -> Iterator[tuple[str, Any, Any]]:
+    """Give the settings in which two configs differ: dotted name and both values.
+
+    Args:
+        before: the one.
+        now: the other.
+        free: settings, or sections, that may differ.
+    """
+    old, new = flatten(before.to_dict()), flatten(now.to_dict())
+    for name in sorted(old):
+        is_free = any(name == one or name.startswith(f"{one}.") for one in free)
+        if not is_free and old[name] != new[name]:
+            yield name, old[name], new[name]

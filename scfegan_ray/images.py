@@ -109,6 +109,20 @@ def known_colors(packed: Tensor) -> tuple[Tensor, Tensor]:
     return incomplete * (1.0 - mask) + color * painted, 1.0 - mask + painted
 
 
+def with_filled_hole(packed: Tensor, fill: Tensor) -> Tensor:
+    """Return the generator's input with a fill where its image is incomplete.
+
+    Args:
+        packed: (N, 9, H, W) float as `pack_input` stacks it.
+        fill: (N, 3, H, W) float in [-1, 1].
+
+    Returns:
+        (N, 9, H, W).
+    """
+    incomplete, mask = packed[:, :3], packed[:, 7:8]
+    return torch.cat([incomplete + mask * fill, packed[:, 3:]], dim=1)
+
+
 def pack_conditions(mask: Tensor, sketch: Tensor, color: Tensor) -> Tensor:
     """Stack what the discriminator sees besides the image: mask, sketch, color; never the noise.
 

@@ -17,13 +17,14 @@ WITH_RAY = {
     "training.worker",
     "training.launch",
     "training.stopping",
-    "tuning",
+    "tuning.halving",
+    "tuning.search",
     "benchmarks.feed",
     "evaluation.run",
     "promotion",
 }
 WITH_MLFLOW = {
-    "tracking", "registry", "served", "training.checks", "training.worker", "training.launch", "tuning",
+    "tracking", "registry", "served", "training.checks", "training.worker", "training.launch", "tuning.search",
     "serving.loading", "serving.editor", "evaluation.run", "card", "promotion", "benchmarks.ray",
 }  # fmt: skip
 WITH_MATPLOTLIB = {  # through torchmetrics

@@ -60,7 +60,7 @@ def fill_in(row: Mapping[str, Any], mask: NDArray[np.uint8], config: MaskConfig,
     Returns:
         As `make_example`, but for interpolation.
     """
-    color = cv2.copyTo(row["color"], masks.draw_brush(mask, config, rng))  # black elsewhere
+    color: NDArray[Any] = cv2.copyTo(row["color"], masks.draw_brush(mask, config, rng))  # black elsewhere
     noise = masks.draw_noise(mask, config, rng)
     sketch, color = strokes.vary(row["sketch"], color, config.strokes, rng)
     return {

@@ -52,7 +52,8 @@ def _vary_lines(sketch: NDArray[np.uint8], config: StrokeConfig, strength: float
         sketch = (moved >= _LEAST_COVERED).astype(np.uint8)
     if config.missing:
         kept = (rng.random((_CELLS, _CELLS)) >= strength * config.missing).astype(np.uint8)
-        sketch = sketch & cv2.resize(kept, (size_px, size_px), interpolation=cv2.INTER_NEAREST)
+        where = cv2.resize(kept, (size_px, size_px), interpolation=cv2.INTER_NEAREST)
+        sketch = np.asarray(cv2.copyTo(sketch, where), np.uint8)
     if config.added_lines:
         sketch = sketch.copy()
         for _ in range(rng.poisson(strength * config.added_lines)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class Generator(nn.Module):
     transpose convolution, skip connection and gated convolution. The default config is the released network.
 
     Args:
-        config: `base_channels`, `num_downsamples`, `dilations` and `output` are read.
+        config: `base_channels`, `num_downsamples`, `dilations`, `output` and `stages` are read.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -68,6 +69,7 @@ class Generator(nn.Module):
             self.upsamplers.append(GatedDeconv2d(width, out))
             self.decoder.append(GatedConv2d(skip + out, out, 3, normalize=not last, activate=not last))
             width = out
+        self.coarse = Generator(replace(config, stages=config.stages - 1)) if config.stages > 1 else None
 
     def forward(self, packed: Tensor) -> Tensor:
         """Generate a whole image; only its hole is meant to be used (`images.composite`).
@@ -88,6 +90,8 @@ class Generator(nn.Module):
                 f"a generator with {self.config.num_downsamples} downsamples cannot take {height}x{width} images; "
                 f"resize or pad both sides to a multiple of {divisor}, or set fewer model.num_downsamples"
             )
+        if self.coarse is not None:
+            packed = images.with_filled_hole(packed, self.coarse(packed))
         x = packed
         skips = []
         for layer, weights in _with_weights(self.encoder):
@@ -124,6 +128,8 @@ class Generator(nn.Module):
                 f"trained_size_px is {trained_size_px}; a generator with {self.config.num_downsamples} downsamples "
                 f"trains at multiples of {divisor}: give one"
             )
+        if self.coarse is not None:
+            self.coarse.silence_untrained_taps(trained_size_px)
         bottleneck_size = trained_size_px // divisor
         for layer in self.bottleneck:
             if isinstance(layer, GatedConv2d) and layer.dilation >= bottleneck_size:

@@ -449,24 +449,21 @@ def _open_run(
 
 
 def _check_same(config: Config, known: dict[str, Any], dataset: DatasetInfo) -> None:
-    # Settings that did not exist yet when the run was started are as by default.
-    started = Config.from_dict(known["config"]).to_dict()
-    before, now = (configuration.flatten(values) for values in (started, config.to_dict()))
-    # What was left to `auto` has been settled since, and now means just that.
-    before |= {"losses.features": known["features"]}
-    before |= {"train.precision": known.get("precision", before["train.precision"])}
-    for name in ("losses.features", "train.precision"):
-        if now[name] == "auto":
-            now[name] = before[name]
-    for settings in (before, now):
-        if settings["losses.features"] not in ("hed", "random"):
-            settings["losses.features"] = storage.absolute(settings["losses.features"])
+    # Settings that did not exist yet when the run was started are as by default; what was left to `auto` has been
+    # settled since, and now means just that.
+    started = Config.from_dict(known["config"])
+    settled = {"losses.features": known["features"], "train.precision": known.get("precision", started.train.precision)}
+    before = started.changed(settled)
+    left = configuration.flatten(config.to_dict())
+    now = config.changed({name: value for name, value in settled.items() if left[name] == "auto"})
     cure = f"use another --run-name than {config.run_name} or the old setting"
-    for name in sorted(before.keys() | now.keys()):
-        free = name in _FREE_ON_RESUME or name.partition(".")[0] in _FREE_ON_RESUME
-        if not free and before.get(name) != now.get(name):
-            raise ConfigError(
-                f"the run was started with {name} = {before.get(name)}, now it is {now.get(name)}; {cure}"
-            )
+    for name, old, new in configuration.differences(_with_places(before), _with_places(now), _FREE_ON_RESUME):
+        raise ConfigError(f"the run was started with {name} = {old}, now it is {new}; {cure}")
     if known["data_fingerprint"] != dataset.fingerprint:
         raise ConfigError(f"the run was started on another dataset than {dataset.source} as prepared now; {cure}")
+
+
+def _with_places(config: Config) -> Config:
+    """Let one file of weights be one, wherever it was named from."""
+    features = config.losses.features
+    return config if features in ("hed", "random") else config.changed({"losses.features": storage.absolute(features)})
