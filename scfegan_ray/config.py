@@ -485,6 +485,10 @@ class TrainConfig:
     this bounds what the death of a worker, of the job or of the machine can cost."""
     checkpoints_to_keep: int = 2
     """Newest checkpoints kept; the one with the best `objective_db` on held-back images is kept besides."""
+    reference_curve: str | None = None
+    """File that says how such runs usually go, as `jobs/tune.py --grid seeds` writes it (`reference_curve.json`): the
+    log then tells whether losses are within the usual range. Default: that of this package, where there is one for
+    these very settings, as for `quickstart`."""
     max_failures: int = 2
     """Restarts from the last checkpoint after a worker dies."""
 

@@ -366,6 +366,16 @@ def record(config: Config, run_id: str, metrics: Mapping[str, float], files: Map
         client.log_artifacts(run_id, scratch)
 
 
+def history(config: Config, run_id: str, name: str) -> list[tuple[int, float]]:
+    """Return the values of a run's metric in the order of their recording: images seen and value.
+
+    Raises:
+        StorageError: the tracking server cannot be used.
+    """
+    with errors_of_mlflow(config):
+        return [(one.step, one.value) for one in open_client(config).get_metric_history(run_id, name)]
+
+
 def resume_run(config: Config, run_id: str) -> dict[str, str]:
     """Mark an existing run as running again; return its tags.
 

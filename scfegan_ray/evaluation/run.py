@@ -212,7 +212,9 @@ def _wanted(config: Config, first: loading.LoadedModel) -> Config:
     if config.data.prepared is None and config.data.source == sources.EMBEDDED:
         return replace(config, data=first.config.data, seed=first.config.seed)
     if config.data.prepared is None:
-        return replace(config, data=replace(config.data, test_fraction=1.0))  # all of them
+        # All of them; with lines that are the same on every kind of machine.
+        exact = replace(config.data.sketch, precision="float32")
+        return replace(config, data=replace(config.data, test_fraction=1.0, sketch=exact))
     there = DatasetInfo.read(config.data.prepared)
     return config if there is None else replace(config, data=replace(config.data, size_px=there.size_px))
 

@@ -28,8 +28,9 @@ from scfegan_ray.evaluation import held_back
 from scfegan_ray.evaluation.held_back import Evaluator
 from scfegan_ray.models.features import Features
 from scfegan_ray.progress import Progress
-from scfegan_ray.training import checkpoint, ranks
+from scfegan_ray.training import checkpoint, curves, ranks
 from scfegan_ray.training.copies import HostCopy
+from scfegan_ray.training.curves import ReferenceCurve
 from scfegan_ray.training.sentinel import Verdict
 from scfegan_ray.training.state import TrainingState
 from scfegan_ray.training.store import CheckpointStore, CheckpointWriter
@@ -152,10 +153,18 @@ class Journal:
         tracker: where to.
         device: whose memory is looked at.
         position: images seen when this begins.
+        curve: how such runs usually go, where that is known.
     """
 
-    def __init__(self, config: Config, tracker: Tracker, device: torch.device, position: int) -> None:
-        self.spent = TimeSpent()
+    def __init__(
+        self,
+        config: Config,
+        tracker: Tracker,
+        device: torch.device,
+        position: int,
+        curve: ReferenceCurve | None = None,
+    ) -> None:
+        self.spent, self._curve = TimeSpent(), curve
         self._config, self._tracker, self._device = config, tracker, device
         self._means = Means()
         self._progress = Progress("train", total=config.train.images, start=position, log=logger.info)
@@ -207,12 +216,19 @@ class Journal:
         """
         record = update.record
         values = {} if record is None else Means.of(record.groups, found["sums"].tolist())
-        self._progress.update(update.after, f"generator {values['generator/total']:.3f}" if values else "")
+        self._progress.update(update.after, self._readable(values, update.after))
         if record is None:
             return
         weighted = {f"weighted/{name}": value for name, value in _weighted(values, self._config).items()}
         numbers = values | weighted | record.numbers | {"skipped_batches": verdict.num_skipped}
         self._tracker.metrics({f"train/{name}": value for name, value in numbers.items()}, update.after)
+
+    def _readable(self, values: Mapping[str, float], images_seen: int) -> str:
+        if not values:
+            return ""
+        loss = values["generator/total"]
+        remark = self._curve.remark(curves.LOSS, images_seen, loss) if self._curve else ""
+        return f"generator {loss:.3f}" + (f" ({remark})" if remark else "")
 
 
 class HeldBack:
@@ -225,6 +241,7 @@ class HeldBack:
         device: of this rank.
         precision: in which networks compute.
         tracker: where rank 0 records.
+        curve: how such runs usually go, where that is known.
     """
 
     def __init__(
@@ -235,8 +252,10 @@ class HeldBack:
         device: torch.device,
         precision: torch.dtype,
         tracker: Tracker,
+        curve: ReferenceCurve | None = None,
     ) -> None:
         self._config, self._dataset, self._device, self._tracker = config, dataset, device, tracker
+        self._curve = curve
         self._evaluator = Evaluator(features, device, precision)
         self._references: dict[str, float] = {}
 
@@ -298,7 +317,9 @@ class HeldBack:
             return
         self._tracker.metrics({f"val/{name}": value for name, value in metrics.items()}, images_seen)
         readable = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-        logger.info("held-back images at %d: %s", images_seen, readable)
+        quality = metrics.get("hole_psnr")
+        remark = self._curve.remark(curves.QUALITY, images_seen, quality) if self._curve and quality else ""
+        logger.info("held-back images at %d: %s%s", images_seen, readable, f"; hole_psnr is {remark}" if remark else "")
 
     @contextlib.contextmanager
     def _surviving(self, what: str) -> Iterator[None]:

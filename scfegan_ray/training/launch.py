@@ -32,7 +32,8 @@ from scfegan_ray.data.dataset import DatasetInfo, first_held_back
 from scfegan_ray.errors import ConfigError, DataError, StorageError, deliberate_cause
 from scfegan_ray.models.features import settle_features
 from scfegan_ray.precision import check_available, has_bfloat16
-from scfegan_ray.training import checkpoint, checks, stopping
+from scfegan_ray.training import checkpoint, checks, curves, stopping
+from scfegan_ray.training.curves import ReferenceCurve
 from scfegan_ray.training.outcome import Outcome
 from scfegan_ray.training.store import CheckpointStore
 from scfegan_ray.training.worker import train_worker
@@ -62,6 +63,7 @@ _FREE_ON_RESUME = (
     "train.checkpoint_every_images",
     "train.checkpoint_every_seconds",
     "train.checkpoints_to_keep",
+    "train.reference_curve",
     "train.max_failures",
 )
 
@@ -141,6 +143,24 @@ def train(
             return _train(config, place, dataset_uri, landmarks, lock, register, parent_run_id, callbacks)
 
 
+def _reference_curve(config: Config) -> ReferenceCurve | None:
+    """Return how runs of a config usually go: as a file says, or this package; None where nobody knows.
+
+    Raises:
+        ConfigError: the file is no such curve, or of runs with other settings.
+        StorageError: it cannot be read.
+    """
+    if config.train.reference_curve is None:
+        return curves.find(config)
+    curve = ReferenceCurve.read(storage.read_bytes(config.train.reference_curve))
+    if not curve.agrees(config):
+        raise ConfigError(
+            f"the runs of --train.reference-curve {config.train.reference_curve} had other settings; give one of the "
+            "same, or none"
+        )
+    return curve
+
+
 @contextlib.contextmanager
 def _cluster(
     config: Config, session: Callable[[], contextlib.AbstractContextManager[object]]
@@ -193,6 +213,9 @@ def _train(
     tags |= {"precision": run["precision"], "tf32": config.train.tf32}
     logger.info("run %s, MLflow run %s at %s", config.run_name, run_id, uri)
 
+    curve = _reference_curve(settled.changed({"losses.features": run["features"]}))
+    if curve is None:
+        logger.info("nothing tells how runs with these settings usually go; jobs/tune.py --grid seeds would")
     store = CheckpointStore(storage.join(place, "checkpoints"))
     status = "KILLED"
     try:
@@ -206,6 +229,7 @@ def _train(
                 "tracking_uri": uri,
                 "run_id": run_id,
                 "features": run["features"],
+                "curve": curve.to_json() if curve else None,
             },
             place,
             callbacks,
@@ -240,6 +264,9 @@ def _train(
                 example=example,
             )
             logger.info("registered %s", model_uri)
+        if curve is not None:
+            histories = {name: tracking.history(config, run_id, name) for name in curves.NAMES}
+            tracking.record(config, run_id, {}, {"reference_curve.svg": curve.draw(histories)})
         status = "FINISHED"
     except Exception as error:
         status = "FAILED"

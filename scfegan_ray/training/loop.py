@@ -19,6 +19,7 @@ from scfegan_ray.data.feed import Feed
 from scfegan_ray.models.features import Features
 from scfegan_ray.precision import check_native, name_of, resolve_precision, set_up
 from scfegan_ray.training import ranks
+from scfegan_ray.training.curves import ReferenceCurve
 from scfegan_ray.training.hooks import HeldBack, Journal, Keeper, Unread, Written, crossed
 from scfegan_ray.training.outcome import Outcome
 from scfegan_ray.training.state import TrainingState
@@ -48,6 +49,7 @@ def train(
     device: torch.device,
     must_stop: Callable[[], bool] = lambda: False,
     report: Callable[[dict[str, float], Written | None], object] | None = None,
+    curve: ReferenceCurve | None = None,
 ) -> Outcome:
     """Train until `train.images` images were seen, from the last checkpoint where there is one.
 
@@ -63,6 +65,7 @@ def train(
         must_stop: asked on rank 0 between updates; where it says yes, all ranks end after the same one.
         report: called on every rank with the metrics of held-back images when they are due and, on rank 0, with what
             waits for the checkpoint that goes with them.
+        curve: how such runs usually go, where that is known.
 
     Raises:
         DataError: the dataset cannot be used.
@@ -109,8 +112,10 @@ def train(
 
     # Hooks: what is done beside updates.
     tracker.tags({"features": features.description, "precision": name_of(precision), "tf32": config.train.tf32})
-    journal = Journal(config, tracker, device, state.images_seen)
-    held_back = HeldBack(config, dataset, features, device, precision, tracker) if dataset.info.num_test else None
+    journal = Journal(config, tracker, device, state.images_seen, curve)
+    held_back = None
+    if dataset.info.num_test:
+        held_back = HeldBack(config, dataset, features, device, precision, tracker, curve)
     keeper = Keeper(config, store, state.images_seen, journal.spent)
 
     def measure() -> None:

@@ -17,6 +17,7 @@ from scfegan_ray.errors import StorageError
 from scfegan_ray.models.features import load_features
 from scfegan_ray.tracking import open_tracker
 from scfegan_ray.training import loop
+from scfegan_ray.training.curves import ReferenceCurve
 from scfegan_ray.training.reporting import Reports
 from scfegan_ray.training.stopping import StopReceiver
 from scfegan_ray.training.store import CheckpointStore
@@ -32,7 +33,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         settings: config: `Config.to_dict()`, its precision settled for all workers; dataset: URI of the prepared data;
             checkpoints: URI of the run's `CheckpointStore`; tracking_uri, run_id: the MLflow run that rank 0 writes to;
             features: which VGG weights, settled for all workers; stop: actor that rank 0 joins, and whose `is_set`
-            tells that training is to end, or None; landmarks: what this node must see, or None.
+            tells that training is to end, or None; landmarks: what this node must see, or None; curve: how such runs
+            usually go, as `ReferenceCurve.to_json`, or None.
 
     Returns:
         `outcome.Outcome` as a dict; only rank 0's is read.
@@ -70,6 +72,7 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
         device=device,
         must_stop=stop.is_set,
         report=reports.add,
+        curve=ReferenceCurve.read(settings["curve"]) if is_first and settings.get("curve") else None,
     )
     reports.close()
     lost = tracker.close()

@@ -10,6 +10,7 @@ end. Both go on under the same run name where they were stopped.
 | `tune`, `halving.pkl` | what Ray Tune goes on from: pickles, to be trusted as far as who can write there |
 | `best.json` | the best config, for `jobs/train.py --config` |
 | `trials.csv` | a row per trial, the best first |
+| `reference_curve.json` | where variants differ by their seeds alone: how such runs usually go |
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ from scfegan_ray.data.dataset import DatasetInfo
 from scfegan_ray.errors import ConfigError, deliberate_cause
 from scfegan_ray.grids import Variants
 from scfegan_ray.models.features import settle_features
-from scfegan_ray.training import checks, launch
+from scfegan_ray.training import checks, curves, launch
+from scfegan_ray.training.curves import ReferenceCurve
 from scfegan_ray.tuning import pictures
 from scfegan_ray.tuning.halving import RememberingASHA, first_scores
 
@@ -66,6 +68,8 @@ _FREE_WHEN_GOING_ON = (
     "run_name", "storage", "tracking", "tune.max_concurrent_trials", "train.loader_processes",
     "train.threads_per_worker", "train.max_failures", "train.wait_for_nodes",
 )  # fmt: skip
+_CURVE = "reference_curve.json"
+_OF_CURVES = ("data", "masks", "model", "losses", "optimization", "train", "sentinel", "evaluation")
 _SECONDS_BETWEEN_SNAPSHOTS = "5"
 """Of Tune's state: less than a trial takes to begin, so that none is forgotten that has left anything."""
 
@@ -143,8 +147,8 @@ def _check_sampler(config: Config) -> None:
 
 
 def _check_variant(config: Config, name: str, settings: Mapping[str, Any]) -> None:
-    if not re.fullmatch(r"\w[\w-]*", name, re.ASCII):
-        raise ConfigError(f"the variant {name!r} has no usable name; use letters, digits, dash and underscore")
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise ConfigError(f"the variant {name!r} has no usable name; use letters, digits, dot, dash and underscore")
     apart = [one for one in settings if one.partition(".")[0] in ("data", "storage", "tracking", "tune", "run_name")]
     if apart:
         raise ConfigError(f"the variant {name} changes {apart[0]}, which is the same for all; leave it out")
@@ -305,8 +309,12 @@ def _conclude(config: Config, place: str, prepared: str, results: Sequence[Any],
     files = {
         _BEST: json.dumps(winner.to_dict(), indent=2).encode(),
         _TABLE: _csv(rows),
-    } | ({} if "variant" in (results[0].config or {}) else _draw(finished, first_scores(storage.join(place, _HALVING))))
-    for name in (_BEST, _TABLE):
+    }
+    if "variant" not in (results[0].config or {}):
+        files |= _draw(finished, first_scores(storage.join(place, _HALVING)))
+    elif len(finished) > 1 and all(row["settings"].keys() == {"seed"} for row in finished):
+        files[_CURVE] = _curve(config, place, [row["trial"] for row in finished]).to_json()
+    for name in {_BEST, _TABLE, _CURVE} & files.keys():
         storage.write_bytes(storage.join(place, name), files[name])
     metrics = {name: float(best[name]) for name in _REPORTED if best[name] != ""}
     tracking.record(config, parent, {f"best/{name}": value for name, value in metrics.items()}, files)
@@ -318,6 +326,17 @@ def _conclude(config: Config, place: str, prepared: str, results: Sequence[Any],
         runs=[storage.join(place, row["trial"]) for row in finished],
         dataset=prepared,
     )
+
+
+def _curve(config: Config, place: str, runs: Sequence[str]) -> ReferenceCurve:
+    """Join runs that differ by their seeds to a reference curve."""
+    records = (json.loads(storage.read_bytes(storage.join(place, run, "run.json"))) for run in runs)
+    histories = [
+        {name: tracking.history(config, record["run_id"], name) for name in curves.NAMES} for record in records
+    ]
+    # Places, and how many trials there were, are nobody else's business.
+    plain = replace(Config(), **{name: getattr(config, name) for name in _OF_CURVES})
+    return ReferenceCurve.of(plain.changed({"data.prepared": None, "train.reference_curve": None}), histories)
 
 
 def _draw(rows: Sequence[Mapping[str, Any]], first: Mapping[str, float]) -> dict[str, bytes]:

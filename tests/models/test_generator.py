@@ -178,3 +178,29 @@ def test_residual_is_exported_for_any_number_of_images():
     program = torch.export.export(generator, (given,), dynamic_shapes=({0: Dim("number", min=1, max=64)},)).module()
     three = torch.cat([given, given[:1]])
     assert torch.allclose(program(three), generator(three), atol=1e-6)
+
+
+def test_a_second_stage_is_given_the_first_ones_fill():
+    torch.manual_seed(0)
+    config = ModelConfig(base_channels=4, num_downsamples=2, dilations=(2,), stages=2)
+    generator = Generator(config)
+    alone = Generator(replace(config, stages=1))
+    alone.load_state_dict({n: v for n, v in generator.state_dict().items() if not n.startswith("coarse.")})
+    packed = torch.rand(2, 9, 16, 16) * 2 - 1
+    packed[:, 7] = 0
+    packed[:, 7, 4:12, 4:12] = 1
+    packed[:, :3] *= 1 - packed[:, 7:8]
+    fill = generator.coarse(packed)
+    filled = packed.clone()
+    filled[:, :3, 4:12, 4:12] = fill[:, :, 4:12, 4:12]
+    assert torch.equal(generator(packed), alone(filled))
+    generator(packed).mean().backward()
+    assert all(parameter.grad is not None for parameter in generator.coarse.parameters()), "both are trained"
+
+
+def test_both_stages_are_silenced():
+    generator = Generator(ModelConfig(base_channels=4, num_downsamples=2, dilations=(2, 16), stages=2))
+    generator.silence_untrained_taps(32)
+    for network in (generator, generator.coarse):
+        assert network.bottleneck[1].weight[:, :, 0].abs().sum() == 0
+        assert network.bottleneck[0].weight[:, :, 0].abs().sum() > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from PIL import Image
 from running import LONG_ARGUMENTS, TINY_ARGUMENTS, Run, result_of, run, run_code
 
 from scfegan_ray import faces
-from scfegan_ray.config import Config
 from scfegan_ray.evaluation import held_back
 from scfegan_ray.serving.editor import FaceEditor
 
@@ -172,37 +170,6 @@ def test_evaluation_has_the_same_digits_by_one_process_and_by_two(
 def test_finished_run_is_neither_trained_nor_registered_again(whole: Run) -> None:
     again = run("train", *LONG_ARGUMENTS, "--run-name", "whole", cwd=whole.folder)
     assert result_of(again) == whole.result
-
-
-def test_tune_writes_a_config_that_train_accepts(whole: Run, client: MlflowClient) -> None:
-    asked = ("--tune.num-trials", "2", "--tune.reports", "2", "--run-name", "search")
-    cores = ("--train.num-workers", "1", "--train.cpus-per-worker", "1.5")
-    done = run("tune", *TINY_ARGUMENTS, *asked, *cores, cwd=whole.folder)
-    result = result_of(done)
-    assert set(result) == {"best_config", "num_trials", "table"}
-    assert result["num_trials"] == 2
-    table = Path(result["table"]).read_text().splitlines()
-    assert len(table) == 3
-    rows = [dict(zip(table[0].split(","), line.split(","), strict=True)) for line in table[1:]]
-    assert [float(r["objective_db"]) for r in rows] == sorted((float(r["objective_db"]) for r in rows), reverse=True)
-    assert any(float(r["style"]) == 120.0 and float(r["hole"]) == 6.0 for r in rows), "the configured weights ran"
-
-    accepted = run("train", "--config", result["best_config"], "--train.images", "99", "--dry-run", cwd=whole.folder)
-    config = Config.from_dict(json.loads(accepted.stdout))
-    assert config.losses.style == float(rows[0]["style"])
-    assert (config.data.size_px, config.train.images, config.run_name) == (32, 99, None)
-
-    [parent] = client.search_runs(["1"], "tags.kind = 'search'")
-    children = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    assert len(children) == 2
-    assert all("val/objective_db" in child.data.metrics for child in children)
-    first, second = sorted(children, key=lambda child: child.info.start_time)
-    assert first.info.status == "FINISHED"
-    assert first.data.params["losses.style"] == "120.0", "the configured weights are the first trial"
-    assert second.info.status in ("FINISHED", "KILLED")
-    if os.cpu_count() == 2:
-        last = client.get_metric_history(first.info.run_id, "val/objective_db")[-1]
-        assert last.timestamp <= second.info.start_time, "one trial at a time fits two cores"
 
 
 def test_run_larger_than_the_machine_is_refused(tmp_path: Path) -> None:
