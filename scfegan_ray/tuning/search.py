@@ -131,6 +131,7 @@ def search(
         _check_variant(config, name, settings)
     num_trials = len(variants) if variants else config.tune.num_trials
     checks.before_training(config, place, num_runs=num_trials, registers=False)
+    _begun(config, variants, place)
     with (
         locks.held(place, f"search {config.run_name}"),
         nodes.lasting(functools.partial(_cluster, config, num_trials, session)) as cluster,
@@ -209,26 +210,44 @@ def _search(config: Config, variants: Variants | None, place: str, prepared: str
 
 
 def _open(config: Config, variants: Variants | None, place: str) -> str:
-    """Return MLflow's run: a new one, or that of the search that is to go on, with the same settings."""
+    """Return MLflow's run: a new one, or that of the search that is to go on."""
+    assert config.run_name, "the caller names the search"
+    known = _begun(config, variants, place)
+    if known is not None:
+        tracking.resume_run(config, known)
+        return known
+    run_id = tracking.start_run(config, config.run_name, tags={"kind": "search"})
+    values = {"run_id": run_id, "config": config.to_dict(), "variants": _plain(variants)}
+    storage.write_bytes(storage.join(place, _RECORD), json.dumps(values, indent=2).encode())
+    return run_id
+
+
+def _begun(config: Config, variants: Variants | None, place: str) -> str | None:
+    """Return MLflow's run of a search that was begun; None where none was.
+
+    Raises:
+        ConfigError: it was begun with other settings.
+    """
     record = storage.join(place, _RECORD)
-    said = {name: dict(settings) for name, settings in (variants or {}).items()}
     if not storage.exists(record):
-        assert config.run_name, "the caller names the search"
-        run_id = tracking.start_run(config, config.run_name, tags={"kind": "search"})
-        values = {"run_id": run_id, "config": config.to_dict(), "variants": said}
-        storage.write_bytes(record, json.dumps(values, indent=2).encode())
-        return run_id
+        return None
     known = json.loads(storage.read_bytes(record))
     cure = f"use another --run-name than {config.run_name} or the old setting"
-    for name, before, now in configuration.differences(
-        Config.from_dict(known["config"]), config, free=_FREE_WHEN_GOING_ON
-    ):
+    started = Config.from_dict(known["config"])
+    for name, before, now in configuration.differences(started, config, free=_FREE_WHEN_GOING_ON):
         raise ConfigError(f"the search was started with {name} = {before}, now it is {now}; {cure}")
-    if known["variants"] != json.loads(json.dumps(said)):
+    if known["variants"] != _plain(variants):
         raise ConfigError(f"the search was started with other variants; {cure}")
-    tracking.resume_run(config, known["run_id"])
-    run: str = known["run_id"]
-    return run
+    run_id: str = known["run_id"]
+    return run_id
+
+
+def _plain(variants: Variants | None) -> dict[str, dict[str, Any]]:
+    """Return variants as JSON gives them back."""
+    plain: dict[str, dict[str, Any]] = json.loads(
+        json.dumps({name: dict(settings) for name, settings in (variants or {}).items()})
+    )
+    return plain
 
 
 def _tuner(
