@@ -1,4 +1,8 @@
-"""Named starting points; each says only what differs from the published set-up that `Config` defaults to."""
+"""Named starting points; each says only what differs from the published set-up that `Config` defaults to.
+
+The small ones take what makes a fill look right at the hole's border at 64 px (README, "The border of the hole"); that
+it does so at 256 px, too, is a guess. `paper_512` is as published.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,14 @@ from scfegan_ray.errors import ConfigError
 
 _QUICKSTART = Config(
     data=DataConfig(num_embedded=224, size_px=64, test_fraction=1 / 8, shard_images=16),
-    model=ModelConfig(base_channels=24, num_downsamples=4, discriminator_base_channels=16, discriminator_num_layers=4),
-    losses=LossConfig(features="auto"),
+    model=ModelConfig(
+        base_channels=24,
+        num_downsamples=4,
+        output="residual",
+        discriminator_base_channels=16,
+        discriminator_num_layers=4,
+    ),
+    losses=LossConfig(border=6.0, features="auto"),
     optimization=OptimizationConfig(
         generator_learning_rate=2e-3,
         discriminator_learning_rate=4e-4,
@@ -37,7 +47,8 @@ _SKETCH = SketchConfig(detector="hed")
 
 _SMALL_256 = Config(
     data=DataConfig(size_px=256, sketch=_SKETCH),
-    model=ModelConfig(base_channels=32, num_downsamples=6),
+    model=ModelConfig(base_channels=32, num_downsamples=6, output="residual"),
+    losses=LossConfig(border=6.0),
     optimization=OptimizationConfig(generator_learning_rate=1e-3, warmup_images=1_000, final_rate_fraction=0.02),
     train=TrainConfig(
         use_gpu=True,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -22,9 +23,11 @@ from scfegan_ray.config import Config
 from scfegan_ray.data import prepare
 from scfegan_ray.data.dataset import DatasetInfo
 from scfegan_ray.errors import ConfigError, DataError, ModelError, StorageError
-from scfegan_ray.evaluation import run
+from scfegan_ray.evaluation import measure, run
 from scfegan_ray.evaluation.identity import EMBEDDING_SIZE
 from scfegan_ray.evaluation.measure import METRICS
+from scfegan_ray.evaluation.protocol import Protocol
+from scfegan_ray.serving import loading
 from scfegan_ray.training import checkpoint
 from scfegan_ray.training.state import TrainingState
 
@@ -206,6 +209,34 @@ def test_all_of_a_source_is_measured_and_what_a_model_learnt_from_is_told(
     # Embedded faces, the default, stand for what the first model held back of what it learnt from.
     held_back = evaluate(replace(config, data=tracked.data), [knows], workers)
     assert held_back.num_images == 6 - told
+
+
+def test_lines_of_a_source_are_found_alike_on_every_machine(tracked: Config, tmp_path: Path) -> None:
+    sketch = replace(tracked.data.sketch, precision="auto")
+    config = replace(tracked, data=replace(tracked.data, sketch=sketch, source=str(tmp_path), size_px=32))
+    model = loading.load_generator(write_model(tracked, tmp_path / "one", 0))
+    assert run._wanted(config, model).data.sketch.precision == "float32"
+
+
+def test_references_fill_once_what_is_painted_alike() -> None:
+    painted: list[int] = []
+
+    def fill(image: np.ndarray, hole: np.ndarray, color: np.ndarray) -> np.ndarray:
+        painted.append(int(color.max()))
+        return np.where(hole[..., None] == 1, color, image)
+
+    rng = np.random.default_rng(0)
+    row = {
+        "key": "a", "image": rng.integers(1, 255, (32, 32, 3), np.uint8), "sketch": np.eye(32, dtype=np.uint8),
+        "color": rng.integers(1, 255, (32, 32, 3), np.uint8), "hair": None,
+        "eyes": np.array([10, 12, 22, 12], np.float32),
+    }  # fmt: skip
+    batches = measure.all_conditions([row], [row], Protocol(images="drawn", size_px=32, holes="freeform"))
+    candidate = measure.reference_candidate(fill)
+    for batch in batches.values():
+        expected = np.where(batch["mask"] == 1, batch["color"], batch["image"])
+        assert np.array_equal(candidate(batch), expected)
+    assert len(painted) == 3 < len(batches)
 
 
 def test_what_cannot_be_measured_is_refused(prepared: Config, workers: Workers, tmp_path: Path) -> None:
