@@ -179,7 +179,13 @@ def _search(config: Config, variants: Variants | None, place: str, prepared: str
     trial_config = replace(
         config,
         data=replace(config.data, prepared=prepared),
-        train=replace(config.train, precision=launch.settle_precision(config), checkpoint_every_images=every),
+        # Those that failed before all begin at once when a search goes on, whatever limits it: they wait for each other.
+        train=replace(
+            config.train,
+            precision=launch.settle_precision(config),
+            checkpoint_every_images=every,
+            wait_for_nodes=True,
+        ),
         storage=replace(config.storage, path=place),
         tracking=replace(config.tracking, uri=tracking.tracking_uri(config)),
     )
@@ -197,6 +203,9 @@ def _search(config: Config, variants: Variants | None, place: str, prepared: str
                 failed.add(Path(result.path).name)
                 logger.warning("a trial failed: %s", deliberate_cause(result.error) or result.error)
         found = _conclude(config, place, prepared, list(results), parent)
+        if variants and failed:
+            names = ", ".join(sorted(failed))
+            raise ConfigError(f"{names} of {num_trials} variants failed, see above; the same command tries them again")
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
