@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
-from running import PATIENCE_SECONDS, TINY_ARGUMENTS, Run, kill, result_of, run, start, wait_for
+from running import PATIENCE_SECONDS, TINY_ARGUMENTS, kill, result_of, run, start, wait_for
 
 from scfegan_ray.config import Config
 from scfegan_ray.training.curves import LOSS, ReferenceCurve
@@ -70,9 +70,7 @@ def test_killed_search_goes_on_and_train_accepts_what_it_finds(tiny_dataset: str
     assert (measured, finished.info.status) == ([0, 8, 16], "FINISHED"), "what had ended was not done again"
 
 
-def test_variants_are_trained_side_by_side_and_evaluated(
-    whole: Run, tiny_dataset: str, cluster: Cluster, tmp_path: Path
-) -> None:
+def test_variants_are_trained_side_by_side_and_evaluated(tiny_dataset: str, cluster: Cluster, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=1)
     variants = tmp_path / "seeds.json"
     variants.write_text('{"one": {"seed": 1}, "two": {"seed": 2}, "three": {"seed": 3}}')
