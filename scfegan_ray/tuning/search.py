@@ -179,7 +179,7 @@ def _search(config: Config, variants: Variants | None, place: str, prepared: str
     trial_config = replace(
         config,
         data=replace(config.data, prepared=prepared),
-        # Those that failed before all begin at once when a search goes on, whatever limits it: they wait for each other.
+        # When a search goes on, all that failed before begin at once, whatever limits it: they wait for each other.
         train=replace(
             config.train,
             precision=launch.settle_precision(config),
