@@ -133,7 +133,8 @@ class ReferenceCurve:
                     label=f"usual, by {len(self.values[name])} runs",
                 )  # fmt: skip
                 own = sorted(dict(histories.get(name, [])).items())
-                axes.plot([place for place, _ in own], [value for _, value in own], color="tab:blue", label="this run")
+                places, values = [place for place, _ in own], [value for _, value in own]
+                axes.plot(places, values, color="tab:blue", marker=".", label="this run")
                 axes.set_title(name, loc="left")
                 axes.set_xlabel("images seen")
                 axes.spines[["top", "right"]].set_visible(False)
