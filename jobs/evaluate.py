@@ -9,7 +9,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from scfegan_ray import cli
 
@@ -18,8 +20,9 @@ from scfegan_ray import cli
 class Arguments(cli.MeasuringArguments):
     """Arguments of this job."""
 
-    model: tuple[str, ...] = ()
-    """Models to measure side by side: models:/NAME/VERSION or models:/NAME@ALIAS, a run, or a checkpoint."""
+    model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A model to measure: models:/NAME/VERSION or models:/NAME@ALIAS, a run, or a checkpoint. Give it several times for
+    models side by side."""
     max_images: int | None = None
     """Measure no more images than these, the first ones by name. Default: all."""
     benchmark: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import importlib
 import json
 import os
 import re
@@ -309,3 +310,20 @@ def test_file_that_is_no_config(content: str | None, said: str, tmp_path: Path) 
 def test_two_starting_points_are_one_too_many(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="x.json and the preset paper_512 are two starting points"):
         cli.parse("", cli.Arguments, ["paper_512", "--config", "x.json"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "models", "chosen"),
+    [
+        (["--model", "a", "--model", "b"], ("a", "b"), "quickstart"),
+        (["small_256", "--model", "a"], ("a",), "small_256"),
+        (["--model=a", "--model", "b", "small_256"], ("a", "b"), "small_256"),
+        ([], (), "quickstart"),
+    ],
+)
+def test_every_model_that_is_given_is_evaluated(
+    arguments: list[str], models: tuple[str, ...], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
+    parsed = cli.parse("", importlib.import_module("evaluate").Arguments, arguments)
+    assert (parsed.model, parsed.preset) == (models, chosen)
