@@ -35,6 +35,14 @@ def _check_positive(name: str, value: float) -> None:
     _check(value > 0, f"{name} is {value}; give a value above 0")
 
 
+def _check_not_negative(name: str, value: float) -> None:
+    _check(value >= 0, f"{name} is {value}; give 0 or more")
+
+
+def _check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    _check(value in choices, f"{name} is {value!r}; give one of {', '.join(map(str, choices))}")
+
+
 def _check_pattern(name: str, value: str | None) -> None:
     try:
         re.compile(value or "")
@@ -69,12 +77,11 @@ class SketchConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         for name, choices in (("detector", ("auto", "hed", "opencv")), ("precision", ("auto", "float32", "bfloat16"))):
-            value = getattr(self, name)
-            _check(value in choices, f"data.sketch.{name} is {value!r}; give one of {', '.join(choices)}")
+            _check_choice(f"data.sketch.{name}", getattr(self, name), choices)
         _check_fraction("data.sketch.threshold", self.threshold)
         _check_positive("data.sketch.clahe_tiles", self.clahe_tiles)
         for name in ("clahe_clip", "smoothing_sigma", "min_component_px"):
-            _check(getattr(self, name) >= 0, f"data.sketch.{name} is {getattr(self, name)}; give 0 or more")
+            _check_not_negative(f"data.sketch.{name}", getattr(self, name))
         _check(
             self.working_size_px == 0 or (self.working_size_px >= 32 and self.working_size_px % 16 == 0),
             f"data.sketch.working_size_px is {self.working_size_px}; give 0, or a multiple of 16 of at least 32",
@@ -247,7 +254,11 @@ class StrokeConfig:
         for name in ("sketch_absent_probability", "wobble", "missing", "thickness"):
             _check_fraction(f"masks.strokes.{name}", getattr(self, name))
         for name in ("added_lines", "color_shift"):
-            _check(getattr(self, name) >= 0, f"masks.strokes.{name} is {getattr(self, name)}; give 0 or more")
+            _check_not_negative(f"masks.strokes.{name}", getattr(self, name))
+
+
+WOBBLY = StrokeConfig(wobble=0.02, missing=0.3, added_lines=2.0, thickness=0.02, color_shift=12.0)
+"""Of the protocol `wobbly`, and of training for it; whoever changes this gives protocols another version."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -390,10 +401,8 @@ class LossConfig:
             if isinstance(value, float):
                 _check(value >= 0, f"losses.{f.name} is {value}; a weight is 0 or more")
             choices = typing.get_args(typing.get_type_hints(type(self))[f.name])
-            _check(
-                not choices or value in choices,
-                f"losses.{f.name} is {value!r}; give one of {', '.join(map(str, choices))}",
-            )
+            if choices:
+                _check_choice(f"losses.{f.name}", value, choices)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -421,10 +430,7 @@ class OptimizationConfig:
         _check_positive("optimization.generator_learning_rate", self.generator_learning_rate)
         _check_positive("optimization.discriminator_learning_rate", self.discriminator_learning_rate)
         _check_fraction("optimization.final_rate_fraction", self.final_rate_fraction)
-        _check(
-            self.warmup_images >= 0,
-            f"optimization.warmup_images is {self.warmup_images}; give 0 or more",
-        )
+        _check_not_negative("optimization.warmup_images", self.warmup_images)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -499,8 +505,7 @@ class TrainConfig:
             ("tf32", ("off", "networks", "all")),
             ("gradient_compression", ("off", "bfloat16")),
         ):
-            value = getattr(self, name)
-            _check(value in choices, f"train.{name} is {value!r}; give one of {', '.join(choices)}")
+            _check_choice(f"train.{name}", getattr(self, name), choices)
         for name in (
             "num_workers",
             "batch_size",
@@ -519,7 +524,7 @@ class TrainConfig:
             "threads_per_worker",
             "loader_processes",
         ):
-            _check(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; give 0 or more")
+            _check_not_negative(f"train.{name}", getattr(self, name))
         _check(
             self.batch_size >= self.num_workers,
             f"train.batch_size {self.batch_size} cannot be shared by train.num_workers {self.num_workers}; "
@@ -554,7 +559,7 @@ class SentinelConfig:
         )
         _check_positive("sentinel.max_skipped", self.max_skipped)
         _check(0 < self.rate_fraction <= 1, f"sentinel.rate_fraction is {self.rate_fraction}; give up to 1, above 0")
-        _check(self.max_rollbacks >= 0, f"sentinel.max_rollbacks is {self.max_rollbacks}; give 0 or more")
+        _check_not_negative("sentinel.max_rollbacks", self.max_rollbacks)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -592,7 +597,7 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check(self.sampler in ("random", "optuna"), f"tune.sampler is {self.sampler!r}; give one of random, optuna")
+        _check_choice("tune.sampler", self.sampler, ("random", "optuna"))
         _check_positive("tune.num_trials", self.num_trials)
         _check_positive("tune.reports", self.reports)
         _check(
@@ -615,7 +620,7 @@ class StorageConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _check_not_blank("storage.path", self.path, "give a folder or s3:// prefix, or leave it out for ./runs")
-        _check(self.retry_seconds >= 0, f"storage.retry_seconds is {self.retry_seconds}; give 0 or more")
+        _check_not_negative("storage.retry_seconds", self.retry_seconds)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -635,7 +640,7 @@ class TrackingConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _check_not_blank("tracking.uri", self.uri, "give a server's URI, or leave it out for the default")
-        _check(self.patience_seconds >= 0, f"tracking.patience_seconds is {self.patience_seconds}; give 0 or more")
+        _check_not_negative("tracking.patience_seconds", self.patience_seconds)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -661,7 +666,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check what concerns several sections."""
-        _check(self.seed >= 0, f"seed is {self.seed}; give 0 or more")
+        _check_not_negative("seed", self.seed)
         name = self.run_name
         _check(
             name is None or (re.fullmatch(r"\w[\w.-]*", name, re.ASCII) and name not in ("prepared", "mlartifacts")),

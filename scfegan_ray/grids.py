@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
+from scfegan_ray.config import WOBBLY
 from scfegan_ray.errors import ConfigError, ScFeganError
 
 Variants = Mapping[str, Mapping[str, Any]]
@@ -35,13 +37,7 @@ _ADVERSARIAL: Variants = {
 
 _STROKES: Variants = {
     "clean": {},
-    "wobbly": {
-        "masks.strokes.wobble": 0.02,
-        "masks.strokes.missing": 0.3,
-        "masks.strokes.added_lines": 2.0,
-        "masks.strokes.thickness": 0.02,
-        "masks.strokes.color_shift": 12.0,
-    },
+    "wobbly": {f"masks.strokes.{name}": value for name, value in asdict(WOBBLY).items()},
 }
 """What training on strokes such as people draw costs and wins; see the protocol `wobbly`."""
 

@@ -28,8 +28,7 @@ WITH_MLFLOW = {
     "serving.loading", "serving.editor", "evaluation.run", "card", "promotion", "benchmarks.ray",
 }  # fmt: skip
 WITH_MATPLOTLIB = {  # through torchmetrics
-    "evaluation.quality", "evaluation.sets", "evaluation.measure", "evaluation.summary", "evaluation.report",
-    "benchmarks.evaluation",
+    "evaluation.sets", "evaluation.summary", "evaluation.report",
 }  # fmt: skip
 MODULES = sorted(
     str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".")

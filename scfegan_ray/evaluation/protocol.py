@@ -27,7 +27,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from scfegan_ray.config import MaskConfig, StrokeConfig
+from scfegan_ray.config import WOBBLY, MaskConfig
 from scfegan_ray.data import examples, masks
 from scfegan_ray.data.dataset import key_number
 from scfegan_ray.data.examples import Example
@@ -71,10 +71,7 @@ _MASKS: Mapping[str, MaskConfig] = MappingProxyType(
         "eyes": _STROKES,
         "hair": _STROKES,
         "full": replace(_STROKES, color_coverage=1.0),
-        "wobbly": replace(
-            _STROKES,
-            strokes=StrokeConfig(wobble=0.02, missing=0.3, added_lines=2.0, thickness=0.02, color_shift=12.0),
-        ),
+        "wobbly": replace(_STROKES, strokes=WOBBLY),
     }
 )  # fmt: skip
 

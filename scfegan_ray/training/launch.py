@@ -443,13 +443,23 @@ def check_logins(config: Config) -> None:
 _RECORD = "run.json"
 
 
+def read_record(place: str) -> dict[str, Any]:
+    """Return what `run.json` knows of the run in a folder.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    known: dict[str, Any] = json.loads(storage.read_bytes(storage.join(place, _RECORD)))
+    return known
+
+
 def _open_run(
     config: Config, place: str, dataset: DatasetInfo, tags: dict[str, str], parent_run_id: str | None
 ) -> dict[str, Any]:
     """Return what `run.json` knows of a run: written when it starts, so that a resume goes on with the same."""
     record = storage.join(place, _RECORD)
     if storage.exists(record):
-        known: dict[str, Any] = json.loads(storage.read_bytes(record))
+        known = read_record(place)
         _check_same(config, known, dataset)
         said = tracking.resume_run(config, known["run_id"])
         if "precision" not in known:

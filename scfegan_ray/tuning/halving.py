@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler
@@ -38,10 +36,7 @@ class RememberingASHA(ASHAScheduler):  # type: ignore[misc]
         """Take over what is known; Tune calls it once, before any trial."""
         is_taken: bool = super().set_search_properties(metric, mode, **spec)
         if storage.exists(self._place):
-            with tempfile.TemporaryDirectory(prefix="scfegan-") as scratch:
-                file = Path(scratch, "state")
-                file.write_bytes(storage.read_bytes(self._place))
-                self.restore(str(file))
+            self.__dict__.update(pickle.loads(storage.read_bytes(self._place)))  # as `restore` does from a local file
         return is_taken
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -49,8 +44,5 @@ class RememberingASHA(ASHAScheduler):  # type: ignore[misc]
         action: str = super().on_trial_result(controller, trial, result)
         if result[self._time_attr] > 0:
             self.first.setdefault(trial.trial_id, result[self._metric])
-        with tempfile.TemporaryDirectory(prefix="scfegan-") as scratch:
-            file = Path(scratch, "state")
-            self.save(str(file))
-            storage.write_bytes(self._place, file.read_bytes())
+        storage.write_bytes(self._place, pickle.dumps(self.__dict__))  # as `save` does to a local file
         return action

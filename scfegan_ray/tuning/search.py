@@ -50,7 +50,6 @@ from scfegan_ray.tuning.halving import RememberingASHA, first_scores
 
 logger = logging.getLogger(__name__)
 
-
 SEARCHED = tuple(
     f"losses.{name}"
     for name in (
@@ -139,7 +138,7 @@ def search(
         # Trials share one dataset, made before they start, so that none waits for CPUs that another one holds.
         prepared = prepare.ensure_prepared(config, session=cluster)
         with cluster() as at_once:
-            return _search(config, variants, place, prepared, at_once)
+            return _search(config, variants, place, prepared, num_trials, at_once)
 
 
 def _check_sampler(config: Config) -> None:
@@ -169,7 +168,9 @@ def _cluster(
         yield min(_trials_at_once(config), num_trials)
 
 
-def _search(config: Config, variants: Variants | None, place: str, prepared: str, at_once: int) -> TuningResult:
+def _search(
+    config: Config, variants: Variants | None, place: str, prepared: str, num_trials: int, at_once: int
+) -> TuningResult:
     """Search on a prepared dataset, on the cluster that is there."""
     dataset = DatasetInfo.read(prepared)
     assert dataset is not None, "it was just prepared"
@@ -189,7 +190,6 @@ def _search(config: Config, variants: Variants | None, place: str, prepared: str
         storage=replace(config.storage, path=place),
         tracking=replace(config.tracking, uri=tracking.tracking_uri(config)),
     )
-    num_trials = len(variants) if variants else config.tune.num_trials
     logger.info("%d trials, %d at a time, under %s", num_trials, at_once, place)
     status = "FAILED"
     failed: set[str] = set()
@@ -358,7 +358,7 @@ def _conclude(config: Config, place: str, prepared: str, results: Sequence[Any],
 
 def _curve(config: Config, place: str, runs: Sequence[str]) -> ReferenceCurve:
     """Join runs that differ by their seeds to a reference curve."""
-    records = (json.loads(storage.read_bytes(storage.join(place, run, "run.json"))) for run in runs)
+    records = (launch.read_record(storage.join(place, run)) for run in runs)
     histories = [
         {name: tracking.history(config, record["run_id"], name) for name in curves.NAMES} for record in records
     ]
