@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from scfegan_ray.config import StrokeConfig
 
+_OFF = StrokeConfig()
 _CELLS = 8
 """Per side: what is alike within one, and how large a piece of a line is."""
 _LEAST_COVERED = 96
@@ -32,7 +33,7 @@ def vary(
     Returns:
         The same shapes; what is unpainted stays so, and nothing else becomes so.
     """
-    if config == StrokeConfig():
+    if config == _OFF:
         return sketch, color
     strength = rng.random()
     if rng.random() < config.sketch_absent_probability:

@@ -132,33 +132,44 @@ def train(
     assert config.run_name, "the caller names the run"
     place = storage.join(storage.absolute(config.storage.path), config.run_name)
     checks.before_training(config, place, registers=register)
+    # What cannot be had is known before hours of preparation.
+    curve = _given_curve(config)
     if not storage.exists(storage.join(place, _RECORD)):
-        settle_features(config.losses.features)  # what cannot be had is known before hours of preparation
+        settle_features(config.losses.features)
     with (
         locks.held(place, f"run {config.run_name}") as lock,
         nodes.lasting(functools.partial(_cluster, config, session)) as cluster,
     ):
         dataset_uri = prepare.ensure_prepared(config, session=cluster)
         with cluster() as landmarks:
-            return _train(config, place, dataset_uri, landmarks, lock, register, parent_run_id, callbacks)
+            return _train(config, place, dataset_uri, landmarks, lock, register, parent_run_id, callbacks, curve)
 
 
-def _reference_curve(config: Config) -> ReferenceCurve | None:
-    """Return how runs of a config usually go: as a file says, or this package; None where nobody knows.
+def _given_curve(config: Config) -> ReferenceCurve | None:
+    """Read how such runs usually go from the file that says so; None where none is given.
 
     Raises:
-        ConfigError: the file is no such curve, or of runs with other settings.
+        ConfigError: the file is no such curve.
         StorageError: it cannot be read.
     """
-    if config.train.reference_curve is None:
+    file = config.train.reference_curve
+    return None if file is None else ReferenceCurve.read(storage.read_bytes(file))
+
+
+def _reference_curve(config: Config, given: ReferenceCurve | None) -> ReferenceCurve | None:
+    """Return how runs of a config usually go: as was given, or as this package knows; None where nobody knows.
+
+    Raises:
+        ConfigError: what was given is of runs with other settings.
+    """
+    if given is None:
         return curves.find(config)
-    curve = ReferenceCurve.read(storage.read_bytes(config.train.reference_curve))
-    if not curve.agrees(config):
+    if not given.agrees(config):
         raise ConfigError(
             f"the runs of --train.reference-curve {config.train.reference_curve} had other settings; give one of the "
             "same, or none"
         )
-    return curve
+    return given
 
 
 @contextlib.contextmanager
@@ -194,6 +205,7 @@ def _train(
     register: bool,
     parent_run_id: str | None,
     callbacks: Sequence[UserCallback],
+    given: ReferenceCurve | None,
 ) -> TrainingResult:
     """Train on a prepared dataset, on the cluster that is there, while nobody else trains the same run."""
     assert config.run_name, "the caller names the run"
@@ -213,7 +225,7 @@ def _train(
     tags |= {"precision": run["precision"], "tf32": config.train.tf32}
     logger.info("run %s, MLflow run %s at %s", config.run_name, run_id, uri)
 
-    curve = _reference_curve(settled.changed({"losses.features": run["features"]}))
+    curve = _reference_curve(settled.changed({"losses.features": run["features"]}), given)
     if curve is None:
         logger.info("nothing tells how runs with these settings usually go; jobs/tune.py --grid seeds would")
     store = CheckpointStore(storage.join(place, "checkpoints"))

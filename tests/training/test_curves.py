@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tiny import TINY
 from scfegan_ray.config import Config
 from scfegan_ray.errors import ConfigError
 from scfegan_ray.presets import PRESETS
-from scfegan_ray.training import curves
+from scfegan_ray.training import curves, launch
 from scfegan_ray.training.curves import LOSS, QUALITY, ReferenceCurve
 
 
@@ -75,3 +76,13 @@ def test_quickstart_has_one_and_the_others_have_none_yet() -> None:
     assert (curve.config.data.prepared, curve.config.run_name) == (None, None)
     for name in ("small_256", "paper_512"):
         assert curves.find(PRESETS[name]) is None
+
+
+def test_a_file_that_is_no_curve_is_refused_before_anything_is_prepared(
+    tracked: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "curve.json"
+    file.write_text("{}")
+    monkeypatch.setattr(launch.prepare, "ensure_prepared", lambda *arguments, **more: pytest.fail("it was prepared"))
+    with pytest.raises(ConfigError, match="no reference curve"):
+        launch.train(replace(tracked, run_name="r").changed({"train.reference_curve": str(file)}))
