@@ -40,10 +40,8 @@ def job(arguments: Arguments) -> dict[str, Any]:
     found = run.evaluate(
         arguments.config,
         arguments.model,
-        holes=arguments.holes,
+        arguments.measuring,
         max_images=arguments.max_images,
-        identity=arguments.identity,
-        num_workers=arguments.num_workers,
         session=cli.ray_session,
     )
     return {"protocol": found.protocol, "metrics": found.metrics, "report": found.report, "result": found.result}

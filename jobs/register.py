@@ -36,10 +36,8 @@ def job(arguments: Arguments) -> dict[str, Any]:
         found = promotion.promote(
             arguments.config,
             arguments.model,
+            arguments.measuring,
             alias=arguments.alias,
-            holes=arguments.holes,
-            identity=arguments.identity,
-            num_workers=arguments.num_workers,
             session=cli.ray_session,
         )
     return {name: getattr(found, name) for name in ("model_uri", "alias", "promoted", "reason", "report")}

@@ -44,9 +44,7 @@ def job(arguments: Arguments) -> dict[str, Any]:
     evaluated = run.evaluate(
         replace(config, data=replace(config.data, prepared=found.dataset)),
         found.runs,
-        holes=arguments.holes,
-        identity=arguments.identity,
-        num_workers=arguments.num_workers,
+        arguments.measuring,
         session=cli.ray_session,
     )
     return answer | {"protocol": evaluated.protocol, "report": evaluated.report, "result": evaluated.result}

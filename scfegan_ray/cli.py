@@ -14,12 +14,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from scfegan_ray.config import Config, flatten
 from scfegan_ray.errors import ConfigError, ScFeganError
+from scfegan_ray.evaluation.options import MeasuringConfig
 from scfegan_ray.presets import PRESETS, preset
 
 logger = logging.getLogger(__name__)
@@ -65,14 +66,7 @@ class Arguments:
 class MeasuringArguments(Arguments):
     """What jobs take that measure models."""
 
-    holes: Literal["freeform", "thin", "thick", "eyes", "hair", "full", "wobbly"] = "freeform"
-    """freeform: as in training; thin, thick: finer and broader strokes; eyes, hair: these regions; full: everything,
-    so that only lines and color are left; wobbly: as freeform, with strokes such as people draw."""
-    identity: Literal["auto", "sface", "none"] = "auto"
-    """Tell faces apart by SFace, for likeness and for distances of sets; auto: with a warning not at all where its
-    weights cannot be had."""
-    num_workers: int = 0
-    """Processes that measure, with a GPU each where `train.use_gpu`. 0: one per core, or per GPU."""
+    measuring: Annotated[MeasuringConfig, tyro.conf.arg(name="")] = field(default_factory=MeasuringConfig)
 
 
 ArgumentsT = TypeVar("ArgumentsT", bound=Arguments)

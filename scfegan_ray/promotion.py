@@ -24,6 +24,7 @@ from scfegan_ray.config import Config
 from scfegan_ray.errors import BusyError, ConfigError
 from scfegan_ray.evaluation import run
 from scfegan_ray.evaluation.measure import METRICS
+from scfegan_ray.evaluation.options import AS_USUAL, MeasuringConfig
 from scfegan_ray.evaluation.references import REFERENCES
 from scfegan_ray.evaluation.summary import PHOTOGRAPH
 from scfegan_ray.serving import loading
@@ -62,11 +63,9 @@ class Promotion:
 def promote(
     config: Config,
     model: str,
+    measuring: MeasuringConfig = AS_USUAL,
     *,
     alias: str = CHAMPION,
-    holes: str = "freeform",
-    identity: run.Identity = "auto",
-    num_workers: int = 0,
     session: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Promotion:
     """Move an alias to a version, if it is better than the one that the alias names.
@@ -74,10 +73,8 @@ def promote(
     Args:
         config: as `evaluation.run.evaluate` takes it: it names images that the version has not learnt from.
         model: `models:/NAME/VERSION`.
+        measuring: as `evaluate` takes it.
         alias: to be moved.
-        holes: of the evaluation.
-        identity: as `evaluate` takes it.
-        num_workers: as `evaluate` takes it.
         session: Ray must run within it; entered only where something is left to measure.
 
     Raises:
@@ -95,7 +92,7 @@ def promote(
     if now == uri:
         return Promotion(model_uri=uri, alias=alias, promoted=False, reason=f"{uri} is the {alias} already")
     models = [uri] if now is None else [uri, now]
-    found = run.evaluate(config, models, holes=holes, identity=identity, num_workers=num_workers, session=session)
+    found = run.evaluate(config, models, measuring, session=session)
     result = json.loads(storage.read_bytes(found.result))
     reasons = verdict(result, loading.name_of(uri), None if now is None else loading.name_of(now))
     if reasons:

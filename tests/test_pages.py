@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from running import ROOT
 
 from scfegan_ray import cli, faces, presets
 from scfegan_ray.config import Config, flatten
+from scfegan_ray.evaluation.options import MeasuringConfig
 from scfegan_ray.models.generator import Generator
 from scfegan_ray.serving.editor import FaceEditor
 
@@ -69,8 +71,9 @@ def flags() -> set[str]:
         "config" if field == "file" else field  # a field of that name holds all settings
         for job in JOBS
         for field in arguments_of(job).__dataclass_fields__
-        if field not in ("preset", "config")
+        if field not in ("preset", "config", "measuring")
     }
+    own |= {field.name for field in fields(MeasuringConfig)}
     names = own | set(SETTINGS)
     no = {f"{block}{dot}no_{last}" for block, dot, last in (name.rpartition(".") for name in names)}
     return {f"--{name.replace('_', '-')}" for name in names | no | {"help"}}

@@ -102,7 +102,7 @@ class Evaluations:
         self.models: list[list[str]] = []
         self.meanwhile: Callable[[], None] = lambda: None
 
-    def evaluate(self, config: Config, models: list[str], **_: Any) -> run.EvaluationResult:
+    def evaluate(self, config: Config, models: list[str], *_: Any, **__: Any) -> run.EvaluationResult:
         self.models.append(models)
         self.meanwhile()
         path = self.place / f"result-{len(self.models)}.json"

@@ -18,6 +18,7 @@ from scfegan_ray.data.examples import stack
 from scfegan_ray.errors import ModelError
 from scfegan_ray.evaluation import adherence, conditions, measure, quality, references
 from scfegan_ray.evaluation.identity import FaceEmbedder
+from scfegan_ray.evaluation.networks import Networks
 from scfegan_ray.evaluation.protocol import Protocol
 from scfegan_ray.models.generator import Generator
 
@@ -64,13 +65,13 @@ def run(config: Config) -> dict[str, Any]:
     }  # fmt: skip
     if size >= quality.MS_SSIM_FROM_PX:
         works["ms_ssim"] = lambda: quality.ms_ssim(filled, truth)
-    embedder: FaceEmbedder | None = None
+    networks = Networks()
     try:
-        embedder = embed = FaceEmbedder()
+        networks = Networks(faces=(embed := FaceEmbedder()))
         works["identity"] = lambda: [embed(one, row["eyes"]) for one, row in zip(filled, rows, strict=True)]
     except ModelError as error:
         logger.warning("identity is not measured: %s", error)
-    works["all conditions"] = lambda: measure.measure({"model": model}, rows, rows, protocol, embedder)
+    works["all conditions"] = lambda: measure.measure({"model": model}, rows, rows, protocol, networks)
     rates = {name: statistics.median(_rate(work) for _ in range(_ROUNDS)) for name, work in works.items()}
     for name, rate in rates.items():
         logger.info("%-15s %9.1f images/s", name, rate)

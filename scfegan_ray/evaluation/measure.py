@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from scfegan_ray.data.examples import Example, stack
 from scfegan_ray.evaluation import adherence, conditions, quality, references
-from scfegan_ray.evaluation.identity import FaceEmbedder
+from scfegan_ray.evaluation.networks import Networks
 from scfegan_ray.evaluation.protocol import Protocol
 from scfegan_ray.models.editing import EditingModel
 from scfegan_ray.models.generator import Generator
@@ -64,6 +64,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "ssim": Metric("structural similarity of the image", 1),
         "ms_ssim": Metric("multi-scale structural similarity of the image", 1),
         "hole_flip": Metric("perceived difference in the hole (FLIP)", -1),
+        "lpips": Metric("learned perceptual similarity of the image (LPIPS, AlexNet)", -1),
         "seam": Metric("mean absolute difference along the hole's border", -1, "levels"),
         "seam_step": Metric("step across the hole's border, relative to the photograph's own", -1),
         "identity": Metric("cosine of SFace's embeddings of result and photograph", 1),
@@ -92,12 +93,15 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 )
 """Columns of a result, in the order of its tables."""
 
+FEATURES = ("embedding", "inception")
+"""Of SFace, and of Inception: what distances of sets are taken of."""
+
 SCHEMA = pa.schema(
     [("candidate", pa.string()), ("key", pa.string()), ("hole_area", pa.float64())]
     + [(name, pa.float64()) for name in METRICS]
-    + [("embedding", pa.list_(pa.float32()))]
+    + [(name, pa.list_(pa.float32())) for name in FEATURES]
 )
-"""Of what is measured: a row per candidate and image. A value that there is none of is NaN, an embedding null."""
+"""Of what is measured: a row per candidate and image. A value that there is none of is NaN, features null."""
 
 
 def model_candidate(generator: Generator, device: torch.device) -> Candidate:
@@ -160,7 +164,7 @@ def measure(
     rows: Sequence[Mapping[str, Any]],
     others: Sequence[Mapping[str, Any]],
     protocol: Protocol,
-    embedder: FaceEmbedder | None,
+    networks: Networks,
 ) -> pa.Table:
     """Fill the holes of some images in every way, and measure it.
 
@@ -169,34 +173,49 @@ def measure(
         rows: as of `all_conditions`.
         others: as of `all_conditions`.
         protocol: as of `all_conditions`.
-        embedder: tells faces apart; None: `identity` is not measured.
+        networks: what is not among them is not measured.
 
     Returns:
         Columns of `SCHEMA`: for each candidate, and of it for each image, a row.
     """
     batches = all_conditions(rows, others, protocol)
-    own = [embedder(row["image"], row["eyes"]) for row in rows] if embedder else []
+    truth, areas = batches["guided"]["image"], batches["guided"]["mask"].mean(axis=(1, 2, 3))
+    own = _features(truth, rows, networks)
     found: list[dict[str, Any]] = []
     for name, candidate in candidates.items():
         filled = {condition: candidate(batch) for condition, batch in batches.items()}
         columns = _columns(filled, batches)
-        guided = filled["guided"]
-        embeddings = [embedder(one, row["eyes"]) for one, row in zip(guided, rows, strict=True)] if embedder else []
-        if embeddings:
-            columns["identity"] = np.array([np.dot(a, b) for a, b in zip(embeddings, own, strict=True)])
-        areas = batches["guided"]["mask"].mean(axis=(1, 2, 3))
+        features = _features(filled["guided"], rows, networks)
+        if networks.faces:
+            pairs = zip(features["embedding"], own["embedding"], strict=True)
+            columns["identity"] = np.array([np.dot(*pair) for pair in pairs])
+        if networks.lpips:
+            columns["lpips"] = networks.distance(filled["guided"], truth)
         for at, row in enumerate(rows):
             values = {metric: float(columns[metric][at]) if metric in columns else np.nan for metric in METRICS}
             found.append(
                 {"candidate": name, "key": row["key"], "hole_area": float(areas[at])}
                 | values
-                | {"embedding": embeddings[at].tolist() if embeddings else None}
+                | {kind: features[kind][at].tolist() if kind in features else None for kind in FEATURES}
             )
     return pa.Table.from_pylist(found, schema=SCHEMA)
 
 
+def _features(
+    images: NDArray[np.uint8], rows: Sequence[Mapping[str, Any]], networks: Networks
+) -> dict[str, NDArray[np.float32]]:
+    """Return (N, F) features of images by name, of those networks that are at hand."""
+    found = {}
+    if networks.faces:
+        embedded = [networks.faces(one, row["eyes"]) for one, row in zip(images, rows, strict=True)]
+        found["embedding"] = np.stack(embedded)
+    if networks.inception:
+        found["inception"] = networks.inception(images)
+    return found
+
+
 def _columns(filled: Mapping[str, NDArray[np.uint8]], batches: Mapping[str, Example]) -> dict[str, NDArray[np.float64]]:
-    """Return the values of a candidate's fills, (N,) each, but for those of `identity`."""
+    """Return the values of a candidate's fills, (N,) each, but for those of networks."""
     truth, hole = batches["guided"]["image"], batches["guided"]["mask"][..., 0] > 0
     guided = filled["guided"]
     found: dict[str, NDArray[np.float64]] = {

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -32,6 +32,7 @@ from scfegan_ray.data import examples, masks
 from scfegan_ray.data.dataset import key_number
 from scfegan_ray.data.examples import Example
 from scfegan_ray.errors import ConfigError
+from scfegan_ray.evaluation.options import Holes
 
 VERSION = 1
 
@@ -75,7 +76,7 @@ _MASKS: Mapping[str, MaskConfig] = MappingProxyType(
     }
 )  # fmt: skip
 
-HOLES = tuple(_MASKS)
+HOLES: tuple[Holes, ...] = get_args(Holes)
 """Kinds of holes."""
 
 

@@ -185,6 +185,9 @@ _MEANING = {
     "sface_frechet": "Fréchet distance of SFace's features to all photographs'; no FID",
     "sface_kernel": "kernel distance of SFace's features to other photographs'; no KID",
     "sface_kernel_deviation": "its standard deviation over subsets",
+    "fid": "Fréchet distance of Inception's features to all photographs' (FID)",
+    "kid": "kernel distance of Inception's features to other photographs' (KID)",
+    "kid_deviation": "its standard deviation over subsets",
     "seam_step_p90": "seam_step that the worst tenth exceeds",
 }
 

@@ -23,9 +23,9 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import pyarrow as pa
@@ -51,8 +51,10 @@ from scfegan_ray.data.dataset import (
 )
 from scfegan_ray.data.prepare import assigned_device, num_cores
 from scfegan_ray.errors import ConfigError, DataError, ModelError, ScFeganError
-from scfegan_ray.evaluation import measure, references, report, summary
+from scfegan_ray.evaluation import measure, networks, references, report, summary
 from scfegan_ray.evaluation.identity import FaceEmbedder
+from scfegan_ray.evaluation.networks import Given
+from scfegan_ray.evaluation.options import AS_USUAL, Identity, MeasuringConfig
 from scfegan_ray.evaluation.protocol import Protocol, check_holes
 from scfegan_ray.models.generator import Generator
 from scfegan_ray.progress import Progress
@@ -62,8 +64,6 @@ from scfegan_ray.training.state import digest_of
 from scfegan_ray.weights import SFACE_WEIGHTS
 
 logger = logging.getLogger(__name__)
-
-Identity = Literal["auto", "sface", "none"]
 
 _RESULT, _REPORT, _IMAGES = "result.json", "report.html", "images.parquet"
 _BY_AREA = ("hole_psnr", "ssim", "hole_ssim", "hole_flip", "seam", "sketch_f1", "guided_gain")
@@ -136,11 +136,9 @@ class Work:
 def evaluate(
     config: Config,
     models: Sequence[str],
+    measuring: MeasuringConfig = AS_USUAL,
     *,
-    holes: str = "freeform",
     max_images: int | None = None,
-    num_workers: int = 0,
-    identity: Identity = "auto",
     session: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> EvaluationResult:
     """Measure models and references side by side.
@@ -150,11 +148,8 @@ def evaluate(
             photographs, all of which are taken; where it is `embedded`, what the first model held back of what it
             learnt from. `data.size_px` is the size of photographs. The result goes under `storage.path`.
         models: URIs as `loading.load_generator` takes them.
-        holes: one of `protocol.HOLES`.
+        measuring: what is measured, and by how many.
         max_images: take no more, the first by key. Default: all.
-        num_workers: processes that measure, with a GPU each where `train.use_gpu`. Default: one per core or GPU.
-        identity: whether faces are told apart. sface: by SFace; auto: so, or with a warning not at all where its
-            weights cannot be had.
         session: Ray must run within it; entered only where something is left to do.
 
     Raises:
@@ -175,17 +170,18 @@ def evaluate(
             raise ConfigError(f"two rows of the result would be called {name}; give each --model once")
     wanted = _wanted(config, loaded[0])
     _check_sizes(loaded, wanted.data.size_px)
-    check_holes(holes)
+    check_holes(measuring.holes)
+    given = networks.read(measuring.lpips, measuring.inception)
     tracking.check_usable(config)  # numbers of hours deserve a place
     with nodes.lasting(session) as cluster:
         dataset_uri = prepare.ensure_prepared(wanted, session=cluster)
-        work, facts = _plan(config, loaded, dataset_uri, holes, max_images, identity)
+        work, facts = _plan(config, loaded, dataset_uri, measuring, given, max_images)
         rate = 0.0
         with locks.held(work.place, f"the evaluation {work.place}"):
             if not storage.exists(storage.join(work.place, _RESULT)):
                 weights = [serialize(dict(model.generator.state_dict())) for model in loaded]
                 with cluster():
-                    rate = _measure(work, weights, num_workers)
+                    rate = _measure(work, weights, given, measuring.num_workers)
                     _finish(config, work, weights, facts)
     result = json.loads(storage.read_bytes(storage.join(work.place, _RESULT)))
     return EvaluationResult(
@@ -223,14 +219,14 @@ def _plan(
     config: Config,
     models: list[loading.LoadedModel],
     dataset_uri: str,
-    holes: str,
+    measuring: MeasuringConfig,
+    given: Mapping[str, Given],
     max_images: int | None,
-    identity: Identity,
 ) -> tuple[Work, dict[str, Any]]:
     """Choose the images; return what is to be done, and all that its numbers belong to."""
     info = DatasetInfo.read(dataset_uri)
     assert info is not None, "it was just prepared"
-    protocol = Protocol(images=_images_of(info), size_px=info.size_px, holes=holes)
+    protocol = Protocol(images=_images_of(info), size_px=info.size_px, holes=measuring.holes)
     dataset = PreparedDataset.open(dataset_uri, info=info)
     held_back = [int(row) for row in dataset.test_rows]
     rows = [
@@ -251,7 +247,7 @@ def _plan(
                 "%s was trained on %d of these %d images: its numbers say less about faces that it has not seen",
                 name, number, len(keys),
             )  # fmt: skip
-    has_identity = _has_embedder(identity)
+    has_identity = _has_embedder(measuring.identity)
     facts = {
         "protocol": protocol.name,
         "images": {
@@ -277,7 +273,8 @@ def _plan(
             "opencv": cv2.__version__,
             "device": "cuda" if config.train.use_gpu else "cpu",
             "identity": SFACE_WEIGHTS.member_sha256 if has_identity else None,
-        },
+        }
+        | {name: one.sha256 for name, one in given.items()},
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
     work = Work(
@@ -358,7 +355,7 @@ def _has_embedder(identity: Identity) -> bool:
     return True
 
 
-def _measure(work: Work, weights: Sequence[bytes], num_workers: int) -> float:
+def _measure(work: Work, weights: Sequence[bytes], given: Mapping[str, Given], num_workers: int) -> float:
     """Measure the parts that lack; return images per second."""
     there = set(storage.list_files(storage.join(work.place, "parts")))
     missing = [number for number in range(work.num_parts) if shard_name(number) not in there]
@@ -368,14 +365,19 @@ def _measure(work: Work, weights: Sequence[bytes], num_workers: int) -> float:
         logger.info("going on with the %d of %d parts that are there", work.num_parts - len(missing), work.num_parts)
     total = sum(len(work.positions(number)) for number in missing)
     logger.info("measuring %d models and references on %d images, as %s", len(work.models), total, work.protocol.name)
-    done, rate = _make_parts(work, weights, missing, total, num_workers)
+    done, rate = _make_parts(work, weights, given, missing, total, num_workers)
     if done != total:
         raise DataError(f"{total - done} of {total} images got lost in the evaluation; run it again")
     return rate
 
 
 def _make_parts(
-    work: Work, weights: Sequence[bytes], missing: Sequence[int], total: int, num_workers: int
+    work: Work,
+    weights: Sequence[bytes],
+    given: Mapping[str, Given],
+    missing: Sequence[int],
+    total: int,
+    num_workers: int,
 ) -> tuple[int, float]:
     """Make parts on the cluster; return how many images they hold, and how many a second were measured."""
     number = num_workers or (int(ray.cluster_resources().get("GPU", 1)) if work.use_gpu else num_cores())
@@ -386,7 +388,7 @@ def _make_parts(
     with nodes.seen_by_all({"storage.path": work.place}, {"data.prepared": work.dataset}) as landmarks:
         measured = dataset.map_batches(
             _MeasurePart,
-            fn_constructor_args=[work, [ray.put(one) for one in weights], landmarks],
+            fn_constructor_args=[work, [ray.put(one) for one in weights], [ray.put(given)], landmarks],
             batch_size=1,
             batch_format="pyarrow",
             compute=pool,
@@ -409,8 +411,10 @@ def _make_parts(
 class _MeasurePart:
     """Ray Data stage: the number of a part to its file."""
 
-    def __init__(self, work: Work, weights: list[ray.ObjectRef], landmarks: nodes.Landmarks) -> None:
-        self._work, self._weights, self._landmarks = work, weights, landmarks
+    def __init__(
+        self, work: Work, weights: list[ray.ObjectRef], given: list[ray.ObjectRef], landmarks: nodes.Landmarks
+    ) -> None:
+        self._work, self._weights, self._given, self._landmarks = work, weights, given, landmarks
         self._device = assigned_device()
         self._bench: Bench | None = None
 
@@ -420,7 +424,7 @@ class _MeasurePart:
         try:
             if self._bench is None:
                 self._landmarks.check()
-                self._bench = Bench(self._work, ray.get(self._weights), self._device)
+                self._bench = Bench(self._work, ray.get(self._weights), ray.get(self._given)[0], self._device)
             count = self._bench.make(number)
         except ScFeganError as raised:
             error, message = type(raised).__name__, str(raised)
@@ -433,10 +437,11 @@ class Bench:
     Args:
         work: what to measure.
         weights: of each model, as safetensors.
+        given: of networks that measure.
         device: where networks compute.
     """
 
-    def __init__(self, work: Work, weights: Sequence[bytes], device: torch.device) -> None:
+    def __init__(self, work: Work, weights: Sequence[bytes], given: Mapping[str, Given], device: torch.device) -> None:
         # More threads would add up the same numbers in another order.
         torch.set_num_threads(1)
         cv2.setNumThreads(1)
@@ -445,7 +450,7 @@ class Bench:
         torch.backends.cudnn.benchmark = False  # which would let chance choose an algorithm
         self._work = work
         self._dataset = PreparedDataset.open(work.dataset, info=work.info)
-        self._embedder = FaceEmbedder() if work.has_identity else None
+        self._networks = networks.build(given, has_faces=work.has_identity, device=device)
         self.candidates: dict[str, measure.Candidate] = {}
         for (name, shapes, size_px), content in zip(work.models, weights, strict=True):
             generator = Generator(shapes)
@@ -459,7 +464,7 @@ class Bench:
         """Measure one part and write its file, so that readers see all of it or nothing; return its images."""
         at = self._work.positions(number)
         rows, others = zip(*(self.read(one) for one in at), strict=True)
-        found = measure.measure(self.candidates, rows, others, self._work.protocol, self._embedder)
+        found = measure.measure(self.candidates, rows, others, self._work.protocol, self._networks)
         place, content = self._work.part_place(number), to_parquet(found)
         storage.retrying(lambda: storage.write_bytes(place, content), self._work.retry_seconds, logger.warning)
         return len(at)
@@ -499,7 +504,7 @@ def _finish(config: Config, work: Work, weights: Sequence[bytes], facts: dict[st
     places = dict(zip(table.keys, range(len(table.keys)), strict=True))  # images are in the order of their keys
     sheets = _draw(work, weights, [places[case.key] for case in cases])
     files = {
-        _IMAGES: to_parquet(everything.drop_columns(["embedding"])),
+        _IMAGES: to_parquet(everything.drop_columns(list(measure.FEATURES))),
         _REPORT: report.page(result, table, names, cases, sheets),
     }
     _record(config, work, result, files)
@@ -515,7 +520,7 @@ def _draw(work: Work, weights: Sequence[bytes], at: Sequence[int]) -> dict[str, 
 
 
 def _draw_here(work: Work, weights: Sequence[bytes], at: Sequence[int]) -> dict[str, bytes]:
-    bench = Bench(work, weights, assigned_device())
+    bench = Bench(work, weights, {}, assigned_device())
     rows, others = zip(*(bench.read(one) for one in at), strict=True)
     return report.draw(bench.candidates, [name for name, _, _ in work.models], rows, others, work.protocol)
 

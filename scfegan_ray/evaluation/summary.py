@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
 from scfegan_ray.evaluation import sets
-from scfegan_ray.evaluation.identity import EMBEDDING_SIZE
-from scfegan_ray.evaluation.measure import METRICS
+from scfegan_ray.evaluation.measure import FEATURES, METRICS
+from scfegan_ray.evaluation.networks import INCEPTION_SIZE
 
 CONFIDENCE = 0.95
 AREA_BOUNDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -23,6 +23,8 @@ PHOTOGRAPH = "photograph"
 _RESAMPLES = 1_000
 _RESAMPLED_AT_ONCE = 50
 _WORST_TENTH = ("seam_step",)
+_SETS = {"embedding": ("sface_frechet", "sface_kernel", 1.0), "inception": ("fid", "kid", 1 / INCEPTION_SIZE)}
+"""Fréchet and kernel distance of features, and the scale of the kernel: embeddings have length 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +72,13 @@ class Table:
             self._values[number, at, place] = rows.column(name).to_numpy()
         self.hole_areas = np.full(shape[1], np.nan)
         self.hole_areas[place] = rows.column("hole_area").to_numpy()
-        embeddings = rows.column("embedding").combine_chunks()
-        self._embeddings: NDArray[np.float32] | None = None
-        if not embeddings.null_count:
-            self._embeddings = np.zeros((*shape, EMBEDDING_SIZE), np.float32)
-            self._embeddings[number, place] = embeddings.flatten().to_numpy().reshape(-1, EMBEDDING_SIZE)
+        self._features: dict[str, NDArray[np.float32]] = {}
+        for name in FEATURES:
+            column = rows.column(name).combine_chunks()
+            if not column.null_count:
+                flat = column.flatten().to_numpy()
+                self._features[name] = np.zeros((*shape, len(flat) // len(rows)), np.float32)
+                self._features[name][number, place] = flat.reshape(len(rows), -1)
 
     def values(self, candidate: str, metric: str) -> NDArray[np.float64]:
         """Return (N,) values of all images, NaN where there is none."""
@@ -103,15 +107,16 @@ class Table:
         """Return numbers that are no means over images.
 
         Returns:
-            sface_frechet, sface_kernel and sface_kernel_deviation (see `sets`), where faces were told apart, and
-            seam_step_p90: what the worst tenth exceeds.
+            sface_frechet, sface_kernel and sface_kernel_deviation (see `sets`), where faces were told apart; fid, kid
+            and kid_deviation, where Inception was given; and seam_step_p90: what the worst tenth exceeds.
         """
         found = {}
-        if self._embeddings is not None and PHOTOGRAPH in self.candidates:
-            real = self._embeddings[self.candidates.index(PHOTOGRAPH)]
-            filled = self._embeddings[self.candidates.index(candidate)]
-            found["sface_frechet"] = sets.frechet_distance(real, filled)
-            found["sface_kernel"], found["sface_kernel_deviation"] = sets.kernel_distance(real, filled, scale=1.0)
+        if PHOTOGRAPH in self.candidates:
+            for name, of in self._features.items():
+                frechet, kernel, scale = _SETS[name]
+                real, filled = of[self.candidates.index(PHOTOGRAPH)], of[self.candidates.index(candidate)]
+                found[frechet] = sets.frechet_distance(real, filled)
+                found[kernel], found[f"{kernel}_deviation"] = sets.kernel_distance(real, filled, scale)
         for metric in _WORST_TENTH:
             values = self.values(candidate, metric)
             known = values[np.isfinite(values)]

@@ -261,13 +261,33 @@ def load_features(spec: str) -> Features:
         features = vgg_from_hed(weights.hed_arrays())
         features.description += f", sha256 {weights.HED_WEIGHTS.member_sha256}"
         return features
-    content = storage.read_bytes(spec)
+    state, sha256 = read_state(spec, "vgg16")
+    features = vgg_from_torchvision(state)
+    features.description = f"torchvision's VGG-16 with sha256 {sha256} from {spec}"
+    return features
+
+
+def read_state(uri: str, network: str) -> tuple[Mapping[str, Any], str]:
+    """Read a state dict of torchvision's.
+
+    Args:
+        uri: of the file; a path or URI.
+        network: that it should be of, for the error.
+
+    Returns:
+        The state dict, and the file's SHA-256.
+
+    Raises:
+        ModelError: it holds something else.
+        StorageError: it cannot be read.
+    """
+    content = storage.read_bytes(uri)
     try:
         state: Any = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ModelError(f"{spec} is not a file of torch tensors; save torchvision's vgg16 state dict there") from error
+        raise ModelError(
+            f"{uri} is not a file of torch tensors; save torchvision's {network} state dict there"
+        ) from error
     if not isinstance(state, Mapping):
-        raise ModelError(f"{spec} holds a {type(state).__name__}; save torchvision's vgg16 state dict there")
-    features = vgg_from_torchvision(state)
-    features.description = f"torchvision's VGG-16 with sha256 {hashlib.sha256(content).hexdigest()} from {spec}"
-    return features
+        raise ModelError(f"{uri} holds a {type(state).__name__}; save torchvision's {network} state dict there")
+    return state, hashlib.sha256(content).hexdigest()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from prepared_set import write_dataset
+from test_networks import alexnet, program
 
 from cluster import Cluster, InThisProcess
 from scfegan_ray import tracking
@@ -23,9 +25,11 @@ from scfegan_ray.config import Config
 from scfegan_ray.data import prepare
 from scfegan_ray.data.dataset import DatasetInfo
 from scfegan_ray.errors import ConfigError, DataError, ModelError, StorageError
-from scfegan_ray.evaluation import measure, run
+from scfegan_ray.evaluation import measure, networks, run
 from scfegan_ray.evaluation.identity import EMBEDDING_SIZE
 from scfegan_ray.evaluation.measure import METRICS
+from scfegan_ray.evaluation.networks import Given
+from scfegan_ray.evaluation.options import MeasuringConfig
 from scfegan_ray.evaluation.protocol import Protocol
 from scfegan_ray.serving import loading
 from scfegan_ray.training import checkpoint
@@ -36,9 +40,15 @@ class Workers(InThisProcess):
     """Measures parts."""
 
     def make_parts(
-        self, work: run.Work, weights: Sequence[bytes], missing: Sequence[int], total: int, num_workers: int
+        self,
+        work: run.Work,
+        weights: Sequence[bytes],
+        given: Mapping[str, Given],
+        missing: Sequence[int],
+        total: int,
+        num_workers: int,
     ) -> tuple[int, float]:
-        bench = run.Bench(work, weights, torch.device("cpu"))
+        bench = run.Bench(work, weights, given, torch.device("cpu"))
         done = 0
         for number in missing:
             if len(self.made) == self.stop_after:
@@ -77,8 +87,11 @@ def prepared(tracked: Config, tiny_dataset: str) -> Config:
     return replace(tracked, data=replace(tracked.data, prepared=tiny_dataset))
 
 
-def evaluate(config: Config, models: list[str], workers: Workers, **more: Any) -> run.EvaluationResult:
-    return run.evaluate(config, models, identity="none", session=workers.session, **more)
+def evaluate(
+    config: Config, models: list[str], workers: Workers, *, max_images: int | None = None, **measuring: Any
+) -> run.EvaluationResult:
+    what = MeasuringConfig(**{"identity": "none"} | measuring)
+    return run.evaluate(config, models, what, max_images=max_images, session=workers.session)
 
 
 def test_models_and_references_side_by_side(prepared: Config, workers: Workers, tmp_path: Path) -> None:
@@ -277,8 +290,8 @@ def test_faces_that_must_be_told_apart_want_weights(
     monkeypatch.setattr(run, "FaceEmbedder", missing)
     model = write_model(prepared, tmp_path / "model", 0)
     with pytest.raises(ModelError, match="no weights"):
-        run.evaluate(prepared, [model], identity="sface", session=workers.session)
-    found = run.evaluate(prepared, [model], identity="auto", session=workers.session)
+        evaluate(prepared, [model], workers, identity="sface")
+    found = evaluate(prepared, [model], workers, identity="auto")
     assert not any("identity" in name or "sface" in name for name in found.metrics)
 
 
@@ -300,3 +313,25 @@ def test_likeness_and_distances_of_sets(
     name = f"{tmp_path.name}-model"
     assert found[f"{name}/identity"] < found["photograph/identity"] == pytest.approx(1.0)
     assert found[f"{name}/sface_frechet"] > found["photograph/sface_frechet"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_networks_whose_weights_are_given(
+    prepared: Config, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks, "INCEPTION_SIZE", 64)  # a Fréchet distance of all takes seconds
+    model = write_model(prepared, tmp_path / "model", 0)
+    torch.save(alexnet(), tmp_path / "alexnet.pth")
+    (tmp_path / "inception.pt").write_bytes(program(64))
+    without = evaluate(prepared, [model], workers)
+    found = evaluate(
+        prepared, [model], workers, lpips=str(tmp_path / "alexnet.pth"), inception=str(tmp_path / "inception.pt")
+    )
+    assert found.result != without.result
+    name = f"{tmp_path.name}-model"
+    assert found.metrics["photograph/lpips"] == 0 < found.metrics[f"{name}/lpips"]
+    assert found.metrics["photograph/fid"] == pytest.approx(0, abs=1e-3)
+    assert found.metrics[f"{name}/fid"] > found.metrics["painted_color/fid"] > 1
+    assert {key: value for key, value in found.metrics.items() if not key.endswith(("lpips", "fid"))} == without.metrics
+    made_by = json.loads(Path(found.result).read_text())["made_by"]
+    assert made_by["lpips"] == hashlib.sha256((tmp_path / "alexnet.pth").read_bytes()).hexdigest()
+    assert "inception" not in pq.read_table(Path(found.result).with_name("images.parquet")).column_names
