@@ -34,7 +34,7 @@ def job(arguments: Arguments) -> dict[str, Any]:
     if arguments.benchmark:
         from scfegan_ray.benchmarks import evaluation
 
-        return evaluation.run(arguments.config)
+        return evaluation.run(arguments.config, arguments.measuring)
     from scfegan_ray.evaluation import run
 
     found = run.evaluate(

@@ -15,10 +15,9 @@ import torch
 from scfegan_ray import faces
 from scfegan_ray.config import Config
 from scfegan_ray.data.examples import stack
-from scfegan_ray.errors import ModelError
-from scfegan_ray.evaluation import adherence, conditions, measure, quality, references
-from scfegan_ray.evaluation.identity import FaceEmbedder
-from scfegan_ray.evaluation.networks import Networks
+from scfegan_ray.evaluation import adherence, conditions, measure, networks, quality, references
+from scfegan_ray.evaluation.networks import has_embedder
+from scfegan_ray.evaluation.options import AS_USUAL, MeasuringConfig
 from scfegan_ray.evaluation.protocol import Protocol
 from scfegan_ray.models.generator import Generator
 
@@ -28,11 +27,12 @@ _IMAGES = 8
 _ROUNDS = 3
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(config: Config, measuring: MeasuringConfig = AS_USUAL) -> dict[str, Any]:
     """Time everything on a few drawn faces, log a table, and keep nothing.
 
     Args:
         config: `data.size_px`, and `model`, whose weights are drawn.
+        measuring: which networks measure, too.
 
     Returns:
         images_per_second: by name; "generator" is one pass of the network in float32, "all conditions" what an
@@ -65,13 +65,18 @@ def run(config: Config) -> dict[str, Any]:
     }  # fmt: skip
     if size >= quality.MS_SSIM_FROM_PX:
         works["ms_ssim"] = lambda: quality.ms_ssim(filled, truth)
-    networks = Networks()
-    try:
-        networks = Networks(faces=(embed := FaceEmbedder()))
+    at_hand = networks.build(
+        networks.read(measuring.lpips, measuring.inception),
+        has_faces=has_embedder(measuring.identity),
+        device=torch.device("cpu"),
+    )
+    if embed := at_hand.faces:
         works["identity"] = lambda: [embed(one, row["eyes"]) for one, row in zip(filled, rows, strict=True)]
-    except ModelError as error:
-        logger.warning("identity is not measured: %s", error)
-    works["all conditions"] = lambda: measure.measure({"model": model}, rows, rows, protocol, networks)
+    if at_hand.lpips:
+        works["lpips"] = lambda: at_hand.distance(filled, truth)
+    if program := at_hand.inception:
+        works["inception"] = lambda: program(filled)
+    works["all conditions"] = lambda: measure.measure({"model": model}, rows, rows, protocol, at_hand)
     rates = {name: statistics.median(_rate(work) for _ in range(_ROUNDS)) for name, work in works.items()}
     for name, rate in rates.items():
         logger.info("%-15s %9.1f images/s", name, rate)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import io
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +26,10 @@ from torch import Tensor, nn
 from scfegan_ray import storage
 from scfegan_ray.errors import ModelError
 from scfegan_ray.evaluation.identity import FaceEmbedder
+from scfegan_ray.evaluation.options import Identity
 from scfegan_ray.models.features import read_state
+
+logger = logging.getLogger(__name__)
 
 INCEPTION_SIZE = 2048
 """Features of an image."""
@@ -209,6 +213,24 @@ def read(lpips: str | None, inception: str | None) -> dict[str, Given]:
         Inception(content, torch.device("cpu"))
         found[_INCEPTION] = Given(content, hashlib.sha256(content).hexdigest())
     return found
+
+
+def has_embedder(identity: Identity) -> bool:
+    """Tell whether faces are to be told apart, and can be.
+
+    Raises:
+        ModelError: they are to be, and cannot.
+    """
+    if identity == "none":
+        return False
+    try:
+        FaceEmbedder()
+    except ModelError as error:
+        if identity == "sface":
+            raise
+        logger.warning("identity, and how far sets of faces are apart, is not measured: %s", error)
+        return False
+    return True
 
 
 def build(given: Mapping[str, Given], *, has_faces: bool, device: torch.device) -> Networks:

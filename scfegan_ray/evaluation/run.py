@@ -50,11 +50,10 @@ from scfegan_ray.data.dataset import (
     to_parquet,
 )
 from scfegan_ray.data.prepare import assigned_device, num_cores
-from scfegan_ray.errors import ConfigError, DataError, ModelError, ScFeganError
+from scfegan_ray.errors import ConfigError, DataError, ScFeganError
 from scfegan_ray.evaluation import measure, networks, references, report, summary
-from scfegan_ray.evaluation.identity import FaceEmbedder
 from scfegan_ray.evaluation.networks import Given
-from scfegan_ray.evaluation.options import AS_USUAL, Identity, MeasuringConfig
+from scfegan_ray.evaluation.options import AS_USUAL, MeasuringConfig
 from scfegan_ray.evaluation.protocol import Protocol, check_holes
 from scfegan_ray.models.generator import Generator
 from scfegan_ray.progress import Progress
@@ -247,7 +246,7 @@ def _plan(
                 "%s was trained on %d of these %d images: its numbers say less about faces that it has not seen",
                 name, number, len(keys),
             )  # fmt: skip
-    has_identity = _has_embedder(measuring.identity)
+    has_identity = networks.has_embedder(measuring.identity)
     facts = {
         "protocol": protocol.name,
         "images": {
@@ -335,24 +334,6 @@ def _trained_on(model: loading.LoadedModel, info: DatasetInfo, keys: Sequence[st
         known &= set(sources.EmbeddedFaces.list_keys(data.num_embedded, model.config.seed))
     pattern = settle_identity_pattern(data.identity_pattern, keys)
     return sum(not is_test_key(key, data.test_fraction, pattern) for key in known)
-
-
-def _has_embedder(identity: Identity) -> bool:
-    """Tell whether faces are to be told apart, and can be.
-
-    Raises:
-        ModelError: they are to be, and cannot.
-    """
-    if identity == "none":
-        return False
-    try:
-        FaceEmbedder()
-    except ModelError as error:
-        if identity == "sface":
-            raise
-        logger.warning("identity, and how far sets of faces are apart, is not measured: %s", error)
-        return False
-    return True
 
 
 def _measure(work: Work, weights: Sequence[bytes], given: Mapping[str, Given], num_workers: int) -> float:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from prepared_set import write_dataset
-from test_networks import alexnet, program
+from pretrained import alexnet, program
 
 from cluster import Cluster, InThisProcess
 from scfegan_ray import tracking
@@ -287,7 +287,7 @@ def test_faces_that_must_be_told_apart_want_weights(
     def missing() -> None:
         raise ModelError("no weights")
 
-    monkeypatch.setattr(run, "FaceEmbedder", missing)
+    monkeypatch.setattr(networks, "FaceEmbedder", missing)
     model = write_model(prepared, tmp_path / "model", 0)
     with pytest.raises(ModelError, match="no weights"):
         evaluate(prepared, [model], workers, identity="sface")
@@ -307,7 +307,7 @@ class StandIn:
 def test_likeness_and_distances_of_sets(
     prepared: Config, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "FaceEmbedder", StandIn)
+    monkeypatch.setattr(networks, "FaceEmbedder", StandIn)
     model = write_model(prepared, tmp_path / "model", 0)
     found = run.evaluate(prepared, [model], session=workers.session).metrics
     name = f"{tmp_path.name}-model"
