@@ -380,8 +380,9 @@ class LossConfig:
     """theta (published)."""
     real_score_penalty_in: Literal["discriminator", "generator"] = "discriminator"
     """Which loss holds the epsilon term. The paper prints it in the generator's, where its gradient is zero."""
-    gradient_penalty_reduction: Literal["mean", "sum"] = "mean"
-    """How the score grid becomes one number per image before the penalty's gradient is taken."""
+    gradient_penalty_reduction: Literal["mean", "root", "sum"] = "mean"
+    """How the grid of n scores becomes one number per image before the penalty's gradient is taken (unpublished): their
+    mean, their sum over the root of n, or their sum."""
     total_variation_region: Literal["dilated_hole", "hole", "image"] = "dilated_hole"
     """Where total variation is taken (unpublished). dilated_hole: the hole and one pixel around it, which smooths its
     seam, as in partial convolution; hole: within it only; image: everywhere."""

@@ -17,6 +17,9 @@ from scfegan_ray.errors import ConfigError
 from scfegan_ray.models.features import CAFFE_SCALE, Features
 from scfegan_ray.models.layers import full_precision
 
+_POWERS = {"mean": 1.0, "root": 0.5, "sum": 0.0}
+"""Of the number of scores, that their sum is divided by."""
+
 
 def per_pixel(generated: Tensor, ground_truth: Tensor, mask: Tensor, hole: float, border: float = 0.0) -> Tensor:
     """Compare pixels, those of the hole with a weight of their own, and more along its border.
@@ -342,8 +345,7 @@ def discriminator_loss(
         torch.cat([ground_truth, composite]), conditions.repeat(2, 1, 1, 1), (between, conditions)
     )
     real, fake = full_precision(scores).chunk(2)
-    if config.gradient_penalty_reduction == "mean":
-        gradient = gradient / real[0].numel()
+    gradient = gradient / real[0].numel() ** _POWERS[config.gradient_penalty_reduction]
     penalty = gradient_penalty(gradient, mask)
     parts = {"real_scores": real.mean(), "fake_scores": fake.mean(), "gradient_penalty": penalty}
     total = score_gap(parts["real_scores"], parts["fake_scores"]) + config.gradient_penalty * penalty

@@ -7,6 +7,7 @@ both can be given the same batch and must agree on every part of the loss.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -171,7 +172,8 @@ class PlainStep:
         position = interpolation.reshape(-1, 1, 1, 1)
         between = (position * ground_truth + (1 - position) * composite.detach()).requires_grad_(True)
         scores = score(between).flatten(1)
-        score_of_image = scores.mean(1) if config.gradient_penalty_reduction == "mean" else scores.sum(1)
+        count = {"mean": scores.shape[1], "root": math.sqrt(scores.shape[1]), "sum": 1}
+        score_of_image = scores.sum(1) / count[config.gradient_penalty_reduction]
         (slope,) = torch.autograd.grad(score_of_image.sum(), between, create_graph=True)
         # The root has no gradient at 0.
         norm = torch.sqrt(((slope * mask) ** 2).sum(dim=(1, 2, 3)) + 1e-16)

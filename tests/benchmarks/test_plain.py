@@ -21,6 +21,7 @@ from scfegan_ray.training.state import TrainingState
         {"gradient_penalty_reduction": "mean", "real_score_penalty_in": "generator"},
         {"gradient_penalty_reduction": "sum", "real_score_penalty_in": "discriminator"},
         {"gradient_penalty_reduction": "sum", "real_score_penalty_in": "generator"},
+        {"gradient_penalty_reduction": "root"},
         {"total_variation_region": "hole"},
         {"total_variation_region": "image"},
         {"feature_scale": "caffe"},
