@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class LoadedModel:
     Attributes:
         uri: `models:/NAME/VERSION` of a version, also where it was asked for by an alias; else of MLflow as it was
             given, else an absolute one of the folder.
-        name: short, for tables: `NAME-VERSION`, or the last parts of the folder.
+        name: short, for tables: `NAME-VERSION`; `RUN-IMAGES` of a run's checkpoint; else the folder's last parts.
         generator: ready to use, on the CPU.
         config: of its training.
     """
@@ -61,7 +62,7 @@ def load_generator(uri: str | os.PathLike[str], *, tracking_uri: str | None = No
     place, read = _find(text)
     with storage.local_copy(place) as folder:
         generator, config = read(folder)
-    parts = [part for part in place.split("/")[-3:] if part != "checkpoints"]
+    parts = [re.sub(r"^checkpoint-0*(?=\d)", "", part) for part in place.split("/")[-3:] if part != "checkpoints"]
     return LoadedModel(place, "-".join(parts[-2:]), generator, config)
 
 

@@ -22,6 +22,7 @@ from scfegan_ray.config import Config
 from scfegan_ray.errors import CheckpointError, DataError, ModelError
 from scfegan_ray.models import editing
 from scfegan_ray.registry import download_model, register
+from scfegan_ray.serving import loading
 from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.training import checkpoint
 from scfegan_ray.training.state import TrainingState
@@ -217,6 +218,7 @@ def test_run_or_checkpoints_mean_the_newest_one(run: tuple[Path, list[np.ndarray
     for uri in (folder, str(folder), f"{folder}/", folder / "checkpoints", "my run", Path("my run/checkpoints")):
         assert np.array_equal(edit(FaceEditor.from_uri(uri)), newer), uri
     assert np.array_equal(edit(FaceEditor.from_uri(folder / "checkpoints" / "checkpoint-0000000008")), older)
+    assert loading.load_generator(folder).name == "my run-16"
 
 
 def test_run_may_be_in_an_object_store(
