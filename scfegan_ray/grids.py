@@ -24,16 +24,22 @@ _ABLATIONS: Variants = {
 }
 """Of the paper: its feature losses, its single network, its strokes, brushed color, holes at the eyes."""
 
+_RATE = "optimization.discriminator_learning_rate"
+_FREE = {"losses.gradient_penalty": 0.0}
 _ADVERSARIAL: Variants = {
     "none": {"losses.adversarial": 0.0},
     "as-configured": {},
-    "beta-0.01": {"losses.adversarial": 0.01},
     "beta-0.1": {"losses.adversarial": 0.1},
     "beta-0.1-sum": {"losses.adversarial": 0.1, "losses.gradient_penalty_reduction": "sum"},
-    "beta-0.1-rate-1e-3": {"losses.adversarial": 0.1, "optimization.discriminator_learning_rate": 1e-3},
+    "beta-0.1-rate-1e-3": {"losses.adversarial": 0.1, _RATE: 1e-3},
     "beta-0.1-shallow": {"losses.adversarial": 0.1, "model.discriminator_num_layers": 3},
+    "beta-0.1-no-penalty": {"losses.adversarial": 0.1} | _FREE,
+    "beta-0.1-no-penalty-rate-2e-3": {"losses.adversarial": 0.1, _RATE: 2e-3} | _FREE,
+    "beta-1-no-penalty": {"losses.adversarial": 1.0} | _FREE,
+    "beta-1-no-penalty-rate-2e-3": {"losses.adversarial": 1.0, _RATE: 2e-3} | _FREE,
 }
-"""What it takes for the adversarial term to act."""
+"""What it takes for the adversarial term to act: its weight, how the penalty sees scores, whether there is one, the
+discriminator's rate and depth."""
 
 _STROKES: Variants = {
     "clean": {},
