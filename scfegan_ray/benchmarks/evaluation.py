@@ -16,7 +16,6 @@ from scfegan_ray import faces
 from scfegan_ray.config import Config
 from scfegan_ray.data.examples import stack
 from scfegan_ray.evaluation import adherence, conditions, measure, networks, quality, references
-from scfegan_ray.evaluation.networks import has_embedder
 from scfegan_ray.evaluation.options import AS_USUAL, MeasuringConfig
 from scfegan_ray.evaluation.protocol import Protocol
 from scfegan_ray.models.generator import Generator
@@ -67,7 +66,7 @@ def run(config: Config, measuring: MeasuringConfig = AS_USUAL) -> dict[str, Any]
         works["ms_ssim"] = lambda: quality.ms_ssim(filled, truth)
     at_hand = networks.build(
         networks.read(measuring.lpips, measuring.inception),
-        has_faces=has_embedder(measuring.identity),
+        has_faces=networks.has_embedder(measuring.identity),
         device=torch.device("cpu"),
     )
     if embed := at_hand.faces:

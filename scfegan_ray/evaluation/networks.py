@@ -27,6 +27,7 @@ from scfegan_ray import storage
 from scfegan_ray.errors import ModelError
 from scfegan_ray.evaluation.identity import FaceEmbedder
 from scfegan_ray.evaluation.options import Identity
+from scfegan_ray.images import to_model
 from scfegan_ray.models.features import read_state
 
 logger = logging.getLogger(__name__)
@@ -156,7 +157,7 @@ class Inception:
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return (N, 2048) features of (N, H, W, 3) RGB images."""
         with torch.no_grad():
-            found = self._program(_to_torch(images, self._device), return_features=True)
+            found = self._program(torch.from_numpy(images).permute(0, 3, 1, 2).to(self._device), return_features=True)
         return np.asarray(found.float().cpu().numpy())
 
 
@@ -178,7 +179,7 @@ class Networks:
         """Return (N,) how different (N, H, W, 3) RGB images look, by LPIPS."""
         assert self.lpips is not None
         device = self.lpips.shift.device
-        pair = (_to_torch(one, device).float() / 127.5 - 1 for one in (images, others))
+        pair = (to_model(torch.from_numpy(one).to(device)) for one in (images, others))
         with torch.no_grad():
             return np.asarray(self.lpips(*pair).double().cpu().numpy())
 
@@ -246,7 +247,3 @@ def build(given: Mapping[str, Given], *, has_faces: bool, device: torch.device) 
         lpips=Lpips(deserialize(given[_LPIPS].content)).eval().to(device) if _LPIPS in given else None,
         inception=Inception(given[_INCEPTION].content, device) if _INCEPTION in given else None,
     )
-
-
-def _to_torch(images: NDArray[np.uint8], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(device)

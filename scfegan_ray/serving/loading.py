@@ -15,7 +15,7 @@ from scfegan_ray.errors import CheckpointError
 from scfegan_ray.models import editing
 from scfegan_ray.models.generator import Generator
 from scfegan_ray.training import checkpoint
-from scfegan_ray.training.store import CheckpointStore
+from scfegan_ray.training.store import PREFIX, CheckpointStore
 
 _IN_REGISTRY = ("models:", "runs:", "mlflow-artifacts:")
 
@@ -62,7 +62,7 @@ def load_generator(uri: str | os.PathLike[str], *, tracking_uri: str | None = No
     place, read = _find(text)
     with storage.local_copy(place) as folder:
         generator, config = read(folder)
-    parts = [re.sub(r"^checkpoint-0*(?=\d)", "", part) for part in place.split("/")[-3:] if part != "checkpoints"]
+    parts = [re.sub(rf"^{PREFIX}0*(?=\d)", "", part) for part in place.split("/")[-3:] if part != "checkpoints"]
     return LoadedModel(place, "-".join(parts[-2:]), generator, config)
 
 

@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
-_PREFIX = "checkpoint-"
+PREFIX = "checkpoint-"
+"""Of a checkpoint's name; the images seen follow, with zeros before them."""
+
 _SCORE = "objective_db"
 
 
@@ -52,7 +54,7 @@ class CheckpointStore:
             StorageError: the store cannot be asked.
         """
         folders = (name.partition("/") for name in storage.list_files(self.place))
-        return sorted(folder for folder, _, file in folders if folder.startswith(_PREFIX) and file == checkpoint.META)
+        return sorted(folder for folder, _, file in folders if folder.startswith(PREFIX) and file == checkpoint.META)
 
     def latest(self) -> str | None:
         """Return the name of the newest checkpoint, or None.
@@ -78,7 +80,7 @@ class CheckpointStore:
         Raises:
             StorageError: it cannot be written; those that are there are left alone.
         """
-        name = f"{_PREFIX}{snapshot.images_seen:010d}"
+        name = f"{PREFIX}{snapshot.images_seen:010d}"
         with storage.new_folder(self.uri(name), last=checkpoint.META) as folder:
             checkpoint.write(snapshot, folder)
         return name
