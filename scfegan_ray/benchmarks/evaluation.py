@@ -76,9 +76,11 @@ def run(config: Config, measuring: MeasuringConfig = AS_USUAL) -> dict[str, Any]
     if program := at_hand.inception:
         works["inception"] = lambda: program(filled)
     works["all conditions"] = lambda: measure.measure({"model": model}, rows, rows, protocol, at_hand)
-    rates = {name: statistics.median(_rate(work) for _ in range(_ROUNDS)) for name, work in works.items()}
-    for name, rate in rates.items():
-        logger.info("%-15s %9.1f images/s", name, rate)
+    rates = {}
+    for name, work in works.items():
+        work()  # libraries get ready
+        rates[name] = statistics.median(_rate(work) for _ in range(_ROUNDS))
+        logger.info("%-15s %9.2f images/s", name, rates[name])
     return {"images_per_second": rates}
 
 
@@ -96,8 +98,7 @@ def _row(index: int, size_px: int) -> dict[str, Any]:
 
 
 def _rate(work: Callable[[], object]) -> float:
-    """Return images per second of one call, the second one: at the first one libraries get ready."""
-    work()
+    """Return images per second of one call."""
     began = time.perf_counter()
     work()
     return _IMAGES / (time.perf_counter() - began)
