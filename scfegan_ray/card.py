@@ -33,7 +33,8 @@ def write(config: Config, uri: str, result: Mapping[str, Any]) -> str:
     name = loading.name_of(uri)
     size = result["models"][name]["size_px"]
     license_tag = tags.get("data_license", _UNKNOWN)
-    known = result["images"]
+    known, seen = result["images"], result["models"][name]["trained_on"]
+    said = "whether it was trained on some is not known" if seen is None else f"it was trained on {seen or 'none'}"
     return f"""# {name}
 
 Fills an erased region of a face photograph so that it obeys lines and colors that a person drew: SC-FEGAN (Jo & Park,
@@ -68,8 +69,8 @@ that the license of its training data forbids: {license_tag}.
 
 ## Evaluation
 
-`{result["protocol"]}` on {known["num_images"]} images ({known["source"]}, fingerprint {known["fingerprint"]}), of which
-it was trained on {result["models"][name]["trained_on"]}. Means with intervals of 95 %. Pictures of the best, the median
+`{result["protocol"]}` on {known["num_images"]} images ({known["source"]}, fingerprint {known["fingerprint"]}); of these
+{said}. Means with intervals of 95 %. Pictures of the best, the median
 and the worst cases: `report.html` of MLflow's run {result["tracking"]["run_id"]}.
 
 {_table(result, name)}

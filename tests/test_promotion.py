@@ -154,6 +154,7 @@ def test_promoted_refused_and_rolled_back(tracked: Config, versions: list[str], 
         "## Bias, risks and limits",
         "| hole_psnr (dB) | 0.5 (0.4 to 0.6) |",
         "evaluated",
+        "of these\nit was trained on none.",
     ):
         assert text in card
 

@@ -37,9 +37,9 @@ import json
 import os
 import re
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scfegan_ray import cache, storage
+from scfegan_ray.config import DataConfig
 from scfegan_ray.data.codecs import decode_row
 from scfegan_ray.errors import DataError, StorageError
 
@@ -137,6 +138,21 @@ class DatasetInfo:
     def holds_back(self, key: str) -> bool:
         """Tell whether an image is held back."""
         return is_test_key(key, self.test_fraction, self.identity_pattern)
+
+    def named_in(self, data: DataConfig, uri: str) -> DataConfig:
+        """Return settings that name this dataset, and say where it came from and what it holds back, as it says.
+
+        Args:
+            data: settings that it was found by, which may have left that open.
+            uri: of it.
+        """
+        return replace(
+            data,
+            prepared=uri,
+            source=self.source,
+            test_fraction=self.test_fraction,
+            identity_pattern=self.identity_pattern,
+        )
 
     def to_json(self) -> bytes:
         """Return the bytes of `dataset.json`."""
@@ -347,6 +363,25 @@ def read_shards(uris: Sequence[str]) -> list[Shard]:
     """Read what several shards' files say of themselves, some at a time; see `read_shard`."""
     with ThreadPoolExecutor(_READING_THREADS) as pool:
         return list(pool.map(read_shard, uris))
+
+
+def trains_on(uri: str, info: DatasetInfo, keys: Collection[str]) -> int:
+    """Count the images that a dataset trains on, among some, by their keys.
+
+    Args:
+        uri: of the dataset.
+        info: its description.
+        keys: of the images, which may be others under the same keys where they came from another source.
+
+    Raises:
+        DataError: a shard is none.
+        StorageError: it cannot be read.
+    """
+    asked = {key for key in keys if not info.holds_back(key)}
+    places = [shard_place(uri, number) for number in range(info.num_shards if asked else 0)]
+    with ThreadPoolExecutor(_READING_THREADS) as pool:
+        shards = pool.map(read_shard, places)
+        return sum(row["key"] in asked for shard in shards for row in shard.rows)
 
 
 def read_rows(uri: str, count: int) -> list[dict[str, Any]]:

@@ -48,6 +48,7 @@ from scfegan_ray.data.dataset import (
     settle_identity_pattern,
     shard_name,
     to_parquet,
+    trains_on,
 )
 from scfegan_ray.data.prepare import assigned_device, num_cores
 from scfegan_ray.errors import ConfigError, DataError, ScFeganError
@@ -205,7 +206,10 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
 def _wanted(config: Config, first: loading.LoadedModel) -> Config:
     """Return a config that names the prepared dataset to measure on, or its source."""
     if config.data.prepared is None and config.data.source == sources.EMBEDDED:
-        return replace(config, data=first.config.data, seed=first.config.seed)
+        data = first.config.data
+        if data.prepared is not None and DatasetInfo.read(data.prepared) is None:
+            data = replace(data, prepared=None)  # to be made anew, here
+        return replace(config, data=data, seed=first.config.seed)
     if config.data.prepared is None:
         # All of them; with lines that are the same on every kind of machine.
         exact = replace(config.data.sketch, precision="float32")
@@ -241,7 +245,12 @@ def _plan(
     digests = dataset.said("sha256", rows)
     trained_on = {model.name: _trained_on(model, info, keys) for model in models}
     for name, number in trained_on.items():
-        if number:
+        if number is None:
+            logger.warning(
+                "whether %s was trained on some of these %d images is not known: what it learnt from cannot be read "
+                "here, or has images of the same names", name, len(keys),
+            )  # fmt: skip
+        elif number:
             logger.warning(
                 "%s was trained on %d of these %d images: its numbers say less about faces that it has not seen",
                 name, number, len(keys),
@@ -319,16 +328,24 @@ def _check_sizes(models: Sequence[loading.LoadedModel], size_px: int) -> None:
 
 
 def _trained_on(model: loading.LoadedModel, info: DatasetInfo, keys: Sequence[str]) -> int | None:
-    """Count the images that a model was trained on, as far as its config tells; None where it does not."""
+    """Count the images that a model was trained on; None where nobody knows.
+
+    Args:
+        model: whose config names what it learnt from.
+        info: describes the dataset that the images are of.
+        keys: of the images.
+    """
     data = model.config.data
     if data.prepared is not None:
         with contextlib.suppress(ScFeganError):
             learnt = DatasetInfo.read(data.prepared)
             if learnt is not None:
-                return sum(not learnt.holds_back(key) for key in keys) if learnt.source == info.source else 0
+                number = trains_on(data.prepared, learnt, keys)
+                # From elsewhere an image of the same name may be the same photograph, or another one.
+                return number if not number or learnt.source == info.source else None
         return None
     if data.source != sources.EMBEDDED and storage.absolute(data.source) != info.source:
-        return 0
+        return None
     known = set(keys)
     if data.source == sources.EMBEDDED:
         known &= set(sources.EmbeddedFaces.list_keys(data.num_embedded, model.config.seed))

@@ -221,7 +221,10 @@ def _train(
     }
     run = _open_run(config, place, dataset, tags, parent_run_id)
     run_id = run["run_id"]
-    settled = replace(config, train=replace(config.train, precision=run["precision"]))
+    # What is made says what it learnt from, so that an evaluation can tell which images it knows.
+    settled = replace(
+        config, data=dataset.named_in(config.data, dataset_uri), train=replace(config.train, precision=run["precision"])
+    )
     tags |= {"precision": run["precision"], "tf32": config.train.tf32}
     logger.info("run %s, MLflow run %s at %s", config.run_name, run_id, uri)
 
@@ -264,7 +267,7 @@ def _train(
             example = examples.stack([examples.evaluation_example(row, config.masks)])
             model_uri = registry.register(
                 generator,
-                config,
+                settled,
                 run_id,
                 weights_sha256=outcome.weights_sha256,
                 tags=tags

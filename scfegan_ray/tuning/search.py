@@ -68,7 +68,7 @@ _FREE_WHEN_GOING_ON = (
     "train.threads_per_worker", "train.max_failures", "train.wait_for_nodes",
 )  # fmt: skip
 _CURVE = "reference_curve.json"
-_OF_CURVES = ("data", "masks", "model", "losses", "optimization", "train", "sentinel", "evaluation")
+_OF_CURVES = ("masks", "model", "losses", "optimization", "train", "sentinel", "evaluation")
 _SECONDS_BETWEEN_SNAPSHOTS = "5"
 """Of Tune's state: less than a trial takes to begin, so that none is forgotten that has left anything."""
 
@@ -179,7 +179,7 @@ def _search(
     every = max(config.train.batch_size, config.train.images // config.tune.reports)
     trial_config = replace(
         config,
-        data=replace(config.data, prepared=prepared),
+        data=dataset.named_in(config.data, prepared),
         # When a search goes on, all that failed before begin at once, whatever limits it: they wait for each other.
         train=replace(
             config.train,
@@ -358,12 +358,13 @@ def _conclude(config: Config, place: str, prepared: str, results: Sequence[Any],
 
 def _curve(config: Config, place: str, runs: Sequence[str]) -> ReferenceCurve:
     """Join runs that differ by their seeds to a reference curve."""
-    records = (launch.read_record(storage.join(place, run)) for run in runs)
+    records = [launch.read_record(storage.join(place, run)) for run in runs]
     histories = [
         {name: tracking.history(config, record["run_id"], name) for name in curves.NAMES} for record in records
     ]
+    data = Config.from_dict(records[0]["config"]).data  # as the dataset says
     # Places, and how many trials there were, are nobody else's business.
-    plain = replace(Config(), **{name: getattr(config, name) for name in _OF_CURVES})
+    plain = replace(Config(), data=data, **{name: getattr(config, name) for name in _OF_CURVES})
     return ReferenceCurve.of(plain.changed({"data.prepared": None, "train.reference_curve": None}), histories)
 
 

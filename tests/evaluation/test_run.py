@@ -224,6 +224,47 @@ def test_all_of_a_source_is_measured_and_what_a_model_learnt_from_is_told(
     assert held_back.num_images == 6 - told
 
 
+def trained_on(found: run.EvaluationResult) -> list[int | None]:
+    return [model["trained_on"] for model in json.loads(Path(found.result).read_text())["models"].values()]
+
+
+def test_images_of_a_copied_folder_are_not_taken_for_others(
+    tracked: Config, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import cv2 as codec
+
+    from scfegan_ray import faces
+
+    monkeypatch.setattr(prepare, "_run", Cluster().run)
+    for folder, first in (("learnt", 0), ("copied", 0), ("others", 10)):
+        (tmp_path / folder).mkdir()
+        for number in range(first, first + 6):
+            image = faces.draw_face(1, number, tracked.data.size_px).image[..., ::-1]
+            codec.imwrite(str(tmp_path / folder / f"{number}.png"), image)
+    data = replace(tracked.data, source=str(tmp_path / "learnt"), test_fraction=0.3)
+    made = prepare.prepare(replace(tracked, data=data))
+    learnt = made.info.named_in(tracked.data, made.uri)
+    assert (learnt.prepared, learnt.source, learnt.test_fraction) == (made.uri, str(tmp_path / "learnt"), 0.3)
+    model = write_model(replace(tracked, data=learnt), tmp_path / "model", 0)
+
+    def on(folder: str, **changed: Any) -> list[int | None]:
+        data = replace(tracked.data, source=str(tmp_path / folder), **changed)
+        caplog.clear()
+        return trained_on(evaluate(replace(tracked, data=data), [model], workers))
+
+    assert on("learnt") == [made.info.num_train]
+    assert f"was trained on {made.info.num_train} of these 6 images" in caplog.text
+    assert on("others") == [0]
+    assert "trained on" not in caplog.text
+    assert on("copied", prepared=str(tmp_path / "again"), test_fraction=1.0) == [None]
+    assert "is not known: what it learnt from cannot be read here, or has images of the same names" in caplog.text
+    # Its own held-back images; and where the dataset is gone, they are prepared anew, here.
+    assert trained_on(evaluate(tracked, [model], workers)) == [0]
+    Path(made.uri).rename(tmp_path / "away")
+    assert evaluate(tracked, [model], workers).num_images == made.info.num_test
+    assert on("others") == [0], "as it was found before"
+
+
 def test_lines_of_a_source_are_found_alike_on_every_machine(tracked: Config, tmp_path: Path) -> None:
     sketch = replace(tracked.data.sketch, precision="auto")
     config = replace(tracked, data=replace(tracked.data, sketch=sketch, source=str(tmp_path), size_px=32))

@@ -12,6 +12,7 @@ from ray.cluster_utils import Cluster
 from running import PATIENCE_SECONDS, TINY_ARGUMENTS, kill, result_of, run, start, wait_for
 
 from scfegan_ray.config import Config
+from scfegan_ray.serving import loading
 from scfegan_ray.training.curves import LOSS, ReferenceCurve
 
 pytestmark = pytest.mark.ray
@@ -101,3 +102,5 @@ def test_variants_are_trained_side_by_side_and_evaluated(tiny_dataset: str, clus
     files = {one.path for one in client.list_artifacts(result_of(held)["run_id"])}
     assert "reference_curve.svg" in files
     assert "the usual " in held.stderr
+    learnt = loading.load_generator(tmp_path / "runs" / "held").config.data
+    assert (learnt.prepared, learnt.source) == (tiny_dataset, "embedded"), "a model says what it learnt from"
