@@ -7,6 +7,7 @@ tell. Shared file systems and several nodes on one machine pass. Nodes that come
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import uuid
@@ -21,6 +22,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scfegan_ray import storage
 from scfegan_ray.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
@@ -118,6 +121,28 @@ def able(resources: Mapping[str, float]) -> list[str]:
         for node in ray.nodes()
         if node["Alive"] and all(node["Resources"].get(name, 0.0) >= number for name, number in resources.items())
     ]
+
+
+def require(needs: Mapping[str, float], who: str, cure: str, *, may_wait: bool) -> None:
+    """Refuse what Ray would let wait for ever.
+
+    Args:
+        needs: resources by name, all at once.
+        who: needs them; and the verb.
+        cure: what to do about it.
+        may_wait: the cluster is said to grow, so that it is only told.
+
+    Raises:
+        ConfigError: the cluster lacks some of it.
+    """
+    there = ray.cluster_resources()
+    for name, needed in needs.items():
+        if needed <= there.get(name, 0.0):
+            continue
+        lack = f"{who} {needed:g} {name}, the cluster has {there.get(name, 0.0):g}"
+        if not may_wait:
+            raise ConfigError(f"{lack}; {cure}, or give --train.wait-for-nodes where the cluster grows by itself")
+        logger.info("%s; they will wait for more nodes", lack)
 
 
 def this_node() -> NodeAffinitySchedulingStrategy:

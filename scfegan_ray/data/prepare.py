@@ -165,6 +165,9 @@ def _make(config: Config, plan: Plan, session: Callable[[], contextlib.AbstractC
         if there:
             logger.info("going on with the %d of %d shards that are there", len(there), len(plan.shards))
         with session():
+            if share := config.data.gpus_per_actor:
+                cure = "give no --data.gpus-per-actor"
+                nodes.require({"GPU": share}, "an actor needs", cure, may_wait=config.train.wait_for_nodes)
             busy_seconds, num_made = _run(plan, settled, missing)
         there |= _patiently(config, lambda: read_planned(plan, missing))
         settled = settle(config.data, plan.uri, list(there.values()))
@@ -217,10 +220,7 @@ def _run(plan: Plan, config: DataConfig, missing: list[int]) -> tuple[float, int
     num_gpus = config.gpus_per_actor or 0.0
     initial = min(num_cores(), len(blocks))
     if num_gpus:
-        fitting = int(ray.cluster_resources().get("GPU", 0.0) / num_gpus)
-        if not fitting:
-            logger.warning("the cluster has no GPU for data.gpus_per_actor = %g; waiting for a node with one", num_gpus)
-        initial = max(1, min(initial, fitting))
+        initial = max(1, min(initial, int(ray.cluster_resources().get("GPU", 0.0) / num_gpus)))
     source = None if plan.address == sources.EMBEDDED else plan.address
     with nodes.seen_by_all({"data.prepared or storage.path": plan.uri}, {"data.source": source}) as landmarks:
         return _make_shards(plan, config, blocks, landmarks, initial, num_gpus, total)

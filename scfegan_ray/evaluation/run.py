@@ -19,11 +19,12 @@ was interrupted.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -153,7 +154,7 @@ def evaluate(
         session: Ray must run within it; entered only where something is left to do.
 
     Raises:
-        ConfigError: no model is given, two have one name, or none has the size of the images.
+        ConfigError: no model is given, two have one name, none has the size of the images, or there is no GPU.
         DataError: there are no images to measure on.
         ModelError: a model or weights cannot be had.
         CheckpointError: a folder is no model.
@@ -173,7 +174,7 @@ def evaluate(
     check_holes(measuring.holes)
     given = networks.read(measuring.lpips, measuring.inception)
     tracking.check_usable(config)  # numbers of hours deserve a place
-    with nodes.lasting(session) as cluster:
+    with nodes.lasting(functools.partial(_cluster, config, session)) as cluster:
         dataset_uri = prepare.ensure_prepared(wanted, session=cluster)
         work, facts = _plan(config, loaded, dataset_uri, measuring, given, max_images)
         rate = 0.0
@@ -194,6 +195,16 @@ def evaluate(
     )
 
 
+@contextlib.contextmanager
+def _cluster(config: Config, session: Callable[[], contextlib.AbstractContextManager[object]]) -> Iterator[None]:
+    """Enter a session of Ray whose cluster has what measures."""
+    with session():
+        if config.train.use_gpu:
+            cure = "give --train.no-use-gpu"
+            nodes.require({"GPU": 1}, "each process that measures needs", cure, may_wait=config.train.wait_for_nodes)
+        yield
+
+
 def flat(result: dict[str, Any]) -> dict[str, float]:
     """Return the numbers of a `result.json` by `candidate/metric`, without their intervals."""
     return {
@@ -206,7 +217,7 @@ def flat(result: dict[str, Any]) -> dict[str, float]:
 def _wanted(config: Config, first: loading.LoadedModel) -> Config:
     """Return a config that names the prepared dataset to measure on, or its source."""
     if config.data.prepared is None and config.data.source == sources.EMBEDDED:
-        data = first.config.data
+        data = replace(first.config.data, gpus_per_actor=config.data.gpus_per_actor)
         if data.prepared is not None and DatasetInfo.read(data.prepared) is None:
             data = replace(data, prepared=None)  # to be made anew, here
         return replace(config, data=data, seed=first.config.seed)

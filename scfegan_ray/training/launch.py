@@ -381,18 +381,13 @@ def check_resources(config: Config) -> None:
         ConfigError: the cluster lacks CPUs or GPUs for all workers, and is not said to grow; or torch sees no GPU on a
             node that has one to give.
     """
-    there, needs, fewest = ray.cluster_resources(), _resources(config), _fewest_workers(config)
-    for name, each in needs.items():
-        needed = each * fewest
-        if needed <= there.get(name, 0.0):
-            continue
-        lack = f"{fewest} workers need {needed:g} {name}, the cluster has {there.get(name, 0.0):g}"
-        if not config.train.wait_for_nodes:
-            raise ConfigError(
-                f"{lack}; lower --train.num-workers or --train.cpus-per-worker, or give --train.wait-for-nodes where "
-                "the cluster grows by itself"
-            )
-        logger.info("%s; they will wait for more nodes", lack)
+    needs, fewest = _resources(config), _fewest_workers(config)
+    nodes.require(
+        {name: each * fewest for name, each in needs.items()},
+        f"{fewest} workers need",
+        "lower --train.num-workers or --train.cpus-per-worker",
+        may_wait=config.train.wait_for_nodes,
+    )
     if config.train.use_gpu:
         question = functools.partial(check_available, torch.device("cuda"), "give --train.no-use-gpu")
         nodes.ask(question, nodes.able(needs))

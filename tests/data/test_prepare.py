@@ -23,7 +23,7 @@ from scfegan_ray.data import prepare
 from scfegan_ray.data.codecs import encode_png
 from scfegan_ray.data.dataset import OTHER_FILES, DatasetInfo, PreparedDataset
 from scfegan_ray.data.plan import make_plan
-from scfegan_ray.errors import DataError, StorageError
+from scfegan_ray.errors import ConfigError, DataError, StorageError
 
 
 def content(uri: str) -> dict[str, bytes]:
@@ -54,6 +54,20 @@ def test_nothing_is_left_to_do(config: Config, cluster: Cluster) -> None:
     assert (again.info, again.rejected) == (first.info, first.rejected)
     assert cluster.num_sessions == 1, "Ray is not started for nothing"
     assert content(first.uri) == before
+
+
+def test_gpus_that_the_cluster_lacks_are_not_waited_for(
+    config: Config, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    on_gpus = replace(config, data=replace(config.data, gpus_per_actor=0.5))
+    with pytest.raises(
+        ConfigError, match=r"an actor needs 0\.5 GPU, the cluster has 0; give no --data\.gpus-per-actor"
+    ):
+        prepare.prepare(on_gpus, session=cluster.session)
+    assert cluster.made == []
+    growing = replace(on_gpus, train=replace(config.train, wait_for_nodes=True))
+    assert prepare.prepare(growing, session=cluster.session).info.num_images == 12
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 2])

@@ -224,6 +224,24 @@ def test_all_of_a_source_is_measured_and_what_a_model_learnt_from_is_told(
     assert held_back.num_images == 6 - told
 
 
+def test_gpus_that_the_cluster_lacks_are_not_waited_for(
+    prepared: Config,
+    workers: Workers,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    model = write_model(prepared, tmp_path / "model", 0)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    on_gpus = replace(prepared, train=replace(prepared.train, use_gpu=True))
+    with pytest.raises(ConfigError, match=r"needs 1 GPU, the cluster has 0; give --train\.no-use-gpu, or give --train"):
+        evaluate(on_gpus, [model], workers)
+    assert not workers.made
+    evaluate(replace(on_gpus, train=replace(on_gpus.train, wait_for_nodes=True)), [model], workers)
+    assert "needs 1 GPU, the cluster has 0; they will wait for more nodes" in caplog.text
+
+
 def trained_on(found: run.EvaluationResult) -> list[int | None]:
     return [model["trained_on"] for model in json.loads(Path(found.result).read_text())["models"].values()]
 

@@ -57,6 +57,19 @@ def test_registered_version_edits_on_both(resumed: tuple[Path, dict[str, Any], s
     assert np.abs(edits[0] - edits[1]).max() <= 1
 
 
+def test_evaluation_finds_what_a_cpu_finds(resumed: tuple[Path, dict[str, Any], str]) -> None:
+    place, result, _ = resumed
+    found = {}
+    for use_gpu in ("--train.no-use-gpu", "--train.use-gpu"):
+        done = run("evaluate", "--model", result["model_uri"], use_gpu, "--identity", "none", cwd=place)
+        found[use_gpu] = json.loads(Path(result_of(done)["result"]).read_text())
+    cpu, gpu = found.values()
+    assert (cpu["made_by"]["device"], gpu["made_by"]["device"]) == ("cpu", "cuda")
+    for name, numbers in cpu["candidates"].items():
+        for metric in ("hole_psnr", "psnr", "guided_gain"):
+            assert gpu["candidates"][name][metric]["mean"] == pytest.approx(numbers[metric]["mean"], abs=0.01)
+
+
 def test_one_worker_too_many_is_refused(tmp_path: Path) -> None:
     many = str(torch.cuda.device_count() + 1)
     done = run("train", *ON_GPU, "--train.num-workers", many, "--run-name", "many", cwd=tmp_path)
