@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import TINY
+from tiny import DATASET, TINY
 
 from scfegan_ray.config import Config
+from scfegan_ray.data.dataset import DatasetInfo
 from scfegan_ray.errors import ConfigError
 from scfegan_ray.presets import PRESETS
 from scfegan_ray.training import curves, launch
@@ -86,3 +87,15 @@ def test_a_file_that_is_no_curve_is_refused_before_anything_is_prepared(
     monkeypatch.setattr(launch.prepare, "ensure_prepared", lambda *arguments, **more: pytest.fail("it was prepared"))
     with pytest.raises(ConfigError, match="no reference curve"):
         launch.train(replace(tracked, run_name="r").changed({"train.reference_curve": str(file)}))
+
+
+def test_photographs_are_not_held_against_drawn_faces() -> None:
+    quickstart = PRESETS["quickstart"].changed({"losses.features": "hed"})
+
+    def learning_from(dataset: DatasetInfo) -> Config:
+        return replace(quickstart, data=dataset.named_in(quickstart.data, "/prepared"))
+
+    drawn = replace(DATASET, test_fraction=quickstart.data.test_fraction)
+    assert curves.find(learning_from(drawn)) is not None
+    assert curves.find(learning_from(replace(drawn, source="/photographs"))) is None
+    assert curves.find(learning_from(replace(drawn, test_fraction=0.5))) is None
