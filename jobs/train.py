@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from scfegan_ray import cli
@@ -52,7 +52,8 @@ def job(arguments: Arguments) -> dict[str, Any]:
     if arguments.promote:
         from scfegan_ray import promotion
 
-        found = promotion.promote(config, result["model_uri"], session=cli.ray_session)
+        held_back = replace(config, data=replace(config.data, prepared=result["dataset"]))
+        found = promotion.promote(held_back, result["model_uri"], session=cli.ray_session)
         logger.info("%s: %s", "promoted" if found.promoted else "not promoted", found.reason)
     return {
         name: result[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Callable
@@ -10,13 +11,15 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from running import ROOT
 
-from scfegan_ray import locks, promotion, registry, tracking
+from scfegan_ray import cli, locks, promotion, registry, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.errors import BusyError, ConfigError, ModelError, StorageError
 from scfegan_ray.evaluation import run
 from scfegan_ray.evaluation.measure import METRICS
 from scfegan_ray.evaluation.references import REFERENCES
+from scfegan_ray.training import launch
 
 NAME = "scfegan-generator"
 FIRST, SECOND = f"{NAME}-1", f"{NAME}-2"
@@ -228,3 +231,23 @@ def test_what_cannot_be_promoted(tracked: Config, versions: list[str], evaluatio
     with pytest.raises(ConfigError, match="scfegan-generator has no champion that could be rolled back"):
         promotion.roll_back(tracked)
     assert evaluations.models == []
+
+
+def test_training_promotes_on_what_it_held_back(tracked: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
+    job = importlib.import_module("train")
+    trained = launch.TrainingResult(
+        run_name="r", run_id="1", model_uri=f"models:/{NAME}/1", checkpoint="c", images_seen=1, weights_sha256="w",
+        first_metrics={}, last_metrics={}, images_per_second=1.0, dataset="/prepared",
+    )  # fmt: skip
+    asked: list[tuple[str | None, str]] = []
+
+    def promote(config: Config, model: str, **_: Any) -> promotion.Promotion:
+        asked.append((config.data.prepared, model))
+        return promotion.Promotion(model_uri=model, alias="champion", promoted=False, reason="no")
+
+    monkeypatch.setattr(launch, "train", lambda *_, **__: trained)
+    monkeypatch.setattr(promotion, "promote", promote)
+    arguments = cli.parse("", job.Arguments, ["--promote", "--data.source", "/photographs"])
+    assert job.job(arguments)["model_uri"] == trained.model_uri
+    assert asked == [("/prepared", f"models:/{NAME}/1")], "not on all photographs of --data.source"

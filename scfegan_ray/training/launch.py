@@ -82,6 +82,7 @@ class TrainingResult:
         first_metrics: of held-back images when this session started.
         last_metrics: of held-back images at the end.
         images_per_second: of this session's training loop, see `outcome.Outcome`.
+        dataset: URI of the prepared dataset that it learnt from.
     """
 
     run_name: str
@@ -93,6 +94,7 @@ class TrainingResult:
     first_metrics: dict[str, float]
     last_metrics: dict[str, float]
     images_per_second: float
+    dataset: str
 
 
 def default_run_name(preset: str) -> str:
@@ -300,6 +302,7 @@ def _train(
         first_metrics=outcome.first_metrics,
         last_metrics=outcome.last_metrics,
         images_per_second=outcome.images_per_second,
+        dataset=dataset_uri,
     )
 
 
