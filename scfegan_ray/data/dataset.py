@@ -37,7 +37,7 @@ import json
 import os
 import re
 import weakref
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -359,10 +359,10 @@ def read_shard(uri: str) -> Shard:
             raise DataError(f"{uri} is no shard of a prepared dataset ({error}); delete the dataset") from error
 
 
-def read_shards(uris: Sequence[str]) -> list[Shard]:
-    """Read what several shards' files say of themselves, some at a time; see `read_shard`."""
+def read_shards(uris: Sequence[str]) -> Iterator[Shard]:
+    """Give what several shards' files say of themselves, in order, read some at a time; see `read_shard`."""
     with ThreadPoolExecutor(_READING_THREADS) as pool:
-        return list(pool.map(read_shard, uris))
+        yield from pool.map(read_shard, uris)
 
 
 def trains_on(uri: str, info: DatasetInfo, keys: Collection[str]) -> int:
@@ -379,9 +379,7 @@ def trains_on(uri: str, info: DatasetInfo, keys: Collection[str]) -> int:
     """
     asked = {key for key in keys if not info.holds_back(key)}
     places = [shard_place(uri, number) for number in range(info.num_shards if asked else 0)]
-    with ThreadPoolExecutor(_READING_THREADS) as pool:
-        shards = pool.map(read_shard, places)
-        return sum(row["key"] in asked for shard in shards for row in shard.rows)
+    return sum(row["key"] in asked for shard in read_shards(places) for row in shard.rows)
 
 
 def read_rows(uri: str, count: int) -> list[dict[str, Any]]:

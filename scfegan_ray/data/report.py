@@ -103,7 +103,7 @@ def inspect(uri: str, mask_config: MaskConfig) -> dict[str, Any]:
     names = storage.list_files(storage.join(place, "data"))
     if not names:
         raise DataError(f"no prepared dataset at {place}; make one with jobs/prepare_data.py")
-    parts = read_shards([storage.join(place, "data", name) for name in names])
+    parts = list(read_shards([storage.join(place, "data", name) for name in names]))
     rows = [row for part in parts for row in part.rows]
     num_rejected = sum(len(part.refused) for part in parts)
     found: dict[str, Any] = {"dataset": place, "finished": info is not None}

@@ -254,7 +254,7 @@ def _plan(
         )
     keys = [dataset.keys[row] for row in rows]
     digests = dataset.said("sha256", rows)
-    trained_on = {model.name: _trained_on(model, info, keys) for model in models}
+    trained_on = _trained_on(models, info, keys)
     for name, number in trained_on.items():
         if number is None:
             logger.warning(
@@ -338,28 +338,42 @@ def _check_sizes(models: Sequence[loading.LoadedModel], size_px: int) -> None:
             logger.warning("%s was trained at %d px, not at %d", model.name, model.config.data.size_px, size_px)
 
 
-def _trained_on(model: loading.LoadedModel, info: DatasetInfo, keys: Sequence[str]) -> int | None:
-    """Count the images that a model was trained on; None where nobody knows.
+def _trained_on(models: Sequence[loading.LoadedModel], info: DatasetInfo, keys: Sequence[str]) -> dict[str, int | None]:
+    """Count the images that each model was trained on; None where nobody knows.
 
     Args:
-        model: whose config names what it learnt from.
+        models: whose configs name what they learnt from.
         info: describes the dataset that the images are of.
         keys: of the images.
     """
-    data = model.config.data
-    if data.prepared is not None:
-        with contextlib.suppress(ScFeganError):
-            learnt = DatasetInfo.read(data.prepared)
-            if learnt is not None:
-                number = trains_on(data.prepared, learnt, keys)
-                # From elsewhere an image of the same name may be the same photograph, or another one.
-                return number if not number or learnt.source == info.source else None
+    of_dataset = functools.cache(lambda uri: _in_dataset(uri, info, keys))  # which several models may share
+    return {
+        model.name: of_dataset(uri) if (uri := model.config.data.prepared) else _in_source(model.config, info, keys)
+        for model in models
+    }
+
+
+def _in_dataset(uri: str, info: DatasetInfo, keys: Sequence[str]) -> int | None:
+    """Count the images that a dataset trains on, which may be the one that they are of, or another one."""
+    try:
+        learnt = DatasetInfo.read(uri)
+        if learnt is None:
+            return None
+        number = trains_on(uri, learnt, keys)
+    except ScFeganError:
         return None
+    # From elsewhere an image of the same name may be the same photograph, or another one.
+    return number if not number or learnt.source == info.source else None
+
+
+def _in_source(config: Config, info: DatasetInfo, keys: Sequence[str]) -> int | None:
+    """Count them by what the config of an older model says, which names no dataset, but where its images came from."""
+    data = config.data
     if data.source != sources.EMBEDDED and storage.absolute(data.source) != info.source:
         return None
     known = set(keys)
     if data.source == sources.EMBEDDED:
-        known &= set(sources.EmbeddedFaces.list_keys(data.num_embedded, model.config.seed))
+        known &= set(sources.EmbeddedFaces.list_keys(data.num_embedded, config.seed))
     pattern = settle_identity_pattern(data.identity_pattern, keys)
     return sum(not is_test_key(key, data.test_fraction, pattern) for key in known)
 

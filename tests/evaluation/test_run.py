@@ -20,9 +20,10 @@ from prepared_set import write_dataset
 from pretrained import alexnet, program
 
 from cluster import Cluster, InThisProcess
-from scfegan_ray import tracking
+from scfegan_ray import faces, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.data import prepare
+from scfegan_ray.data.codecs import encode_png
 from scfegan_ray.data.dataset import DatasetInfo
 from scfegan_ray.errors import ConfigError, DataError, ModelError, StorageError
 from scfegan_ray.evaluation import measure, networks, run
@@ -79,6 +80,12 @@ def write_model(config: Config, place: Path, seed: int) -> str:
     place.mkdir(parents=True)
     checkpoint.write(checkpoint.capture(state, config), place)
     return str(place)
+
+
+def write_faces(folder: Path, numbers: range, size_px: int) -> None:
+    folder.mkdir()
+    for number in numbers:
+        (folder / f"{number}.png").write_bytes(encode_png(faces.draw_face(1, number, size_px).image))
 
 
 @pytest.fixture
@@ -201,16 +208,10 @@ def test_other_weights_holes_or_images_are_another_evaluation(
 def test_all_of_a_source_is_measured_and_what_a_model_learnt_from_is_told(
     tracked: Config, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import cv2 as codec
-
-    from scfegan_ray import faces
-
     made = Cluster()
     monkeypatch.setattr(prepare, "_run", made.run)
     folder = tmp_path / "faces"
-    folder.mkdir()
-    for number in range(6):
-        codec.imwrite(str(folder / f"{number}.png"), faces.draw_face(1, number, tracked.data.size_px).image[..., ::-1])
+    write_faces(folder, range(6), tracked.data.size_px)
     config = replace(tracked, data=replace(tracked.data, source=str(folder), test_fraction=0.3))
     knows = write_model(config, tmp_path / "knows", 0)
     found = evaluate(config, [knows], workers)
@@ -249,16 +250,9 @@ def trained_on(found: run.EvaluationResult) -> list[int | None]:
 def test_images_of_a_copied_folder_are_not_taken_for_others(
     tracked: Config, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import cv2 as codec
-
-    from scfegan_ray import faces
-
     monkeypatch.setattr(prepare, "_run", Cluster().run)
     for folder, first in (("learnt", 0), ("copied", 0), ("others", 10)):
-        (tmp_path / folder).mkdir()
-        for number in range(first, first + 6):
-            image = faces.draw_face(1, number, tracked.data.size_px).image[..., ::-1]
-            codec.imwrite(str(tmp_path / folder / f"{number}.png"), image)
+        write_faces(tmp_path / folder, range(first, first + 6), tracked.data.size_px)
     data = replace(tracked.data, source=str(tmp_path / "learnt"), test_fraction=0.3)
     made = prepare.prepare(replace(tracked, data=data))
     learnt = made.info.named_in(tracked.data, made.uri)
