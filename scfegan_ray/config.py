@@ -188,6 +188,12 @@ class DataConfig:
     gpus_per_actor: float | None = None
     """Share of a GPU that each preparing actor takes for the edge detector, beside one CPU core: 0.25 puts four on one
     GPU, and none on nodes without. Default: none, so that every core of every node prepares."""
+    feed: Literal["auto", "local", "ray"] = "auto"
+    """Where training examples are made. local: by processes beside each worker, from this machine's copy of the
+    dataset, or, with `train.window_images`, of the shards that it is about to need; ray: by Ray Data, on whatever CPUs
+    of the cluster no worker takes, and sent to the workers; auto: ray where workers lack cores that other nodes have,
+    or disk space for the copy, else local, and says so. Examples are the same bytes either way, and a run may be
+    resumed with the other one."""
     sketch: SketchConfig = field(default_factory=SketchConfig)
     color: ColorConfig = field(default_factory=ColorConfig)
     parser: ParserConfig = field(default_factory=ParserConfig)
@@ -206,6 +212,7 @@ class DataConfig:
             len(self.eyes) == 4,
             f"data.eyes has {len(self.eyes)} values; give 4: x and y of the left eye, then of the right one",
         )
+        _check_choice("data.feed", self.feed, ("auto", "local", "ray"))
         for value in self.eyes:
             _check_fraction("a value of data.eyes", value)
         _check(
@@ -475,6 +482,12 @@ class TrainConfig:
     of a server one makes 150 images a second at 512 px, 900 at 128, and takes 100 MB."""
     batch_size: int = 16
     """Global batch: images per update over all workers; it does not change with their number."""
+    window_images: int | None = None
+    """Images within which an epoch is shuffled: the dataset's shards come in random order, and so many images after one
+    another are mixed, so that whoever makes examples reads shards one after the other and keeps two windows of them. 0:
+    an epoch is a permutation of all images, for which each machine that makes examples copies the whole dataset.
+    Default: 0, but 4096 where the dataset is large (200 GB at 2 bytes a pixel: 380,000 images at 512 px). Settled when
+    a run starts, and kept."""
     max_images_per_pass: int = 0
     """Most images that a worker takes through the networks at once, for the sake of memory; a larger share of the
     batch takes several passes, whose gradients add up to the same. 0: the whole share."""
@@ -526,6 +539,10 @@ class TrainConfig:
             "loader_processes",
         ):
             _check_not_negative(f"train.{name}", getattr(self, name))
+        _check(
+            self.window_images is None or self.window_images >= 0,
+            f"train.window_images is {self.window_images}; give 0 or more",
+        )
         _check(
             self.batch_size >= self.num_workers,
             f"train.batch_size {self.batch_size} cannot be shared by train.num_workers {self.num_workers}; "

@@ -24,7 +24,13 @@ TINY = Config(
     model=ModelConfig(base_channels=4, num_downsamples=2, discriminator_base_channels=4, discriminator_num_layers=2),
     losses=LossConfig(features="random"),
     train=TrainConfig(
-        images=16, batch_size=4, log_every_images=4, checkpoint_every_images=8, precision="float32", loader_processes=0
+        images=16,
+        batch_size=4,
+        window_images=0,
+        log_every_images=4,
+        checkpoint_every_images=8,
+        precision="float32",
+        loader_processes=0,
     ),
     evaluation=EvaluationConfig(num_images=2, grid_images=2, batch_size=2),
     tune=TuneConfig(num_trials=2, reports=2),

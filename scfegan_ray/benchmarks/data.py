@@ -19,7 +19,7 @@ import numpy as np
 
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples, masks, prepare, sketches, sources
-from scfegan_ray.data.dataset import PreparedDataset
+from scfegan_ray.data.rows import PreparedDataset
 from scfegan_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,9 @@ def _time_loading(config: Config, uri: str, cache: Path) -> dict[str, float]:
     dataset = PreparedDataset.open(uri, cache)
     cv2.setNumThreads(1)
     rng = np.random.default_rng(0)
-    rows = [dataset.row(at) for at in range(min(64, len(dataset.keys)))]
+    rows = [dataset.row(at) for at in range(min(64, len(dataset)))]
+
+    made = examples.TrainingExamples(dataset, config.masks, config.seed)
 
     def hole(at: int) -> None:
         row = rows[at % len(rows)]
@@ -149,10 +151,10 @@ def _time_loading(config: Config, uri: str, cache: Path) -> dict[str, float]:
 
     def batch(at: int) -> None:
         positions = range(at * _LOADING_BATCH, (at + 1) * _LOADING_BATCH)
-        examples.stack([examples.training_example(dataset, config.masks, config.seed, place) for place in positions])
+        examples.stack([made.at(place) for place in positions])
 
     return {
-        "decode": _rate(lambda at: dataset.row(at % len(dataset.keys))),
+        "decode": _rate(lambda at: dataset.row(at % len(dataset))),
         "draw the hole": _rate(hole),
         "decode, hole, brush, noise, stack": _rate(batch) * _LOADING_BATCH,
     }

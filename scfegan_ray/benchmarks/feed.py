@@ -21,8 +21,9 @@ from torch import Tensor
 from scfegan_ray.benchmarks import step
 from scfegan_ray.config import Config
 from scfegan_ray.data import prepare
-from scfegan_ray.data.dataset import PreparedDataset
+from scfegan_ray.data.examples import TrainingExamples
 from scfegan_ray.data.feed import Feed
+from scfegan_ray.data.rows import PreparedDataset
 from scfegan_ray.errors import ConfigError
 from scfegan_ray.models.features import load_features
 from scfegan_ray.precision import check_available, resolve_precision, set_tf32
@@ -140,9 +141,7 @@ def _rate(config: Config, dataset: PreparedDataset, cores: list[int]) -> tuple[f
 def _feeding(config: Config, dataset: PreparedDataset, cores: list[int], device: torch.device) -> Iterator[Feed]:
     """Give a feed with a process on each core."""
     feed = Feed(
-        dataset,
-        config.masks,
-        seed=config.seed,
+        TrainingExamples(dataset, config.masks, config.seed),
         batch_size=config.train.batch_size,
         rank=0,
         num_workers=1,

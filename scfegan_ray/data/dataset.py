@@ -34,23 +34,19 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
-import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scfegan_ray import cache, storage
+from scfegan_ray import storage
 from scfegan_ray.config import DataConfig
 from scfegan_ray.data.codecs import decode_row
-from scfegan_ray.errors import DataError, StorageError
+from scfegan_ray.errors import DataError
 
 SCHEMA_VERSION = 2
 """To be raised whenever other files or columns are written, or other contents come from the same photographs' pixels;
@@ -72,7 +68,8 @@ SCHEMA = pa.schema(
     ]
 )
 
-_PICTURES = ("image", "sketch", "color", "hair")
+INDEX_SCHEMA = pa.schema([("key", pa.string()), ("shard", pa.int32()), ("row", pa.int32()), ("held_back", pa.bool_())])
+"""Of `index.parquet`."""
 
 NUMBERED_PEOPLE = r"(?:^|/)([0-9]+)_[0-9]+\.[^./]+$"
 """What finds the person in names such as those of CelebA, IDENTITY_IMAGE.jpg."""
@@ -88,6 +85,10 @@ OTHER_FILES = ("dataset.json", "preview.png", "rejected.parquet", "report.html")
 _METADATA = b"scfegan_ray"
 _SUMMARY_COLUMNS = ["key", "sha256", *STATISTICS]
 _READING_THREADS = 8
+_MOST_BYTES_PER_PIXEL = 2
+_LARGE_BYTES = 200_000_000_000
+_WINDOW_IMAGES = 4096
+_INDEX_ROWS = 1 << 20  # in memory at a time
 _ROW_GROUP_BYTES = 16 << 20
 
 
@@ -134,6 +135,21 @@ class DatasetInfo:
     hair: str
     preparation: dict[str, Any]
     identity_pattern: str | None = None
+
+    @property
+    def is_large(self) -> bool:
+        """Whether a machine is not to copy all of it, unless it is told to."""
+        return self.most_bytes > _LARGE_BYTES
+
+    @property
+    def most_bytes(self) -> int:
+        """What its pictures take at most; two thirds of that are usual."""
+        return self.num_images * self.size_px**2 * _MOST_BYTES_PER_PIXEL
+
+    @property
+    def window_images(self) -> int:
+        """Images within which a run on it shuffles, unless it is told otherwise; see `TrainConfig.window_images`."""
+        return _WINDOW_IMAGES if self.is_large else 0
 
     def holds_back(self, key: str) -> bool:
         """Tell whether an image is held back."""
@@ -203,96 +219,6 @@ class Shard:
     notes: list[tuple[str, str]] = field(default_factory=list)
 
 
-class PreparedDataset:
-    """A prepared dataset, memory-mapped on this machine: any row at once, shared by all processes.
-
-    The Parquet shards are brought once into one Arrow file of the local cache, named by the dataset's fingerprint.
-    Rows are in the order of their keys, whatever the order of the shards.
-    """
-
-    def __init__(self, uri: str, info: DatasetInfo, table: pa.Table) -> None:
-        self.uri = uri
-        self.info = info
-        keys = table.column("key").to_pylist()
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        self._table = table
-        self._copy: Path | None = None
-        self._row_of = order
-        self.keys: list[str] = [keys[i] for i in order]
-        is_test = [info.holds_back(key) for key in self.keys]
-        self.train_rows = np.flatnonzero(~np.asarray(is_test, bool))
-        self.test_rows = np.flatnonzero(np.asarray(is_test, bool))
-
-    @classmethod
-    def open(cls, uri: str, cache_dir: Path | None = None, info: DatasetInfo | None = None) -> PreparedDataset:
-        """Open a prepared dataset.
-
-        Args:
-            uri: of the dataset.
-            cache_dir: where this machine keeps its copy. Default: `cache.cache_dir()`.
-            info: what its description says, for one who knows it already: then only a missing copy is fetched.
-
-        Raises:
-            DataError: there is no finished dataset at the URI, or it does not hold what it says.
-            StorageError: it cannot be read, or the local cache cannot be written.
-        """
-        info = info or DatasetInfo.read(uri)
-        if info is None:
-            raise DataError(f"no prepared dataset at {uri}; make one with jobs/prepare_data.py")
-        path = (cache_dir or cache.cache_dir()) / "prepared" / f"{info.fingerprint}.arrow"
-        table, handle = _open_copy(uri, info, path)
-        dataset = cls(uri, info, table)
-        dataset._copy = path
-        weakref.finalize(dataset, os.close, handle)
-        return dataset
-
-    @property
-    def cache_dir(self) -> str | None:
-        """Where this machine keeps its copy; None where that is not known."""
-        return str(self._copy.parent.parent) if self._copy else None
-
-    def row(self, index: int) -> dict[str, Any]:
-        """Decode one row.
-
-        Args:
-            index: position among the sorted keys.
-
-        Returns:
-            As `codecs.decode_row`.
-
-        Raises:
-            DataError: a picture is damaged.
-        """
-        at = self._row_of[index]
-        values = {name: self._table.column(name)[at] for name in ("key", *_PICTURES, "eyes")}
-        # Encoded pictures are decoded where they lie in the mapped file: hundreds of kilobytes that need no copy.
-        try:
-            return decode_row(
-                {name: value.as_buffer() if name in _PICTURES else value.as_py() for name, value in values.items()}
-            )
-        except DataError as error:
-            if self._copy is not None:
-                self._copy.unlink(missing_ok=True)
-            raise DataError(
-                f"{self.keys[index]} of {self.uri} is damaged here: this machine's copy of the dataset is deleted now, "
-                "run it again; where it says so again, delete the dataset and prepare it anew"
-            ) from error
-
-    def said(self, name: str, rows: Sequence[int]) -> list[Any]:
-        """Return a column that is no picture, such as sha256 or hair_area, of some rows.
-
-        Args:
-            name: of the column.
-            rows: positions among the sorted keys.
-        """
-        column = self._table.column(name)
-        return [column[self._row_of[row]].as_py() for row in rows]
-
-    def held_back(self, count: int) -> list[int]:
-        """Return rows for evaluation, of the test split only: none where that is empty."""
-        return [int(row) for row in self.test_rows[:count]]
-
-
 def is_test_key(key: str, test_fraction: float, identity_pattern: str | None = None) -> bool:
     """Tell whether an image is held back: a pure function of its key.
 
@@ -357,6 +283,63 @@ def read_shard(uri: str) -> Shard:
             return Shard(said["settings"], said["settled"], rows, refused, stream.seek(0, io.SEEK_END), notes)
         except (pa.ArrowInvalid, KeyError, ValueError) as error:
             raise DataError(f"{uri} is no shard of a prepared dataset ({error}); delete the dataset") from error
+
+
+def write_index(uri: str, index: pa.Table) -> None:
+    """Write `index.parquet`.
+
+    Args:
+        uri: of the dataset.
+        index: table of `INDEX_SCHEMA`, in any order.
+
+    Raises:
+        StorageError: the dataset's place fails.
+    """
+    content = to_parquet(index.sort_by("key"), row_group_size=_INDEX_ROWS, compression="zstd")
+    storage.write_bytes(storage.join(uri, "index.parquet"), content)
+
+
+def read_index(uri: str, info: DatasetInfo) -> Iterator[pa.Table]:
+    """Read which rows a dataset has, sorted by their keys, some at a time: tables of `INDEX_SCHEMA`.
+
+    A dataset of a version that wrote no `index.parquet` says it by its shards.
+
+    Raises:
+        DataError: a shard is none.
+        StorageError: it cannot be read.
+    """
+    place = storage.join(uri, "index.parquet")
+    if storage.exists(place):
+        stream = storage.open_seekable(place)
+        with stream, storage.errors_of_reading(place), pq.ParquetFile(stream) as file:
+            for batch in file.iter_batches(_INDEX_ROWS):
+                yield pa.Table.from_batches([batch]).cast(INDEX_SCHEMA)
+        return
+    keys = list(_keys([shard_place(uri, number) for number in range(info.num_shards)]))
+    index = {
+        "key": [key for shard in keys for key in shard],
+        "shard": [number for number, shard in enumerate(keys) for _ in shard],
+        "row": [row for shard in keys for row in range(len(shard))],
+        "held_back": [info.holds_back(key) for shard in keys for key in shard],
+    }
+    yield pa.table(index, schema=INDEX_SCHEMA).sort_by("key")
+
+
+def _keys(shards: Sequence[str]) -> Iterator[list[str]]:
+    """Give the keys of each of some shards."""
+
+    def read(place: str) -> list[str]:
+        stream = storage.open_seekable(place)
+        with stream, storage.errors_of_reading(place):
+            try:
+                with pq.ParquetFile(stream) as file:
+                    keys: list[str] = file.read(columns=["key"]).column("key").to_pylist()
+            except (pa.ArrowInvalid, KeyError) as error:
+                raise DataError(f"{place} is damaged ({error}); delete the dataset and prepare anew") from error
+        return keys
+
+    with ThreadPoolExecutor(_READING_THREADS) as pool:
+        yield from pool.map(read, shards)
 
 
 def read_shards(uris: Sequence[str]) -> Iterator[Shard]:
@@ -486,64 +469,3 @@ def first_held_back(uri: str, info: DatasetInfo) -> dict[str, Any]:
     if first is None:
         raise DataError(f"{uri} holds no images; delete the dataset and prepare it anew")
     return first
-
-
-def _open_copy(uri: str, info: DatasetInfo, path: Path) -> tuple[pa.Table, int]:
-    """Map this machine's copy of a dataset, made first where there is none or a damaged one.
-
-    Returns:
-        The rows, and the handle that keeps the copy from being deleted until it is closed.
-    """
-    try:
-        found = _map_if_whole(info, path)
-        if found is None:
-            # Processes of one machine may get here together; the first makes the copy, the others find it.
-            with cache.making(path):
-                found = _map_if_whole(info, path)
-                if found is None:
-                    _fill_cache(uri, info, path)
-                    found = _map_if_whole(info, path)
-    except (OSError, pa.ArrowException) as error:
-        if isinstance(error, StorageError):
-            raise
-        raise StorageError(f"cannot bring {uri} into the local cache {path}: {error}; {cache.CURE}") from error
-    if found is None:
-        raise StorageError(f"the copy of {uri} in the local cache, {path}, changes while it is read; {cache.CURE}")
-    return found
-
-
-def _map_if_whole(info: DatasetInfo, path: Path) -> tuple[pa.Table, int] | None:
-    """Map a copy; None where there is none, or one that is closed to us, cut off, damaged or of other rows."""
-    try:
-        handle = cache.hold(path)
-    except OSError:
-        return None
-    try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        table.validate(full=True)  # that no row points out of the file; no picture is read for it
-        if table.schema.equals(SCHEMA) and table.num_rows == info.num_images:
-            return table, handle
-    except (OSError, pa.ArrowException):
-        pass
-    except BaseException:
-        os.close(handle)
-        raise
-    os.close(handle)
-    return None
-
-
-def _fill_cache(uri: str, info: DatasetInfo, path: Path) -> None:
-    with cache.new_file(path) as partial:
-        num_rows = 0
-        with pa.ipc.new_file(str(partial), SCHEMA) as writer:
-            for name in storage.list_files(storage.join(uri, "data")):
-                place = storage.join(uri, "data", name)
-                try:
-                    table = read_parquet(place, schema=SCHEMA)
-                except pa.ArrowInvalid as error:
-                    raise DataError(f"{place} is damaged ({error}); delete the dataset and prepare anew") from error
-                writer.write_table(table)
-                num_rows += table.num_rows
-        # Checked before anybody sees the file, which would stand in the way of the same dataset prepared anew.
-        if num_rows != info.num_images:
-            raise DataError(f"{uri} holds {num_rows} images, its dataset.json says {info.num_images}; prepare anew")

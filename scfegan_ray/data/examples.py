@@ -1,33 +1,115 @@
-"""From prepared rows to training examples: order, masks, brushes and noise as pure functions of seed and position.
+"""From prepared rows to training examples: masks, brushes and noise as pure functions of seed and position.
 
-Nothing here depends on the number of workers, on shuffling, or on what was drawn before: position p of the global
-order is image `p % n` of epoch `p // n`'s permutation, and its randomness comes from (seed, epoch, image key).
-So a resume needs only the number of images seen. From a position at which a run was reseeded, because training had to
-go back there, what is left of its epoch comes in another order, and all that follows with other randomness.
+Nothing here depends on the number of workers, on who makes an example, or on what was made before: `order` says which
+image a position of the global order has, and its randomness comes from (seed, epoch, image key). So a resume needs only
+the number of images seen. From a position at which a run was reseeded, because training had to go back there, all that
+follows has other randomness.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from scfegan_ray.config import MaskConfig
+from scfegan_ray.config import Config, MaskConfig
 from scfegan_ray.data import masks, strokes
-from scfegan_ray.data.dataset import PreparedDataset, key_number
+from scfegan_ray.data.dataset import DatasetInfo, key_number
+from scfegan_ray.data.order import Order
+from scfegan_ray.data.rows import PreparedDataset
+from scfegan_ray.errors import DataError
 
 Example = dict[str, NDArray[Any]]
 
 
-def row_at(position: int, seed: int, num_rows: int, reseeded_at: tuple[int, ...] = ()) -> tuple[int, int]:
-    """Return (epoch, index among the training rows) of a position in the global order."""
-    epoch, at = divmod(position, num_rows)
-    breaks = tuple(one - epoch * num_rows for one in reseeded_at if one // num_rows == epoch)
-    return epoch, int(_permutation(seed, epoch, num_rows, breaks)[at])
+class TrainingExamples:
+    """The examples of a run, by their positions in the global order.
+
+    Args:
+        dataset: what to draw from.
+        masks: how holes and brushes are drawn.
+        seed: of order and randomness.
+        window_images: of the order, see `order.Order`.
+
+    Raises:
+        DataError: there is nothing to train on.
+    """
+
+    def __init__(self, dataset: PreparedDataset, masks: MaskConfig, seed: int, window_images: int = 0) -> None:
+        if not dataset.train_sizes.sum():
+            raise DataError(f"{dataset.uri} has no training images; lower data.test_fraction or add images")
+        self.dataset = dataset
+        self.order = Order(seed, dataset.train_sizes, window_images)
+        self._masks, self._seed, self._window_images = masks, seed, window_images
+        self._window = -1
+
+    def said(self, retry_seconds: float = 0.0) -> dict[str, Any]:
+        """Say in plain values what `open` needs, in another process of any machine, to make the same examples.
+
+        Args:
+            retry_seconds: how long it is to try storage that fails again.
+        """
+        return {
+            "uri": self.dataset.uri,
+            "info": asdict(self.dataset.info),
+            "masks": asdict(self._masks),
+            "seed": self._seed,
+            "window_images": self._window_images,
+            "retry_seconds": retry_seconds,
+        }
+
+    @classmethod
+    def open(cls, said: Mapping[str, Any], cache_dir: str | None = None) -> TrainingExamples:
+        """Open what another process said.
+
+        Args:
+            said: by `said`.
+            cache_dir: of this machine. Default: `cache.cache_dir()`.
+
+        Raises:
+            DataError: the dataset is damaged.
+            StorageError: it cannot be read, or the local cache cannot be written.
+        """
+        dataset = PreparedDataset.open(
+            said["uri"],
+            Path(cache_dir) if cache_dir else None,
+            DatasetInfo(**said["info"]),
+            whole=not said["window_images"],
+            retry_seconds=said["retry_seconds"],
+        )
+        masks = Config.from_dict({"masks": said["masks"]}).masks
+        return cls(dataset, masks, said["seed"], said["window_images"])
+
+    def at(self, position: int, reseeded_at: tuple[int, ...] = ()) -> Example:
+        """Return the example at a position, see `make_example`.
+
+        Args:
+            position: in the global order.
+            reseeded_at: positions from which on order and randomness are others.
+
+        Raises:
+            DataError: its image is damaged.
+            StorageError: it cannot be read.
+        """
+        epoch, number = self.order.at(position, reseeded_at)
+        if self.order.has_windows:
+            self._expect(self.order.window(position))
+            row = self.dataset.train_row(number)
+        else:
+            row = self.dataset.row(int(self.dataset.train_rows[number]))
+        reseeds = sum(one <= position for one in reseeded_at)
+        entropy = [self._seed, epoch, key_number(row["key"])] + ([reseeds] if reseeds else [])
+        return make_example(row, self._masks, np.random.default_rng(entropy))
+
+    def _expect(self, window: int) -> None:
+        if window != self._window:
+            self._window = window
+            self.dataset.expect(self.order.shards(window), self.order.shards(window + 1))
 
 
 def make_example(row: dict[str, Any], config: MaskConfig, rng: np.random.Generator) -> Example:
@@ -72,17 +154,6 @@ def fill_in(row: Mapping[str, Any], mask: NDArray[np.uint8], config: MaskConfig,
     }
 
 
-def training_example(
-    dataset: PreparedDataset, config: MaskConfig, seed: int, position: int, reseeded_at: tuple[int, ...] = ()
-) -> Example:
-    """Return the example at a position of the global order."""
-    epoch, at = row_at(position, seed, len(dataset.train_rows), reseeded_at)
-    row = dataset.row(int(dataset.train_rows[at]))
-    reseeds = sum(one <= position for one in reseeded_at)
-    entropy = [seed, epoch, key_number(row["key"])] + ([reseeds] if reseeds else [])
-    return make_example(row, config, np.random.default_rng(entropy))
-
-
 def evaluation_example(row: dict[str, Any], config: MaskConfig) -> Example:
     """Return the example of a held-back row; its hole is the same in every run, whatever the run's seed."""
     return make_example(row, config, np.random.default_rng([key_number(row["key"])]))
@@ -108,12 +179,3 @@ def evaluation_batches(
 def stack(examples: list[Example]) -> Example:
     """Stack examples along a new leading axis."""
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
-
-
-@lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, num_rows: int, breaks: tuple[int, ...]) -> NDArray[np.int64]:
-    """Return an epoch's order; what comes after each break is shuffled once more."""
-    order = np.random.default_rng([seed, epoch]).permutation(num_rows)
-    for number, at in enumerate(breaks, start=1):
-        order[at:] = np.random.default_rng([seed, epoch, number]).permutation(order[at:])
-    return order

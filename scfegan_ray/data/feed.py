@@ -9,69 +9,94 @@ a process ends with its socket; and a batch, whose images are spread over all pr
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scfegan_ray.config import MaskConfig
-from scfegan_ray.data import examples
-from scfegan_ray.data.dataset import PreparedDataset
+from scfegan_ray.data.examples import TrainingExamples
 from scfegan_ray.data.feed_pool import NUM_SLOTS, FeedPool
 from scfegan_ray.data.feed_process import Layout
-from scfegan_ray.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+class Pool(Protocol):
+    """Makes batches ahead, in a ring of slots; see `feed_pool.FeedPool`, which does so in processes of this machine."""
+
+    @property
+    def slots(self) -> Tensor:
+        """Memory of all slots: (`NUM_SLOTS`, bytes of a batch) uint8."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Of the processes of this machine that do so."""
+
+    def ask(self, slot: int, first: int, reseeded_at: tuple[int, ...]) -> None:
+        """Have the batch whose first example is at a position made in a slot."""
+
+    def is_made(self, slot: int) -> bool:
+        """Tell whether `wait` would give a batch without waiting."""
+
+    def wait(self, slot: int) -> Tensor:
+        """Return the bytes of a batch once they are made; raise what went wrong instead."""
+
+    def settle(self) -> None:
+        """Wait until nothing is under way."""
+
+    def close(self) -> None:
+        """End what makes batches."""
 
 
 class Feed:
-    """Makes this rank's share of each global batch, on `num_processes` processes or in this one.
+    """Makes this rank's share of each global batch: in processes, in this one, or wherever a pool does.
 
     To be closed. Its processes inherit the cores that this one may use.
 
     Args:
-        dataset: what to draw from.
-        masks: how holes and brushes are drawn.
-        seed: of order and randomness.
+        examples: what batches are made of.
         batch_size: images of a global batch; at least `num_workers`.
         rank: which share; concatenated in rank order the shares are the global batch.
         num_workers: number of shares, whose sizes differ by one at most.
         num_processes: that make examples; 0 makes them in this process, one batch when it is asked for.
         device: where the batches shall be.
-
-    Raises:
-        DataError: there is nothing to train on.
+        retry_seconds: how long processes try storage that fails again.
+        make_pool: return who makes batches instead, given the size of this rank's share and the layout of a batch.
     """
 
     def __init__(
         self,
-        dataset: PreparedDataset,
-        masks: MaskConfig,
+        examples: TrainingExamples,
         *,
-        seed: int,
         batch_size: int,
         rank: int,
         num_workers: int,
         num_processes: int,
         device: torch.device,
+        retry_seconds: float = 0.0,
+        make_pool: Callable[[int, Layout], Pool] | None = None,
     ) -> None:
-        if not len(dataset.train_rows):
-            raise DataError(f"{dataset.uri} has no training images; lower data.test_fraction or add images")
-        self._dataset, self._masks, self._seed, self._device = dataset, masks, seed, device
-        self._batch_size = batch_size
+        self._examples, self._device, self._batch_size = examples, device, batch_size
         self._skipped, end = (batch_size * one // num_workers for one in (rank, rank + 1))
         self._share = end - self._skipped
-        self._layout = Layout(self._share, dataset.info.size_px)
+        self._layout = Layout(self._share, examples.dataset.info.size_px)
         self._turn = 0
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._pool: FeedPool | None = None
-        if num_processes:
-            self._pool = FeedPool(dataset, masks, seed, self._share, self._layout, num_processes)
-            if self._stream is not None:
-                self._pool.pin()
+        self._pool: Pool | None = None
+        self._pinned_at = 0
+        if make_pool is not None:
+            self._pool = make_pool(self._share, self._layout)
+        elif num_processes:
+            self._pool = FeedPool(examples, retry_seconds, self._share, self._layout, num_processes)
+        if self._pool is not None and self._stream is not None:
+            self._pin(self._pool.slots)
 
     @property
     def process_ids(self) -> list[int]:
@@ -84,6 +109,18 @@ class Feed:
             self._stream.synchronize()
         if self._pool is not None:
             self._pool.close()
+        if self._pinned_at:
+            torch.cuda.cudart().cudaHostUnregister(self._pinned_at)  # type: ignore[no-untyped-call]
+            self._pinned_at = 0
+
+    def _pin(self, memory: Tensor) -> None:
+        """Let the GPU copy out of some memory by itself."""
+        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        found = runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
+        if int(found):
+            logger.warning("memory cannot be pinned (CUDA error %d): copies of batches hold the trainer up", found)
+        else:
+            self._pinned_at = memory.data_ptr()
 
     def batches(self, start: int, reseeded_at: tuple[int, ...] = ()) -> Iterator[dict[str, Tensor]]:
         """Begin to make one batch after another, without end.
@@ -120,13 +157,12 @@ class Feed:
             block = torch.empty(self._layout.num_bytes, dtype=torch.uint8)
             arrays = self._layout.arrays(block.numpy())
             for at in range(self._share):
-                made = examples.training_example(self._dataset, self._masks, self._seed, first + at, reseeded_at)
-                for name, array in made.items():
+                for name, array in self._examples.at(first + at, reseeded_at).items():
                     arrays[name][at] = array
             yield self._maps(block.to(self._device))
 
     def _made_ahead(
-        self, turn: int, pool: FeedPool, positions: Iterator[int], reseeded_at: tuple[int, ...]
+        self, turn: int, pool: Pool, positions: Iterator[int], reseeded_at: tuple[int, ...]
     ) -> Iterator[dict[str, Tensor]]:
         asked, held = deque(range(NUM_SLOTS)), deque[_Sent]()
         ahead: _Sent | None = None
@@ -141,7 +177,7 @@ class Feed:
                 ahead = self._send(pool, asked.popleft(), held)
             yield self._maps(sent.arrive())
 
-    def _send(self, pool: FeedPool, slot: int, held: deque[_Sent]) -> _Sent:
+    def _send(self, pool: Pool, slot: int, held: deque[_Sent]) -> _Sent:
         """Wait until a batch is made, and begin to bring it to the device."""
         block = pool.wait(slot)
         if self._stream is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import mmap
 import os
 import signal
@@ -13,7 +12,6 @@ import struct
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -21,12 +19,9 @@ from torch import Tensor
 
 from scfegan_ray import errors
 from scfegan_ray.allocation import KEEP_MEMORY
-from scfegan_ray.config import MaskConfig
-from scfegan_ray.data.dataset import PreparedDataset
+from scfegan_ray.data.examples import TrainingExamples
 from scfegan_ray.data.feed_process import MOST_BYTES, Layout
 from scfegan_ray.errors import FeedError
-
-logger = logging.getLogger(__name__)
 
 NUM_SLOTS = 5
 """Batches in shared memory: two that the trainer may look at, and three that are being made or wait."""
@@ -40,12 +35,23 @@ _END_SECONDS = 5.0
 
 
 class FeedPool:
-    """Processes, and a ring of slots that each hold a batch."""
+    """Processes, and a ring of slots that each hold a batch.
+
+    Args:
+        examples: what they make.
+        retry_seconds: how long they try storage that fails again.
+        share: examples of a batch.
+        layout: of a batch.
+        number: of processes.
+
+    Attributes:
+        slots: (`NUM_SLOTS`, bytes of a batch) uint8.
+    """
 
     def __init__(
-        self, dataset: PreparedDataset, masks: MaskConfig, seed: int, share: int, layout: Layout, number: int
+        self, examples: TrainingExamples, retry_seconds: float, share: int, layout: Layout, number: int
     ) -> None:
-        self._share, self._pinned_at = share, 0
+        self._share = share
         self._missing = [0] * NUM_SLOTS
         self._troubles: list[tuple[str, str] | None] = [None] * NUM_SLOTS
         self._children: list[subprocess.Popen[bytes]] = []
@@ -56,9 +62,8 @@ class FeedPool:
         settings = {
             "socket": theirs.fileno(),
             "memory": handle,
-            "dataset": {"uri": dataset.uri, "cache_dir": dataset.cache_dir, "info": asdict(dataset.info)},
-            "masks": asdict(masks),
-            "seed": seed,
+            "examples": examples.said(retry_seconds),
+            "cache_dir": str(examples.dataset.cache_dir),
             "count": share,
             "num_slots": NUM_SLOTS,
         }
@@ -84,23 +89,12 @@ class FeedPool:
         finally:
             theirs.close()
             os.close(handle)
-        self._slots = torch.from_numpy(memory).view(NUM_SLOTS, layout.num_bytes)
+        self.slots = torch.from_numpy(memory).view(NUM_SLOTS, layout.num_bytes)
 
     @property
     def ids(self) -> list[int]:
         """Of the processes."""
         return [child.pid for child in self._children]
-
-    def pin(self) -> None:
-        """Let the GPU copy out of the memory by itself."""
-        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        found = runtime.cudaHostRegister(self._slots.data_ptr(), self._slots.nbytes, 0)
-        if int(found):
-            logger.warning(
-                "shared memory cannot be pinned (CUDA error %d): copies of batches hold the trainer up", found
-            )
-        else:
-            self._pinned_at = self._slots.data_ptr()
 
     def ask(self, slot: int, first: int, reseeded_at: tuple[int, ...]) -> None:
         """Have the batch whose first example is at a position made in a slot.
@@ -137,7 +131,7 @@ class FeedPool:
         if trouble is not None:
             kind, text = trouble
             raise getattr(errors, kind)(text) if kind else RuntimeError(f"a process of the feed failed: {text}")
-        return self._slots[slot]
+        return self.slots[slot]
 
     def settle(self) -> None:
         """Wait until nothing is under way, whatever comes of it.
@@ -157,9 +151,6 @@ class FeedPool:
                 child.wait(max(0.0, end - time.monotonic()))
             child.kill()
             child.wait()
-        if self._pinned_at:
-            torch.cuda.cudart().cudaHostUnregister(self._pinned_at)  # type: ignore[no-untyped-call]
-            self._pinned_at = 0
 
     def _await(self, slot: int) -> None:
         while self._missing[slot]:

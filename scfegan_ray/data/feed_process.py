@@ -12,15 +12,12 @@ import mmap
 import socket
 import sys
 import traceback
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from scfegan_ray.config import Config
-from scfegan_ray.data import examples
-from scfegan_ray.data.dataset import DatasetInfo, PreparedDataset
+from scfegan_ray.data.examples import Example, TrainingExamples
 from scfegan_ray.errors import ScFeganError
 
 MOST_BYTES = 1 << 16
@@ -50,7 +47,7 @@ class Layout:
         ends = self.num_bytes + int(np.prod(shape)) * np.dtype(kind).itemsize
         self.num_bytes = -(-ends // _ALIGNMENT) * _ALIGNMENT
 
-    def arrays(self, buffer: Any, offset: int = 0) -> examples.Example:
+    def arrays(self, buffer: Any, offset: int = 0) -> Example:
         """Return the maps of a batch as views of a buffer, in which the block begins at an offset."""
         return {
             name: np.frombuffer(buffer, kind, int(np.prod(shape)), offset + at).reshape(shape)
@@ -62,25 +59,21 @@ def main(arguments: str) -> None:
     """Make examples until the trainer is gone.
 
     Args:
-        arguments: JSON of socket and memory (handles), dataset (uri, cache_dir and info), masks, seed, count (images of
-            a batch) and num_slots (batches that fit the memory).
+        arguments: JSON of socket and memory (handles), examples and cache_dir (see `TrainingExamples.open`), count
+            (images of a batch) and num_slots (batches that fit the memory).
     """
     settings = json.loads(arguments)
     cv2.setNumThreads(1)
-    layout = Layout(settings["count"], settings["dataset"]["info"]["size_px"])
+    layout = Layout(settings["count"], settings["examples"]["info"]["size_px"])
     memory = mmap.mmap(settings["memory"], 0)
     slots = [layout.arrays(memory, slot * layout.num_bytes) for slot in range(settings["num_slots"])]
-    masks, seed = Config.from_dict({"masks": settings["masks"]}).masks, settings["seed"]
-    dataset: PreparedDataset | None = None
+    opened: TrainingExamples | None = None
 
     def make(slot: int, begin: int, end: int, first: int, reseeded_at: list[int]) -> None:
-        nonlocal dataset
-        if dataset is None:
-            uri, cache_dir, info = (settings["dataset"][name] for name in ("uri", "cache_dir", "info"))
-            dataset = PreparedDataset.open(uri, Path(cache_dir) if cache_dir else None, DatasetInfo(**info))
+        nonlocal opened
+        opened = opened or TrainingExamples.open(settings["examples"], settings["cache_dir"])
         for at in range(begin, end):
-            made = examples.training_example(dataset, masks, seed, first + at, tuple(reseeded_at))
-            for name, array in made.items():
+            for name, array in opened.at(first + at, tuple(reseeded_at)).items():
                 slots[slot][name][at] = array
 
     with socket.socket(fileno=settings["socket"]) as trainer, contextlib.suppress(ConnectionError):

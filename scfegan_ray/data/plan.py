@@ -29,7 +29,7 @@ from scfegan_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-_NOT_OF_THE_DATA = ("prepared", "license", "gpus_per_actor")
+_NOT_OF_THE_DATA = ("prepared", "license", "gpus_per_actor", "feed")
 
 _UNKNOWN_BEFORE = ("data.sizes_sha256", "data.tags_sha256")
 # Version 0.1.0 did not keep them: what it made is told by its keys alone.

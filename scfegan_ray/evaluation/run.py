@@ -42,7 +42,6 @@ from scfegan_ray.config import Config, ModelConfig
 from scfegan_ray.data import prepare, sources
 from scfegan_ray.data.dataset import (
     DatasetInfo,
-    PreparedDataset,
     fingerprint,
     is_test_key,
     read_parquet,
@@ -52,6 +51,7 @@ from scfegan_ray.data.dataset import (
     trains_on,
 )
 from scfegan_ray.data.prepare import assigned_device, num_cores
+from scfegan_ray.data.rows import PreparedDataset
 from scfegan_ray.errors import ConfigError, DataError, ScFeganError
 from scfegan_ray.evaluation import measure, networks, references, report, summary
 from scfegan_ray.evaluation.networks import Given
@@ -252,7 +252,7 @@ def _plan(
             f"nothing can be measured on {dataset_uri}: {why}; give photographs that no model was trained on, as "
             "--data.source"
         )
-    keys = [dataset.keys[row] for row in rows]
+    keys = [dataset.key(row) for row in rows]
     digests = dataset.said("sha256", rows)
     trained_on = _trained_on(models, info, keys)
     for name, number in trained_on.items():

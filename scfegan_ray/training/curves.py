@@ -23,7 +23,7 @@ NAMES = (LOSS, QUALITY, "val/objective_db")
 
 _FREE = (
     "run_name", "seed", "train", "tune", "storage", "tracking", "evaluation.batch_size", "evaluation.grid_images",
-    "data.prepared", "data.shard_images", "data.gpus_per_actor", "data.license",
+    "data.prepared", "data.shard_images", "data.gpus_per_actor", "data.feed", "data.license",
 )  # fmt: skip
 _CHART_PX = (900, 360)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from scfegan_ray import cache, losses
 from scfegan_ray.config import Config
 from scfegan_ray.data import examples
-from scfegan_ray.data.dataset import PreparedDataset
+from scfegan_ray.data.rows import PreparedDataset
 from scfegan_ray.errors import StorageError
 from scfegan_ray.evaluation import held_back
 from scfegan_ray.evaluation.held_back import Evaluator

@@ -32,7 +32,7 @@ from scfegan_ray.data.dataset import DatasetInfo, first_held_back
 from scfegan_ray.errors import ConfigError, DataError, StorageError, deliberate_cause
 from scfegan_ray.models.features import settle_features
 from scfegan_ray.precision import check_available, has_bfloat16
-from scfegan_ray.training import checkpoint, checks, curves, stopping
+from scfegan_ray.training import checkpoint, checks, curves, feeding, stopping
 from scfegan_ray.training.curves import ReferenceCurve
 from scfegan_ray.training.outcome import Outcome
 from scfegan_ray.training.store import CheckpointStore
@@ -225,10 +225,14 @@ def _train(
     run_id = run["run_id"]
     # What is made says what it learnt from, so that an evaluation can tell which images it knows.
     settled = replace(
-        config, data=dataset.named_in(config.data, dataset_uri), train=replace(config.train, precision=run["precision"])
+        config,
+        data=dataset.named_in(config.data, dataset_uri),
+        train=replace(config.train, precision=run["precision"], window_images=run["window_images"]),
     )
+    feed, why = feeding.choose(settled, dataset, run["window_images"])
     tags |= {"precision": run["precision"], "tf32": config.train.tf32}
     logger.info("run %s, MLflow run %s at %s", config.run_name, run_id, uri)
+    logger.info("data.feed %s: %s", feed, why)
 
     curve = _reference_curve(settled.changed({"losses.features": run["features"]}), given)
     if curve is None:
@@ -242,6 +246,7 @@ def _train(
                 "landmarks": landmarks,
                 "config": settled.to_dict(),
                 "dataset": dataset_uri,
+                "feed": feed,
                 "checkpoints": store.place,
                 "tracking_uri": uri,
                 "run_id": run_id,
@@ -475,6 +480,7 @@ def _open_run(
         known = read_record(place)
         _check_same(config, known, dataset)
         said = tracking.resume_run(config, known["run_id"])
+        known.setdefault("window_images", 0)  # of a version that knew no windows
         if "precision" not in known:
             # Of version 0.1.0, whose workers settled `auto` for themselves, and said so in a tag.
             started = known["config"]["train"]["precision"]
@@ -491,6 +497,7 @@ def _open_run(
         "run_id": tracking.start_run(config, config.run_name, tags=tags, parent_run_id=parent_run_id),
         "features": settle_features(config.losses.features),
         "precision": settle_precision(config),
+        "window_images": dataset.window_images if config.train.window_images is None else config.train.window_images,
         "data_fingerprint": dataset.fingerprint,
         "config": config.to_dict(),
     }
@@ -502,10 +509,14 @@ def _check_same(config: Config, known: dict[str, Any], dataset: DatasetInfo) -> 
     # Settings that did not exist yet when the run was started are as by default; what was left to `auto` has been
     # settled since, and now means just that.
     started = Config.from_dict(known["config"])
-    settled = {"losses.features": known["features"], "train.precision": known.get("precision", started.train.precision)}
+    settled = {
+        "losses.features": known["features"],
+        "train.precision": known.get("precision", started.train.precision),
+        "train.window_images": known["window_images"],
+    }
     before = started.changed(settled)
     left = configuration.flatten(config.to_dict())
-    now = config.changed({name: value for name, value in settled.items() if left[name] == "auto"})
+    now = config.changed({name: value for name, value in settled.items() if left[name] in ("auto", None)})
     cure = f"use another --run-name than {config.run_name} or the old setting"
     for name, old, new in configuration.differences(_with_places(before), _with_places(now), _FREE_ON_RESUME):
         raise ConfigError(f"the run was started with {name} = {old}, now it is {new}; {cure}")

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from scfegan_ray import storage
 from scfegan_ray.config import Config
-from scfegan_ray.data.dataset import PreparedDataset
-from scfegan_ray.data.feed import Feed
+from scfegan_ray.data.examples import TrainingExamples
+from scfegan_ray.data.feed import Feed, Pool
+from scfegan_ray.data.feed_process import Layout
+from scfegan_ray.data.rows import PreparedDataset
 from scfegan_ray.models.features import Features
 from scfegan_ray.precision import check_native, name_of, resolve_precision, set_up
 from scfegan_ray.training import ranks
@@ -49,6 +51,7 @@ def train(
     device: torch.device,
     must_stop: Callable[[], bool] = lambda: False,
     report: Callable[[dict[str, float], Written | None], object] | None = None,
+    make_pool: Callable[[dict[str, Any], int, Layout], Pool] | None = None,
     curve: ReferenceCurve | None = None,
 ) -> Outcome:
     """Train until `train.images` images were seen, from the last checkpoint where there is one.
@@ -65,6 +68,8 @@ def train(
         must_stop: asked on rank 0 between updates; where it says yes, all ranks end after the same one.
         report: called on every rank with the metrics of held-back images when they are due and, on rank 0, with what
             waits for the checkpoint that goes with them.
+        make_pool: return who makes this rank's batches, given `TrainingExamples.said`, the size of its share and the
+            layout of a batch. Default: processes of this machine.
         curve: how such runs usually go, where that is known.
 
     Raises:
@@ -96,18 +101,21 @@ def train(
     discriminator = ranks.distribute(state.discriminator, device, config.train.gradient_compression)
 
     # Feed: this rank's share of each global batch, in passes that fit its memory.
-    dataset = storage.retrying(lambda: PreparedDataset.open(dataset_uri), retry_seconds, logger.warning)
+    window = config.train.window_images
+    assert window is not None, "settled when the run started"
+    dataset = PreparedDataset.open(dataset_uri, whole=not window and make_pool is None, retry_seconds=retry_seconds)
+    training = TrainingExamples(dataset, config.masks, config.seed, window)
     largest = config.train.max_images_per_pass
     keep_graph = largest == 0 or -(-batch_size // num_ranks) <= largest
     feed = Feed(
-        dataset,
-        config.masks,
-        seed=config.seed,
+        training,
         batch_size=batch_size,
         rank=rank,
         num_workers=num_ranks,
         num_processes=config.train.loader_processes,
         device=device,
+        retry_seconds=retry_seconds,
+        make_pool=None if make_pool is None else functools.partial(make_pool, training.said(retry_seconds)),
     )
 
     # Hooks: what is done beside updates.

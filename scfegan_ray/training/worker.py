@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -13,10 +15,12 @@ import torch
 
 from scfegan_ray import allocation, locks, storage
 from scfegan_ray.config import Config
+from scfegan_ray.data.feed_process import Layout
+from scfegan_ray.data.ray_feed import RayPool
 from scfegan_ray.errors import StorageError
 from scfegan_ray.models.features import load_features
 from scfegan_ray.tracking import open_tracker
-from scfegan_ray.training import loop
+from scfegan_ray.training import feeding, loop
 from scfegan_ray.training.curves import ReferenceCurve
 from scfegan_ray.training.reporting import Reports
 from scfegan_ray.training.stopping import StopReceiver
@@ -30,11 +34,11 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """Train, where this node sees what it must, and after the writer of a job that was killed has ended.
 
     Args:
-        settings: config: `Config.to_dict()`, its precision settled for all workers; dataset: URI of the prepared data;
-            checkpoints: URI of the run's `CheckpointStore`; tracking_uri, run_id: the MLflow run that rank 0 writes to;
-            features: which VGG weights, settled for all workers; stop: actor that rank 0 joins, and whose `is_set`
-            tells that training is to end, or None; landmarks: what this node must see, or None; curve: how such runs
-            usually go, as `ReferenceCurve.to_json`, or None.
+        settings: config: `Config.to_dict()`, its precision and order settled for all workers; dataset: URI of the
+            prepared data; feed: "local" or "ray"; checkpoints: URI of the run's `CheckpointStore`; tracking_uri,
+            run_id: the MLflow run that rank 0 writes to; features: which VGG weights, settled for all workers; stop:
+            actor that rank 0 joins, and whose `is_set` tells that training is to end, or None; landmarks: what this
+            node must see, or None; curve: how such runs usually go, as `ReferenceCurve.to_json`, or None.
 
     Returns:
         `outcome.Outcome` as a dict; only rank 0's is read.
@@ -72,6 +76,7 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
         device=device,
         must_stop=stop.is_set,
         report=reports.add,
+        make_pool=_ray_pool(config, context.get_world_size()) if settings["feed"] == "ray" else None,
         curve=ReferenceCurve.read(settings["curve"]) if is_first and settings.get("curve") else None,
     )
     reports.close()
@@ -79,6 +84,11 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
     if lost is not None and outcome.failure is None:
         outcome.fail(StorageError(lost))
     return asdict(outcome)
+
+
+def _ray_pool(config: Config, num_workers: int) -> Callable[[dict[str, Any], int, Layout], RayPool]:
+    """Return who makes a rank's batches on CPUs that no worker takes."""
+    return functools.partial(RayPool, batch_size=config.train.batch_size, budget=feeding.budget(config, num_workers))
 
 
 def _set_up_log(level: int) -> None:

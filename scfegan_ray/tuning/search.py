@@ -43,7 +43,7 @@ from scfegan_ray.data.dataset import DatasetInfo
 from scfegan_ray.errors import ConfigError, deliberate_cause
 from scfegan_ray.grids import Variants
 from scfegan_ray.models.features import settle_features
-from scfegan_ray.training import checks, curves, launch
+from scfegan_ray.training import checks, curves, feeding, launch
 from scfegan_ray.training.curves import ReferenceCurve
 from scfegan_ray.tuning import pictures
 from scfegan_ray.tuning.halving import RememberingASHA, first_scores
@@ -64,7 +64,7 @@ _TRIAL, _TRIAL_CPUS = "trial-", 0.01
 _REPORTED = ("objective_db", "hole_psnr", "hole_ssim", "seam", "sketch_f1", "images_seen")
 _RECORD, _HALVING, _BEST, _TABLE = "search.json", "halving.pkl", "best.json", "trials.csv"
 _FREE_WHEN_GOING_ON = (
-    "run_name", "storage", "tracking", "tune.max_concurrent_trials", "train.loader_processes",
+    "run_name", "storage", "tracking", "data.feed", "tune.max_concurrent_trials", "train.loader_processes",
     "train.threads_per_worker", "train.max_failures", "train.wait_for_nodes",
 )  # fmt: skip
 _CURVE = "reference_curve.json"
@@ -187,6 +187,7 @@ def _search(
             checkpoint_every_images=every,
             wait_for_nodes=True,
         ),
+        tune=replace(config.tune, max_concurrent_trials=at_once),
         storage=replace(config.storage, path=place),
         tracking=replace(config.tracking, uri=tracking.tracking_uri(config)),
     )
@@ -386,7 +387,7 @@ def _trials_at_once(config: Config) -> int:
     """Return how many trials run side by side, so that all of them, with all their workers, fit the cluster."""
     launch.check_resources(config)
     resources = ray.cluster_resources()
-    cpus = config.train.num_workers * config.train.cpus_per_worker + _TRIAL_CPUS
+    cpus = feeding.fewest_cpus(config) + _TRIAL_CPUS
     fitting = int(resources.get("CPU", 0.0) // cpus)
     if config.train.use_gpu:
         fitting = min(fitting, int(resources.get("GPU", 0.0) // config.train.num_workers))

@@ -21,12 +21,12 @@ from scfegan_ray.data.dataset import (
     NUMBERED_PEOPLE,
     SCHEMA,
     DatasetInfo,
-    PreparedDataset,
     first_held_back,
     is_test_key,
     read_shard,
     settle_identity_pattern,
 )
+from scfegan_ray.data.rows import PreparedDataset
 from scfegan_ray.errors import DataError, StorageError
 
 
@@ -60,9 +60,14 @@ def test_damaged_copy_is_made_again(uri: str, copy: Path, damage: Any) -> None:
     PreparedDataset.open(uri)
     whole = copy.read_bytes()
     copy.write_bytes(damage(whole))
-    assert len(PreparedDataset.open(uri).keys) == NUM
+    assert len(PreparedDataset.open(uri)) == NUM
     assert copy.read_bytes() == whole
-    assert sorted(path.name for path in copy.parent.iterdir()) == ["abc.arrow", "abc.arrow.lock"]
+    assert sorted(path.name for path in copy.parent.iterdir()) == [
+        "abc.arrow",
+        "abc.arrow.lock",
+        "abc.index.arrow",
+        "abc.index.arrow.lock",
+    ]
 
 
 def test_copy_of_fewer_rows_is_made_again(uri: str, copy: Path) -> None:
@@ -70,7 +75,7 @@ def test_copy_of_fewer_rows_is_made_again(uri: str, copy: Path) -> None:
     whole = copy.read_bytes()
     with pa.ipc.new_file(str(copy), SCHEMA):
         pass
-    assert len(PreparedDataset.open(uri).keys) == NUM and copy.read_bytes() == whole
+    assert len(PreparedDataset.open(uri)) == NUM and copy.read_bytes() == whole
 
 
 def test_damaged_picture_in_the_copy_is_healed_by_the_next_run(uri: str, copy: Path) -> None:
@@ -115,11 +120,11 @@ def test_file_in_the_way_of_the_cache(uri: str, tmp_path: Path) -> None:
 _AS_NOBODY = """
 import os
 import pyarrow.dataset  # the others of this Python's modules may be closed to that user
-from scfegan_ray.data.dataset import PreparedDataset
+from scfegan_ray.data.rows import PreparedDataset
 from scfegan_ray.errors import ScFeganError
 os.setgid(65534); os.setuid(65534)
 try:
-    print(len(PreparedDataset.open({uri!r}).keys))
+    print(len(PreparedDataset.open({uri!r})))
 except ScFeganError as error:
     print(type(error).__name__, error)
 """
@@ -167,7 +172,7 @@ def test_lost_rows_are_noticed_and_not_cached(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds 20 images, its dataset\.json says 21"):
         PreparedDataset.open(uri)
     # The same content prepared anew has the same fingerprint, and must not meet what was cached before.
-    assert len(PreparedDataset.open(write_dataset(tmp_path / "anew")).keys) == NUM
+    assert len(PreparedDataset.open(write_dataset(tmp_path / "anew"))) == NUM
 
 
 @pytest.mark.parametrize(

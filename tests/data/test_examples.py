@@ -13,8 +13,10 @@ from prepared_set import NUM, SIZE, write_dataset
 
 from scfegan_ray.config import MaskConfig, StrokeConfig
 from scfegan_ray.data import examples
-from scfegan_ray.data.dataset import PreparedDataset, is_test_key
+from scfegan_ray.data.dataset import is_test_key
 from scfegan_ray.data.feed import Feed
+from scfegan_ray.data.order import Order
+from scfegan_ray.data.rows import PreparedDataset
 
 MASKS = MaskConfig(hair_probability=0.5, strokes=StrokeConfig(wobble=0.05, color_shift=9.0))
 
@@ -24,10 +26,15 @@ def dataset(tmp_path: Path) -> PreparedDataset:
     return PreparedDataset.open(write_dataset(tmp_path / "set"))
 
 
+def training(dataset: PreparedDataset, window_images: int = 0) -> examples.TrainingExamples:
+    return examples.TrainingExamples(dataset, MASKS, 3, window_images)
+
+
 def batches(dataset: PreparedDataset, count: int, **overrides: Any) -> list[examples.Example]:
     settings = {"seed": 3, "start": 0, "batch_size": 8, "rank": 0, "num_workers": 1, "reseeded_at": ()} | overrides
     start, reseeded_at = settings.pop("start"), settings.pop("reseeded_at")
-    feed = Feed(dataset, MASKS, num_processes=0, device=torch.device("cpu"), **settings)
+    made = examples.TrainingExamples(dataset, MASKS, settings.pop("seed"))
+    feed = Feed(made, num_processes=0, device=torch.device("cpu"), **settings)
     found = itertools.islice(feed.batches(start, reseeded_at), count)
     return [{name: maps.numpy() for name, maps in batch.items()} for batch in found]
 
@@ -37,7 +44,7 @@ def same(a: examples.Example, b: examples.Example) -> bool:
 
 
 def test_rows_are_in_key_order_whatever_the_shards(dataset: PreparedDataset) -> None:
-    assert dataset.keys == [f"face-{i:02d}" for i in range(NUM)]
+    assert [dataset.key(i) for i in range(len(dataset))] == [f"face-{i:02d}" for i in range(NUM)]
     row = dataset.row(7)
     assert (row["key"], int(row["image"][0, 0, 0])) == ("face-07", 7)
     assert set(np.unique(row["sketch"])) == {0, 1}
@@ -48,7 +55,7 @@ def test_rows_are_in_key_order_whatever_the_shards(dataset: PreparedDataset) -> 
 def test_split_is_a_function_of_the_key(dataset: PreparedDataset) -> None:
     assert sorted([*dataset.train_rows, *dataset.test_rows]) == list(range(NUM))
     for at in dataset.test_rows:
-        assert is_test_key(dataset.keys[at], 0.25)
+        assert is_test_key(dataset.key(at), 0.25)
     share = np.mean([is_test_key(f"k{i}", 0.25) for i in range(4000)])
     assert share == pytest.approx(0.25, abs=0.03)
     # A larger share keeps what was already held back.
@@ -56,11 +63,11 @@ def test_split_is_a_function_of_the_key(dataset: PreparedDataset) -> None:
 
 
 def test_every_image_once_per_epoch_in_another_order() -> None:
-    epochs = [[examples.row_at(e * 15 + i, seed=3, num_rows=15)[1] for i in range(15)] for e in range(3)]
+    epochs = [[Order(3, [15]).at(e * 15 + i)[1] for i in range(15)] for e in range(3)]
     assert all(sorted(order) == list(range(15)) for order in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert examples.row_at(15, seed=3, num_rows=15)[0] == 1
-    assert [examples.row_at(i, seed=4, num_rows=15)[1] for i in range(15)] != epochs[0]
+    assert Order(3, [15]).at(15)[0] == 1
+    assert [Order(4, [15]).at(i)[1] for i in range(15)] != epochs[0]
 
 
 @pytest.mark.parametrize("num_workers", [2, 3, 4, 5, 7, 8])
@@ -76,7 +83,7 @@ def test_shares_of_any_number_of_workers_are_the_same_global_batch(dataset: Prep
 
 def test_batches_are_the_examples_of_their_positions(dataset: PreparedDataset) -> None:
     for step, batch in enumerate(batches(dataset, 4)):
-        expected = [examples.training_example(dataset, MASKS, 3, 8 * step + at) for at in range(8)]
+        expected = [training(dataset).at(8 * step + at) for at in range(8)]
         assert same(batch, examples.stack(expected))
         assert all(array.dtype == expected[0][name].dtype for name, array in batch.items())
 
@@ -90,7 +97,7 @@ def test_masks_are_fresh_in_each_epoch_and_depend_on_the_key(dataset: PreparedDa
     n = len(dataset.train_rows)
     seen: dict[int, list[bytes]] = {}
     for position in range(3 * n):
-        example = examples.training_example(dataset, MASKS, 3, position)
+        example = training(dataset).at(position)
         seen.setdefault(int(example["image"][0, 0, 0]), []).append(example["mask"].tobytes())
     assert sorted(seen) == sorted(int(r) for r in dataset.train_rows)
     drawn = [mask for masks in seen.values() for mask in masks]
@@ -98,7 +105,7 @@ def test_masks_are_fresh_in_each_epoch_and_depend_on_the_key(dataset: PreparedDa
 
 
 def order(epoch: int, *reseeded_at: int, num_rows: int = 15) -> list[int]:
-    return [examples.row_at(epoch * num_rows + at, 3, num_rows, reseeded_at)[1] for at in range(num_rows)]
+    return [Order(3, [num_rows]).at(epoch * num_rows + at, reseeded_at)[1] for at in range(num_rows)]
 
 
 def test_reseeding_changes_what_is_left_of_the_epoch() -> None:
@@ -131,7 +138,7 @@ def test_reseeding_draws_other_holes_from_its_position_on(dataset: PreparedDatas
     def masks(*reseeded_at: int) -> dict[int, bytes]:
         """Return by position, over an epoch and a half."""
         positions = range(n * 3 // 2)
-        return {p: examples.training_example(dataset, MASKS, 3, p, reseeded_at)["mask"].tobytes() for p in positions}
+        return {p: training(dataset).at(p, reseeded_at)["mask"].tobytes() for p in positions}
 
     n = len(dataset.train_rows)
     plain, once, twice = masks(), masks(4), masks(4, 4)
@@ -139,12 +146,12 @@ def test_reseeding_draws_other_holes_from_its_position_on(dataset: PreparedDatas
         drawn = {plain[position], once[position], twice[position]}
         assert len(drawn) == (1 if position < 4 else 3), position
     # Later epochs come in the same order, so that these are other holes in the same images.
-    assert examples.row_at(n + 1, 3, n, (4,)) == examples.row_at(n + 1, 3, n)
+    assert Order(3, [n]).at(n + 1, (4,)) == Order(3, [n]).at(n + 1)
 
 
 def test_stream_from_a_reseeded_position(dataset: PreparedDataset) -> None:
     stream = batches(dataset, 2, start=8, reseeded_at=(8,))
-    expected = [examples.training_example(dataset, MASKS, 3, 8 + at, (8,)) for at in range(16)]
+    expected = [training(dataset).at(8 + at, (8,)) for at in range(16)]
     assert same(stream[0], examples.stack(expected[:8]))
     assert same(stream[1], examples.stack(expected[8:]))
     assert not same(stream[0], batches(dataset, 1, start=8)[0])
@@ -152,7 +159,7 @@ def test_stream_from_a_reseeded_position(dataset: PreparedDataset) -> None:
 
 def test_example_obeys_its_contract(dataset: PreparedDataset) -> None:
     for position in range(12):
-        example = examples.training_example(dataset, MASKS, 3, position)
+        example = training(dataset).at(position)
         mask = example["mask"]
         assert {name: (a.shape, a.dtype.name) for name, a in example.items()} == {
             "image": ((SIZE, SIZE, 3), "uint8"),

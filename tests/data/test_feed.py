@@ -27,8 +27,8 @@ from torch import Tensor
 from scfegan_ray import cache
 from scfegan_ray.config import MaskConfig, StrokeConfig
 from scfegan_ray.data import examples
-from scfegan_ray.data.dataset import PreparedDataset
 from scfegan_ray.data.feed import Feed
+from scfegan_ray.data.rows import PreparedDataset
 from scfegan_ray.errors import DataError, FeedError
 
 MASKS = MaskConfig(hair_probability=0.5, strokes=StrokeConfig(wobble=0.05, color_shift=9.0))
@@ -46,16 +46,20 @@ def dataset(uri: str) -> PreparedDataset:
     return PreparedDataset.open(uri)
 
 
+def training(dataset: PreparedDataset) -> examples.TrainingExamples:
+    return examples.TrainingExamples(dataset, MASKS, SEED)
+
+
 @contextlib.contextmanager
 def feeding(dataset: PreparedDataset, num_processes: int, **changes: Any) -> Iterator[Feed]:
-    settings = {"seed": SEED, "batch_size": 8, "rank": 0, "num_workers": 1, "device": torch.device("cpu")} | changes
-    with contextlib.closing(Feed(dataset, MASKS, num_processes=num_processes, **settings)) as feed:
+    settings = {"batch_size": 8, "rank": 0, "num_workers": 1, "device": torch.device("cpu")} | changes
+    with contextlib.closing(Feed(training(dataset), num_processes=num_processes, **settings)) as feed:
         yield feed
 
 
 def expected(dataset: PreparedDataset, first: int, count: int, reseeded_at: tuple[int, ...] = ()) -> examples.Example:
     positions = range(first, first + count)
-    return examples.stack([examples.training_example(dataset, MASKS, SEED, one, reseeded_at) for one in positions])
+    return examples.stack([training(dataset).at(one, reseeded_at) for one in positions])
 
 
 def same(found: dict[str, Tensor], wanted: examples.Example) -> bool:
@@ -120,25 +124,24 @@ def test_a_batch_stays_while_the_next_one_is_looked_at(dataset: PreparedDataset)
             assert same(before, expected(dataset, 16 * (step - 1), 8)), step
 
 
-def damaged(root: Path) -> PreparedDataset:
-    """Return a dataset one of whose images cannot be decoded."""
+def damaged(root: Path) -> tuple[PreparedDataset, str]:
+    """Return a dataset one of whose images cannot be decoded, and its key."""
     uri = write_dataset(root / "broken", fingerprint="broken")
     path = Path(uri, "data", "part-00002.parquet")
     table = pq.read_table(path)
     images = [b"no image", *table.column("image").to_pylist()[1:]]
     at = table.schema.get_field_index("image")
     pq.write_table(table.set_column(at, table.schema.field(at), pa.array(images, pa.binary())), path)
-    return PreparedDataset.open(uri)
+    return PreparedDataset.open(uri), table.column("key")[0].as_py()
 
 
 @pytest.mark.parametrize("num_processes", [0, 2])
 def test_error_of_an_example_is_raised_where_its_batch_is_taken(tmp_path: Path, num_processes: int) -> None:
-    dataset = damaged(tmp_path)
+    dataset, spoiled = damaged(tmp_path)
 
     def is_good(position: int) -> bool:
-        row = dataset.train_rows[examples.row_at(position, SEED, len(dataset.train_rows))[1]]
-        value = dataset._table.column("image")[dataset._row_of[row]]
-        return bool(value.as_py() != b"no image")
+        row = dataset.train_rows[training(dataset).order.at(position)[1]]
+        return bool(dataset.key(row) != spoiled)
 
     good = len(list(itertools.takewhile(is_good, itertools.count())))
     with feeding(dataset, num_processes, batch_size=2) as feed:
@@ -151,12 +154,12 @@ def test_error_of_an_example_is_raised_where_its_batch_is_taken(tmp_path: Path, 
 
 
 def test_error_that_nobody_meant_is_shown_whole(dataset: PreparedDataset) -> None:
-    with feeding(dataset, 1) as feed, pytest.raises(RuntimeError, match=r"(?s)failed: Traceback.*row_at.*TypeError"):
+    with feeding(dataset, 1) as feed, pytest.raises(RuntimeError, match=r"(?s)failed: Traceback.*order.*TypeError"):
         next(feed.batches(0, reseeded_at=("no position",)))  # type: ignore[arg-type]
 
 
 def test_dataset_without_training_images_is_refused(dataset: PreparedDataset) -> None:
-    dataset.train_rows = np.array([], np.int64)
+    dataset.train_sizes = np.zeros(4, np.int64)
     with pytest.raises(DataError, match=r"has no training images; lower data\.test_fraction"), feeding(dataset, 1):
         pass
 
@@ -201,11 +204,13 @@ def test_closing_ends_the_processes(dataset: PreparedDataset, is_busy: bool) -> 
 TRAINER = """
 import contextlib, sys, time, torch
 from scfegan_ray.config import MaskConfig
+from scfegan_ray.data.examples import TrainingExamples
 from scfegan_ray.data.feed import Feed
-from scfegan_ray.data.dataset import PreparedDataset
+from scfegan_ray.data.rows import PreparedDataset
 
-settings = {"seed": 0, "batch_size": 8, "rank": 0, "num_workers": 1, "num_processes": 2, "device": torch.device("cpu")}
-with contextlib.closing(Feed(PreparedDataset.open(sys.argv[1]), MaskConfig(), **settings)) as feed:
+settings = {"batch_size": 8, "rank": 0, "num_workers": 1, "num_processes": 2, "device": torch.device("cpu")}
+made = TrainingExamples(PreparedDataset.open(sys.argv[1]), MaskConfig(), 0)
+with contextlib.closing(Feed(made, **settings)) as feed:
     batches = feed.batches(0)
     next(batches)
     try:
@@ -257,8 +262,8 @@ def test_killed_trainer_leaves_nothing(uri: str, tmp_path: Path, what: str) -> N
         wait_until(lambda: not any(is_running(one) for one in children), END_SECONDS)
         assert process.communicate() == ("", ""), "no process has anything to say"
         assert list(folder.iterdir()) == []
-    [copy] = Path(os.environ["SCFEGAN_CACHE"], "prepared").glob("*.arrow")
-    assert not cache.in_use(copy)
+    copies = list(Path(os.environ["SCFEGAN_CACHE"], "prepared").glob("*.arrow"))
+    assert len(copies) == 2 and not any(cache.in_use(copy) for copy in copies)
 
 
 def test_ctrl_c_is_the_trainers(uri: str, tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from scfegan_ray import faces, storage
 from scfegan_ray.config import Config, ParserConfig
 from scfegan_ray.data import prepare
 from scfegan_ray.data.codecs import encode_png
-from scfegan_ray.data.dataset import OTHER_FILES, DatasetInfo, PreparedDataset
+from scfegan_ray.data.dataset import OTHER_FILES, DatasetInfo
 from scfegan_ray.data.plan import make_plan
+from scfegan_ray.data.rows import PreparedDataset
 from scfegan_ray.errors import ConfigError, DataError, StorageError
 
 

@@ -12,8 +12,8 @@ from prepared_set import write_dataset
 
 from scfegan_ray.config import MaskConfig
 from scfegan_ray.data import examples
-from scfegan_ray.data.dataset import PreparedDataset
 from scfegan_ray.data.feed import Feed
+from scfegan_ray.data.rows import PreparedDataset
 
 pytestmark = pytest.mark.gpu
 
@@ -27,9 +27,7 @@ def dataset(tmp_path: Path) -> PreparedDataset:
 
 def feed_of(dataset: PreparedDataset, num_processes: int, device: torch.device) -> Feed:
     return Feed(
-        dataset,
-        MASKS,
-        seed=3,
+        examples.TrainingExamples(dataset, MASKS, 3),
         batch_size=8,
         rank=0,
         num_workers=1,
@@ -47,7 +45,7 @@ def test_values_are_those_of_the_examples(dataset: PreparedDataset, gpu: torch.d
             found = [next(batches) for _ in range(12)]
             for step, batch in enumerate(found):
                 first = start + 8 * step
-                wanted = [examples.training_example(dataset, MASKS, 3, first + at, reseeded_at) for at in range(8)]
+                wanted = [examples.TrainingExamples(dataset, MASKS, 3).at(first + at, reseeded_at) for at in range(8)]
                 for name, array in examples.stack(wanted).items():
                     assert batch[name].device == gpu
                     assert np.array_equal(batch[name].cpu().numpy(), array), (name, step)

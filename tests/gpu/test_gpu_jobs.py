@@ -13,7 +13,7 @@ import torch
 from running import TINY_ARGUMENTS, descendants, kill, positions, result_of, run, start, wait_for
 
 from scfegan_ray import faces
-from scfegan_ray.data.dataset import PreparedDataset
+from scfegan_ray.data.rows import PreparedDataset
 from scfegan_ray.serving.editor import FaceEditor
 
 pytestmark = [pytest.mark.gpu, pytest.mark.ray]

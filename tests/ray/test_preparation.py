@@ -20,7 +20,8 @@ from running import result_of, run, run_code, start, terminate_group
 
 from scfegan_ray import faces, storage
 from scfegan_ray.data.codecs import encode_png
-from scfegan_ray.data.dataset import OTHER_FILES, PreparedDataset
+from scfegan_ray.data.dataset import OTHER_FILES
+from scfegan_ray.data.rows import PreparedDataset
 
 pytestmark = pytest.mark.ray
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rank_processes import Recorder, tensors_of
@@ -15,7 +16,7 @@ from tiny import TINY
 
 from scfegan_ray import precision
 from scfegan_ray.config import Config, OptimizationConfig, SentinelConfig
-from scfegan_ray.data.dataset import PreparedDataset
+from scfegan_ray.data.rows import PreparedDataset
 from scfegan_ray.errors import StorageError
 from scfegan_ray.evaluation import held_back
 from scfegan_ray.models.features import vgg_random
@@ -167,10 +168,11 @@ def test_hardware_without_bfloat16_ends_the_run(loop: Loop, monkeypatch: pytest.
 def test_nothing_held_back_is_nothing_measured(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = PreparedDataset.open
 
-    def all_for_training(uri: str) -> PreparedDataset:
-        dataset = opened(uri)
-        info = replace(dataset.info, test_fraction=0.0, num_train=12, num_test=0)
-        return PreparedDataset(uri, info, dataset._table)
+    def all_for_training(uri: str, **how: Any) -> PreparedDataset:
+        dataset = opened(uri, **how)
+        dataset.info = replace(dataset.info, test_fraction=0.0, num_train=12, num_test=0)
+        dataset._is_held_back = np.zeros(12, bool)
+        return dataset
 
     monkeypatch.setattr(PreparedDataset, "open", all_for_training)
     found = loop(replace(CONFIG, train=replace(CONFIG.train, checkpoint_every_images=8, checkpoints_to_keep=9)))

@@ -1,0 +1,107 @@
+"""Where training examples are made, and what of the cluster that may take."""
+
+from __future__ import annotations
+
+import functools
+import math
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import ray
+
+from scfegan_ray import cache, nodes
+from scfegan_ray.config import Config
+from scfegan_ray.data.dataset import DatasetInfo
+from scfegan_ray.data.ray_feed import Budget
+from scfegan_ray.errors import ConfigError
+
+_FEWEST_CPUS = 0.1
+"""That a feed by Ray Data takes for each worker, if no more are left."""
+_CURE = "lower --train.cpus-per-worker or --train.num-workers, or give --data.feed local"
+
+
+def choose(config: Config, dataset: DatasetInfo, window_images: int) -> tuple[Literal["local", "ray"], str]:
+    """Return where examples are made, and why.
+
+    Args:
+        config: of the run.
+        dataset: that it learns from.
+        window_images: of its order.
+    """
+    if config.data.feed != "auto":
+        return config.data.feed, _cost(config.data.feed, dataset, window_images)
+    each = {"CPU": config.train.cpus_per_worker} | ({"GPU": 1} if config.train.use_gpu else {})
+    able = set(nodes.able(each))
+    resources = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    others = sum(found.get("CPU", 0.0) for node, found in resources.items() if node not in able)
+    if not able or others < config.train.num_workers:
+        return "local", "no other nodes have cores to spare"
+    cores = min(
+        resources[node].get("CPU", 0.0) / max(1.0, resources[node].get("GPU", config.train.num_workers / len(able)))
+        for node in able
+    )
+    wanted = 1 + config.train.loader_processes
+    if cores < wanted:
+        return "ray", f"{cores:g} cores beside each worker are fewer than {wanted}, and other nodes have {others:g}"
+    num_bytes = local_bytes(dataset, window_images)
+    room = min(nodes.ask(functools.partial(_room, cache.cache_dir(), dataset.fingerprint), sorted(able)), default=0)
+    if room < num_bytes:
+        return "ray", f"a worker's disk has {room / 1e9:.3g} GB free, its copies take up to {num_bytes / 1e9:.3g} GB"
+    return "local", f"{cores:g} cores beside each worker are enough"
+
+
+def local_bytes(dataset: DatasetInfo, window_images: int) -> int:
+    """Return how many bytes the copies of a dataset take at most on a machine that makes examples."""
+    if not window_images:
+        return dataset.most_bytes
+    # Both windows begin and end within a shard.
+    images = 2 * window_images + 2 * math.ceil(dataset.num_images / dataset.num_shards)
+    return min(dataset.most_bytes, dataset.most_bytes * images // dataset.num_images)
+
+
+def fewest_cpus(config: Config) -> float:
+    """Return how many CPUs the workers of a run take, and its feed at least."""
+    feed = _FEWEST_CPUS if config.data.feed == "ray" else 0.0
+    return config.train.num_workers * (config.train.cpus_per_worker + feed)
+
+
+def budget(config: Config, num_workers: int) -> Budget:
+    """Return what the feed of each worker may take, so that workers, feeds and trials fit the cluster that is there.
+
+    Args:
+        config: of the run.
+        num_workers: that it has now.
+
+    Raises:
+        ConfigError: the workers leave nothing.
+    """
+    there = ray.cluster_resources().get("CPU", 0.0)
+    share = there / max(1, config.tune.max_concurrent_trials)
+    left = share / num_workers - config.train.cpus_per_worker
+    if left >= 1:
+        return Budget(int(left), 1.0)
+    if left >= _FEWEST_CPUS:
+        return Budget(1, math.floor(left * 100) / 100)
+    if config.train.wait_for_nodes:
+        return Budget(max(1, config.train.loader_processes), 1.0)  # Ray Data asks the cluster to grow
+    raise ConfigError(
+        f"--data.feed ray finds no CPUs: the cluster has {there:g}, {num_workers} workers take "
+        f"{num_workers * config.train.cpus_per_worker:g}; {_CURE}"
+    )
+
+
+def _cost(feed: str, dataset: DatasetInfo, window_images: int) -> str:
+    size = local_bytes(dataset, window_images) / 1e9
+    if feed == "local":
+        return f"as asked for; each machine with a worker copies up to {size:.3g} GB"
+    what = f"windows of {window_images} images" if window_images else "a permutation of all images"
+    return f"as asked for; each machine that makes examples copies up to {size:.3g} GB, for {what}"
+
+
+def _room(folder: Path, fingerprint: str) -> float:
+    """Return the bytes that are free here, and those of the copies that are there already."""
+    there = sum(file.stat().st_size for file in (folder / "prepared").glob(f"{fingerprint}.*arrow"))
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free + there
