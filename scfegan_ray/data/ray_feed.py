@@ -1,15 +1,16 @@
 """Feeds one rank by Ray Data: examples are made on whatever CPUs the cluster has, and come in order.
 
-What Ray Data carries are positions of the global order: a block for each batch, holding where this rank's share of it
-begins. One stage makes the share's bytes, and since those follow from the positions alone, it does not matter where, or
-how often, as after the loss of a node. Ray Data keeps the blocks' order, and makes as many ahead as the memory allows
-that it is given for them. It runs in an actor beside the rank, whose own threads it would hold up.
+What Ray Data carries are positions of the global order: a row for each batch, which says where this rank's share of it
+begins, and in each block a few of them. One stage makes the shares' bytes, and since those follow from the positions
+alone, it does not matter where, or how often, as after the loss of a node. Ray Data keeps the blocks' order, and makes
+as many ahead as the memory allows that it is given for them. It runs in an actor beside the rank, whose own threads it
+would hold up.
 
 | stage | reads columns | gives columns |
 | --- | --- | --- |
 | `_make` | first: int64 | first: int64; content: large_binary; error, message: string |
 
-`content` is a batch as `feed_process.Layout` has it. `error` and `message` are empty, or class and text of what went
+`content` is a share of a batch as `feed_process.Layout` has it. `error` and `message` are empty, or class and text of what went
 wrong: Ray would pass it on as the text of a traceback.
 
 Why not one dataset for all ranks, by `streaming_split`: it gives no order that can be relied on (ray#58658, ray#52005).
@@ -39,6 +40,7 @@ import pyarrow as pa
 import ray
 import ray.data
 import torch
+from numpy.typing import NDArray
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 from ray.exceptions import RayError
 from torch import Tensor
@@ -49,11 +51,13 @@ from scfegan_ray.data.feed_pool import NUM_SLOTS
 from scfegan_ray.data.feed_process import Layout
 from scfegan_ray.errors import FeedError, ScFeganError
 
-_TERM_BATCHES = 256
+_TERM_BLOCKS = 256
+_BLOCK_IMAGES = 16
+"""In a block at least: a task of Ray takes some 20 ms besides its work."""
 _BROUGHT = 2
-"""Batches that are brought to the rank's machine before it asks for them."""
+"""Blocks that are brought to the rank's machine before it asks for them."""
 _SPARE = 4
-"""Batches for which Ray Data is given memory, besides three for each that is made at once."""
+"""Blocks for which Ray Data is given memory, besides three for each that is made at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class Budget:
     """What the feed of one rank may take of the cluster.
 
     Attributes:
-        at_once: batches that are made at the same time.
+        at_once: blocks that are made at the same time.
         cpus: that Ray reserves for each.
     """
 
@@ -88,6 +92,7 @@ class RayPool:
         self._work = json.dumps(said), share
         self._batch_size, self._budget = batch_size, budget
         self._source: Any = None
+        self._rows: Iterator[dict[str, pa.Scalar]] = iter(())
         self._bringing = ThreadPoolExecutor(1, "feed")
         self._asked: dict[int, Future[None]] = {}
 
@@ -104,7 +109,7 @@ class RayPool:
                 .options(num_cpus=0, scheduling_strategy=nodes.this_node())
                 .remote(self._work, first, reseeded_at, self._batch_size, self._budget, self.slots[slot].nbytes)
             )
-        self._asked[slot] = self._bringing.submit(self._bring, self._source.next.remote(), slot, first)
+        self._asked[slot] = self._bringing.submit(self._bring, self._source, slot, first)
 
     def is_made(self, slot: int) -> bool:
         """Tell whether `wait` would give a batch without waiting."""
@@ -131,23 +136,33 @@ class RayPool:
             with contextlib.suppress(Exception):
                 asked.result()
         self._asked.clear()
+        self._rows = iter(())
 
     def close(self) -> None:
         """End the feed."""
         self.settle()
         self._bringing.shutdown()
 
-    def _bring(self, given: Any, slot: int, first: int) -> None:
+    def _bring(self, source: Any, slot: int, first: int) -> None:
         try:
-            [block] = ray.get(given)
-            [row] = ray.get(block).to_batches()
+            row = next(self._rows, None)
+            if row is None:
+                [block] = ray.get(source.next.remote())
+                self._rows = _rows(ray.get(block))
+                row = next(self._rows)
         except RayError as error:
             raise FeedError(f"Ray Data makes no more training images: {error}") from error
-        kind, message = row.column("error")[0].as_py(), row.column("message")[0].as_py()
+        kind, message = row["error"].as_py(), row["message"].as_py()
         if message:
             raise getattr(errors, kind)(message) if kind else RuntimeError(f"a task of the feed failed: {message}")
-        assert row.column("first")[0].as_py() == first, "blocks keep their order"
-        self.slots[slot].numpy()[:] = np.frombuffer(row.column("content")[0].as_buffer(), np.uint8)
+        assert row["first"].as_py() == first, "blocks keep their order"
+        self.slots[slot].numpy()[:] = np.frombuffer(row["content"].as_buffer(), np.uint8)
+
+
+def _rows(block: pa.Table) -> Iterator[dict[str, pa.Scalar]]:
+    """Give the rows of a block without copying what they hold."""
+    for at in range(block.num_rows):
+        yield {name: block.column(name)[at] for name in block.column_names}
 
 
 class _Source:
@@ -167,11 +182,13 @@ class _Source:
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
+        self._block_batches = max(1, _BLOCK_IMAGES // work[1])
+        num_bytes *= self._block_batches
         context.execution_options.resource_limits = ExecutionResources.for_limits(
             cpu=budget.at_once * budget.cpus, object_store_memory=(3 * budget.at_once + _SPARE) * num_bytes
         )
-        # By which Ray Data estimates what it does not know yet.
-        context.target_max_block_size = max(num_bytes, 1)
+        # By which Ray Data estimates what it does not know yet; and a block is never cut.
+        context.target_max_block_size = 2 * num_bytes
         self._work, self._reseeded_at, self._budget = work, reseeded_at, budget
         self._positions = itertools.count(first, batch_size)
         self._brought: queue.Queue[Any] = queue.Queue(_BROUGHT)
@@ -198,15 +215,18 @@ class _Source:
             while True:
                 following: Future[Iterator[Any]] | None = None
                 for number, block in enumerate(term):
-                    if number == _TERM_BATCHES // 2:
+                    if number == _TERM_BLOCKS // 2:
                         following = beside.submit(self._begin)
                     yield block
-                assert following is not None, "a term has all its batches"
+                assert following is not None, "a term has all its blocks"
                 term = following.result()
 
     def _begin(self) -> Iterator[Any]:
-        """Begin to make a term's batches; return references to their blocks."""
-        positions = [pa.table({"first": [next(self._positions)]}) for _ in range(_TERM_BATCHES)]
+        """Begin to make a term's blocks; return references to them."""
+        positions = [
+            pa.table({"first": list(itertools.islice(self._positions, self._block_batches))})
+            for _ in range(_TERM_BLOCKS)
+        ]
         made = ray.data.from_arrow(positions).map_batches(
             _make,
             fn_args=[*self._work, self._reseeded_at],
@@ -221,9 +241,23 @@ class _Source:
 
 
 def _make(block: pa.Table, said: str, share: int, reseeded_at: tuple[int, ...]) -> pa.Table:
-    """Make one share; see the module's docstring."""
-    [first] = block.column("first").to_pylist()
-    error, message, content = "", "", np.empty(0, np.uint8)
+    """Make shares of some batches; see the module's docstring."""
+    made = [_make_one(first, said, share, reseeded_at) for first in block.column("first").to_pylist()]
+    contents = [content for content, _, _ in made]
+    ends = np.cumsum([0, *(len(one) for one in contents)], dtype=np.int64)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(contents[0] if len(contents) == 1 else np.concatenate(contents))]
+    return pa.table(
+        {
+            "first": block.column("first"),
+            "content": pa.Array.from_buffers(pa.large_binary(), len(made), buffers),
+            "error": [error for _, error, _ in made],
+            "message": [message for _, _, message in made],
+        }
+    )
+
+
+def _make_one(first: int, said: str, share: int, reseeded_at: tuple[int, ...]) -> tuple[NDArray[np.uint8], str, str]:
+    """Return the bytes of a share, or class and text of what went wrong."""
     try:
         examples = _opened(said)
         layout = Layout(share, examples.dataset.info.size_px)
@@ -232,13 +266,11 @@ def _make(block: pa.Table, said: str, share: int, reseeded_at: tuple[int, ...]) 
         for at in range(share):
             for name, array in examples.at(first + at, reseeded_at).items():
                 arrays[name][at] = array
-    except ScFeganError as raised:
-        error, message = type(raised).__name__, str(raised)
+        return content, "", ""
+    except ScFeganError as error:
+        return np.empty(0, np.uint8), type(error).__name__, str(error)
     except Exception:  # the rank is to say it
-        message = traceback.format_exc()
-    ends = pa.py_buffer(np.array([0, len(content)], np.int64))
-    bytes_ = pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(content)])
-    return pa.table({"first": [first], "content": bytes_, "error": [error], "message": [message]})
+        return np.empty(0, np.uint8), "", traceback.format_exc()
 
 
 @lru_cache(maxsize=1)

@@ -60,10 +60,10 @@ def local_bytes(dataset: DatasetInfo, window_images: int) -> int:
     return min(dataset.most_bytes, dataset.most_bytes * images // dataset.num_images)
 
 
-def fewest_cpus(config: Config) -> float:
-    """Return how many CPUs the workers of a run take, and its feed at least."""
+def fewest_cpus(config: Config, num_workers: int) -> float:
+    """Return how many CPUs some workers of a run take, and their feed at least."""
     feed = _FEWEST_CPUS if config.data.feed == "ray" else 0.0
-    return config.train.num_workers * (config.train.cpus_per_worker + feed)
+    return num_workers * (config.train.cpus_per_worker + feed)
 
 
 def budget(config: Config, num_workers: int) -> Budget:

@@ -390,10 +390,11 @@ def check_resources(config: Config) -> None:
             node that has one to give.
     """
     needs, fewest = _resources(config), _fewest_workers(config)
+    with_feed = config.data.feed == "ray"
     nodes.require(
-        {name: each * fewest for name, each in needs.items()},
-        f"{fewest} workers need",
-        "lower --train.num-workers or --train.cpus-per-worker",
+        {name: each * fewest for name, each in needs.items()} | {"CPU": feeding.fewest_cpus(config, fewest)},
+        f"{fewest} workers{' and the feed of each' if with_feed else ''} need",
+        "lower --train.num-workers or --train.cpus-per-worker" + (", or give --data.feed local" if with_feed else ""),
         may_wait=config.train.wait_for_nodes,
     )
     if config.train.use_gpu:

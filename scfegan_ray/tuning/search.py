@@ -387,7 +387,7 @@ def _trials_at_once(config: Config) -> int:
     """Return how many trials run side by side, so that all of them, with all their workers, fit the cluster."""
     launch.check_resources(config)
     resources = ray.cluster_resources()
-    cpus = feeding.fewest_cpus(config) + _TRIAL_CPUS
+    cpus = feeding.fewest_cpus(config, config.train.num_workers) + _TRIAL_CPUS
     fitting = int(resources.get("CPU", 0.0) // cpus)
     if config.train.use_gpu:
         fitting = min(fitting, int(resources.get("GPU", 0.0) // config.train.num_workers))

@@ -1,0 +1,202 @@
+"""Ray Data makes what the pure functions make, in the same order, whoever dies meanwhile, and only so much ahead."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from prepared_set import write_dataset
+from running import ROOT, descendants, folder_for_ray, kill, wait_until
+
+from scfegan_ray.config import MaskConfig
+from scfegan_ray.data import examples, ray_feed
+from scfegan_ray.data.feed import Feed
+from scfegan_ray.data.ray_feed import Budget, RayPool
+from scfegan_ray.data.rows import PreparedDataset
+from scfegan_ray.errors import DataError, FeedError
+
+pytestmark = pytest.mark.ray
+
+MASKS, SEED, WINDOW = MaskConfig(hair_probability=0.5), 3, 6
+PATIENCE_SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def two_cpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Run Ray in this process, with a cache for its workers."""
+    paths = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
+    places = {"SCFEGAN_CACHE": str(tmp_path_factory.mktemp("cache")), "PYTHONPATH": os.pathsep.join(paths)}
+    with folder_for_ray() as folder:
+        ray.init(
+            address="local",
+            num_cpus=2,
+            object_store_memory=200_000_000,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=folder,
+            runtime_env={"env_vars": places},
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def feeding(made: examples.TrainingExamples, **changes: Any) -> Iterator[Feed]:
+    settings = {"batch_size": 8, "rank": 0, "num_workers": 1} | changes
+
+    def pool(share: int, layout: Any) -> RayPool:
+        return RayPool(made.said(), share, layout, batch_size=settings["batch_size"], budget=Budget(1, 0.5))
+
+    with contextlib.closing(
+        Feed(made, num_processes=0, device=torch.device("cpu"), make_pool=pool, **settings)
+    ) as feed:
+        yield feed
+
+
+def same(found: dict[str, torch.Tensor], made: examples.TrainingExamples, first: int, reseeded_at: Any = ()) -> bool:
+    wanted = examples.stack([made.at(first + at, reseeded_at) for at in range(len(found["mask"]))])
+    return found.keys() == wanted.keys() and all(np.array_equal(found[one].numpy(), wanted[one]) for one in wanted)
+
+
+@pytest.mark.parametrize("window", [0, WINDOW])
+def test_batches_are_the_examples_of_their_positions(two_cpus: None, tmp_path: Path, window: int) -> None:
+    """Over several terms, after going back, and in unequal shares."""
+    made = examples.TrainingExamples(PreparedDataset.open(write_dataset(tmp_path / "set")), MASKS, SEED, window)
+    wanted = examples.TrainingExamples(PreparedDataset.open(made.dataset.uri), MASKS, SEED, window)
+    with feeding(made, rank=1, num_workers=3) as feed:
+        batches = feed.batches(0)
+        for step in range(12):
+            assert same(next(batches), wanted, 8 * step + 2), step
+        batches = feed.batches(16, (16,))
+        assert all(same(next(batches), wanted, 16 + 8 * step + 2, (16,)) for step in range(9)), "as after going back"
+
+
+def test_terms_follow_each_other(two_cpus: None, tmp_path: Path) -> None:
+    made = examples.TrainingExamples(PreparedDataset.open(write_dataset(tmp_path / "set")), MASKS, SEED)
+    with ray_source(made, term_blocks=3) as source:
+        firsts = []
+        for _ in range(10):
+            [block] = ray.get(source.next.remote())
+            firsts += ray.get(block).column("first").to_pylist()
+    assert firsts == list(range(40, 40 + 8 * 20, 8)), "two batches a block, over three terms and a bit"
+
+
+def test_it_makes_no_more_ahead_than_it_has_memory_for(two_cpus: None, tmp_path: Path) -> None:
+    made = examples.TrainingExamples(PreparedDataset.open(write_dataset(tmp_path / "set")), MASKS, SEED)
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    with ray_source(made, marks=str(marks)) as source:
+        ray.get(source.next.remote())
+        counts = []
+        for _ in range(2):
+            time.sleep(5.0)
+            counts.append(len(list(marks.iterdir())))
+    assert counts[0] == counts[1], "nobody takes a block, so nobody makes more"
+    assert 2 <= counts[0] <= 3 + 4 + 2 + 3, "its memory's worth, what is brought, and what was begun"
+
+
+class _Marking(ray_feed._Source):
+    """Counts blocks that are made, by files; and has short terms."""
+
+    def __init__(self, term_blocks: int, marks: str, *arguments: Any) -> None:
+        ray_feed._TERM_BLOCKS = term_blocks
+        if marks:
+            make = ray_feed._make
+
+            def marking(block: pa.Table, *work: Any) -> pa.Table:
+                Path(marks, str(block.column("first")[0])).touch()
+                return make(block, *work)
+
+            ray_feed._make = marking
+        super().__init__(*arguments)
+
+
+@contextlib.contextmanager
+def ray_source(made: examples.TrainingExamples, *, term_blocks: int = 256, marks: str = "") -> Iterator[Any]:
+    work = json.dumps(made.said()), 8
+    num_bytes = ray_feed.Layout(8, made.dataset.info.size_px).num_bytes
+    source = (
+        ray.remote(_Marking).options(num_cpus=0).remote(term_blocks, marks, work, 40, (), 8, Budget(1, 0.5), num_bytes)
+    )
+    try:
+        yield source
+    finally:
+        ray.kill(source)
+
+
+def test_error_of_an_example_is_raised_where_its_batch_is_taken(two_cpus: None, tmp_path: Path) -> None:
+    uri = write_dataset(tmp_path / "broken", fingerprint="broken")
+    path = Path(uri, "data", "part-00002.parquet")
+    table = pq.read_table(path)
+    images = [b"no image", *table.column("image").to_pylist()[1:]]
+    at = table.schema.get_field_index("image")
+    pq.write_table(table.set_column(at, table.schema.field(at), pa.array(images, pa.binary())), path)
+    made = examples.TrainingExamples(PreparedDataset.open(uri), MASKS, SEED)
+    spoiled = table.column("key")[0].as_py()
+    position = next(
+        one for one in range(99) if made.dataset.key(int(made.dataset.train_rows[made.order.at(one)[1]])) == spoiled
+    )
+    with feeding(made, batch_size=2) as feed:
+        batches = feed.batches(0)
+        for _ in range(position // 2):
+            next(batches)
+        with pytest.raises(DataError, match=f"{spoiled} of .* is damaged here"):
+            next(batches)
+        assert len(next(feed.batches(position + 1))["mask"]) == 2, "it can be asked for others"
+
+
+def test_killed_processes_change_nothing(two_cpus: None, tmp_path: Path) -> None:
+    made = examples.TrainingExamples(PreparedDataset.open(write_dataset(tmp_path / "set")), MASKS, SEED)
+    wanted = examples.TrainingExamples(PreparedDataset.open(made.dataset.uri), MASKS, SEED)
+    killed = 0
+    with feeding(made) as feed:
+        batches = feed.batches(0)
+        for step in range(40):
+            assert same(next(batches), wanted, 8 * step), step
+            if step % 10 == 5:
+                working = named("ray::MapBatches(_make)")
+                killed += len(working)
+                kill(working)
+    assert killed > 0
+
+
+def test_dead_source_is_said(two_cpus: None, tmp_path: Path) -> None:
+    made = examples.TrainingExamples(PreparedDataset.open(write_dataset(tmp_path / "set")), MASKS, SEED)
+    with feeding(made) as feed:
+        batches = feed.batches(0)
+        next(batches)
+        kill(named("ray::_Source"))
+        with pytest.raises(FeedError, match="Ray Data makes no more training images"):
+            for _ in range(99):
+                next(batches)
+
+
+def test_closed_feed_leaves_no_actor(two_cpus: None, tmp_path: Path) -> None:
+    made = examples.TrainingExamples(PreparedDataset.open(write_dataset(tmp_path / "set")), MASKS, SEED)
+    with feeding(made) as feed:
+        next(feed.batches(0))
+        assert named("ray::_Source")
+    wait_until(lambda: not named("ray::_Source") and not named("ray::MapBatches(_make)"), PATIENCE_SECONDS)
+
+
+def named(title: str) -> list[int]:
+    """Return the processes below this one that Ray gave a title."""
+    found = []
+    for process in descendants(os.getpid()):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{process}/cmdline").read_text().startswith(title):
+                found.append(process)
+    return found
