@@ -34,6 +34,7 @@ LONG_ARGUMENTS = (
     *TINY_ARGUMENTS,
     *("--train.images", "480", "--train.checkpoint-every-images", "120", "--train.checkpoint-every-seconds", "0.5"),
     *("--train.checkpoints-to-keep", "3", "--train.max-failures", "3", "--train.log-every-images", "40"),
+    *("--train.threads-per-worker", "1"),
 )
 
 

@@ -65,9 +65,9 @@ def test_killed_training_ends_bit_identical(whole: Run, tiny_dataset: str, tmp_p
     checkpoints, log = tmp_path / "runs" / "killed" / "checkpoints", tmp_path / "killed.log"
     command = (*LONG_ARGUMENTS, "--data.prepared", tiny_dataset, "--run-name", "killed")
     seen = []
-    for harm in (kill_a_worker, kill_everything, terminate_group):
+    for harm, feed in ((kill_a_worker, "ray"), (kill_everything, "local"), (terminate_group, "ray")):
         before = max(positions(checkpoints), default=0)
-        process = start("train", *command, cwd=tmp_path, log=log)
+        process = start("train", *command, "--data.feed", feed, cwd=tmp_path, log=log)
         with process:
             wait_for(lambda: max(positions(checkpoints), default=0) > before, process, log)  # noqa: B023
             time.sleep(random.uniform(0.0, 3.0))
@@ -91,6 +91,7 @@ def test_killed_training_ends_bit_identical(whole: Run, tiny_dataset: str, tmp_p
         assert files[0].read_bytes() == files[1].read_bytes(), f"{name}, killed at {seen}"
     assert seen == sorted(seen) and seen[0] > 0, "nobody starts anew"
     assert f"resuming at {seen[-1]} images" in last.stderr
+    assert "data.feed local" in last.stderr and log.read_text().count("data.feed ray: as asked for") == 2
     [run_of_it] = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db").search_runs(
         ["1"], "attributes.run_name = 'killed'"
     )
@@ -135,6 +136,37 @@ def test_lost_node_leaves_one_worker_the_same_batches(
     for step in later:
         assert fewer[step] == pytest.approx(expected[step], rel=5e-3)
         assert expected[step] != pytest.approx(expected[step - 40], rel=2e-2), "the next loss would not pass for it"
+
+
+def test_nodes_that_feed_and_that_train_are_lost(
+    whole: Run, tiny_dataset: str, cluster: Cluster, tmp_path: Path
+) -> None:
+    """Two nodes train, whose CPUs they need for it; the head and two others make the examples."""
+    feeding = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    training = [cluster.add_node(num_cpus=2) for _ in range(2)]
+    checkpoints, log = tmp_path / "runs" / "fed" / "checkpoints", tmp_path / "fed.log"
+    process = start(
+        "train",
+        *LONG_ARGUMENTS,
+        *("--train.cpus-per-worker", "2", "--train.wait-for-nodes", "--data.feed", "ray", "--run-name", "fed"),
+        *("--data.prepared", tiny_dataset),
+        cwd=tmp_path,
+        environment={"RAY_ADDRESS": cluster.address},
+        log=log,
+    )
+    with process:
+        wait_for(lambda: max(positions(checkpoints), default=0) > 0, process, log)
+        cluster.remove_node(feeding[0], allow_graceful=False)
+        there = max(positions(checkpoints))
+        wait_for(lambda: max(positions(checkpoints), default=0) > there, process, log)
+        assert "resuming at" not in log.read_text(), "training did not notice"
+        cluster.remove_node(training[0], allow_graceful=False)
+        cluster.add_node(num_cpus=2)
+        wait_for(lambda: "resuming at" in log.read_text(), process, log)
+        out, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, log.read_text()[-3000:]
+    found = json.loads(out)
+    assert (found["images_seen"], found["weights_sha256"]) == (480, whole.result["weights_sha256"])
 
 
 def test_run_waits_for_nodes_and_ends_at_once_where_nobody_trains(
