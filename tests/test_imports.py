@@ -10,9 +10,11 @@ PACKAGE = Path(__file__).parent.parent / "scfegan_ray"
 WITH_RAY = {
     "nodes",
     "data.prepare",
+    "data.ray_feed",
     "benchmarks.data",
     "benchmarks.ray",
     "benchmarks.step",
+    "training.feeding",
     "training.reporting",
     "training.worker",
     "training.launch",
