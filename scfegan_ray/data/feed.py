@@ -86,6 +86,7 @@ class Feed:
         self._share = end - self._skipped
         self._layout = Layout(self._share, examples.dataset.info.size_px)
         self._turn = 0
+        self._asked = deque[int]()
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -102,6 +103,11 @@ class Feed:
     def process_ids(self) -> list[int]:
         """Of the processes that make examples."""
         return self._pool.ids if self._pool else []
+
+    @property
+    def num_ready(self) -> int:
+        """Batches that are made and wait to be taken."""
+        return sum(map(self._pool.is_made, self._asked)) if self._pool else 0
 
     def close(self) -> None:
         """End the processes; batches on a CPU remain readable."""
@@ -150,6 +156,7 @@ class Feed:
         self._pool.settle()
         for slot in range(NUM_SLOTS):
             self._pool.ask(slot, next(positions), reseeded_at)
+        self._asked = deque(range(NUM_SLOTS))
         return self._made_ahead(self._turn, self._pool, positions, reseeded_at)
 
     def _made_here(self, positions: Iterator[int], reseeded_at: tuple[int, ...]) -> Iterator[dict[str, Tensor]]:
@@ -164,7 +171,7 @@ class Feed:
     def _made_ahead(
         self, turn: int, pool: Pool, positions: Iterator[int], reseeded_at: tuple[int, ...]
     ) -> Iterator[dict[str, Tensor]]:
-        asked, held = deque(range(NUM_SLOTS)), deque[_Sent]()
+        asked, held = self._asked, deque[_Sent]()
         ahead: _Sent | None = None
         while True:
             assert turn == self._turn, "a later call of batches goes on"

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from scfegan_ray import cache, losses
 from scfegan_ray.config import Config
@@ -34,8 +34,10 @@ from scfegan_ray.training.curves import ReferenceCurve
 from scfegan_ray.training.sentinel import Verdict
 from scfegan_ray.training.state import TrainingState
 from scfegan_ray.training.store import CheckpointStore, CheckpointWriter
+from scfegan_ray.training.timing import OwnWork, TimeSpent, skew
 
 if TYPE_CHECKING:
+    from scfegan_ray.data.feed import Feed
     from scfegan_ray.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -44,38 +46,6 @@ GRID_SIDE_PX = 128
 
 Written = Callable[[], str | None]
 """Waits until a checkpoint is whole; returns its URI, or None where there is none."""
-
-
-class TimeSpent:
-    """Where the time since the last record went.
-
-    Attributes:
-        num_images: trained on in it, over all ranks.
-    """
-
-    def __init__(self) -> None:
-        self._restart()
-
-    def _restart(self) -> None:
-        self.num_images = 0
-        self._began = time.perf_counter()
-        self._seconds = dict.fromkeys(("data", "step", "checkpoint", "evaluation"), 0.0)
-
-    @contextlib.contextmanager
-    def on(self, what: str) -> Iterator[None]:
-        """Count the time within; nothing waits for the device to know it."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[what] += time.perf_counter() - began
-
-    def take(self) -> dict[str, float]:
-        """Return images_per_second, all pauses included, and seconds by purpose; start anew."""
-        rate = self.num_images / max(time.perf_counter() - self._began, 1e-9)
-        found = {"images_per_second": rate} | {f"seconds/{name}": value for name, value in self._seconds.items()}
-        self._restart()
-        return found
 
 
 class Means:
@@ -124,6 +94,7 @@ class _Record(NamedTuple):
 
     groups: list[tuple[str, ...]]
     numbers: dict[str, float]
+    num_updates: int
 
 
 class Unread(NamedTuple):
@@ -151,9 +122,10 @@ class Journal:
     Args:
         config: of the run.
         tracker: where to.
-        device: whose memory is looked at.
+        device: of this rank.
         position: images seen when this begins.
         curve: how such runs usually go, where that is known.
+        observe: told on every rank what `timing.GAUGES` names, as often.
     """
 
     def __init__(
@@ -163,11 +135,25 @@ class Journal:
         device: torch.device,
         position: int,
         curve: ReferenceCurve | None = None,
+        observe: Callable[[Mapping[str, float]], object] | None = None,
     ) -> None:
         self.spent, self._curve = TimeSpent(), curve
-        self._config, self._tracker, self._device = config, tracker, device
-        self._means = Means()
+        self._config, self._tracker, self._device, self._observe = config, tracker, device, observe
+        self._means, self._own, self._is_own_due = Means(), OwnWork(device), True
         self._progress = Progress("train", total=config.train.images, start=position, log=logger.info)
+
+    @contextlib.contextmanager
+    def on_step(self, first: nn.Module) -> Iterator[None]:
+        """Count the time of an update within; of one in each interval also how much of it is this rank's own.
+
+        Args:
+            first: the network whose gradients the ranks exchange first.
+        """
+        with self.spent.on("step"), contextlib.ExitStack() as stack:
+            if self._is_own_due:
+                self._is_own_due = False
+                stack.enter_context(self._own.timed(first.parameters()))
+            yield
 
     def add(
         self,
@@ -177,6 +163,7 @@ class Journal:
         state: TrainingState,
         rates: tuple[float, float],
         to_read: Mapping[str, Tensor],
+        feed: Feed,
     ) -> Unread:
         """Take notice of an update.
 
@@ -187,6 +174,7 @@ class Journal:
             state: after it.
             rates: learning rates of generator and discriminator.
             to_read: what else the host is to read of it.
+            feed: where its batch came from.
 
         Returns:
             What the host reads some updates later.
@@ -197,14 +185,20 @@ class Journal:
         if before > 0 and after < train.images and not crossed(before, after, train.log_every_images):
             return Unread(before, after, HostCopy(to_read), None)
         groups, sums = self._means.take()
+        num_updates = self.spent.num_images // train.batch_size
         numbers = self.spent.take() | {
+            "feed_ready_batches": feed.num_ready,
             "generator/learning_rate": rates[0],
             "discriminator/learning_rate": rates[1],
             "eta_seconds": self._progress.seconds_left,
             "memory_gib": memory_bytes(self._device) / 2**30,
             "rollbacks": len(state.sentinel.reseeded_at),
         }
-        return Unread(before, after, HostCopy({**to_read, "sums": sums}), _Record(groups, numbers))
+        # No rank knows the others' times but by what all of them send here.
+        by_rank = ranks.table([numbers["seconds/data"] / num_updates, self._own.seconds()], self._device)
+        self._is_own_due = True
+        copy = HostCopy({**to_read, "sums": sums, "by_rank": by_rank})
+        return Unread(before, after, copy, _Record(groups, numbers, num_updates))
 
     def write(self, update: Unread, found: Mapping[str, Tensor], verdict: Verdict) -> None:
         """Take notice of what is known of an update by now.
@@ -220,8 +214,17 @@ class Journal:
         if record is None:
             return
         weighted = {f"weighted/{name}": value for name, value in _weighted(values, self._config).items()}
-        numbers = values | weighted | record.numbers | {"skipped_batches": verdict.num_skipped}
-        self._tracker.metrics({f"train/{name}": value for name, value in numbers.items()}, update.after)
+        waited, computed = (column.tolist() for column in found["by_rank"].T)
+        told = record.numbers | {
+            "skew_seconds/data": skew(waited),
+            "skew_seconds/compute": skew(one for one in computed if one),
+            "skipped_batches": verdict.num_skipped,
+        }
+        self._tracker.metrics(
+            {f"train/{name}": value for name, value in (values | weighted | told).items()}, update.after
+        )
+        if self._observe is not None:
+            self._observe(_gauges(told, record.num_updates, update.after, computed[ranks.rank()]))
 
     def _readable(self, values: Mapping[str, float], images_seen: int) -> str:
         if not values:
@@ -425,6 +428,21 @@ class Keeper:
             yield
         except StorageError as error:
             self.trouble = error
+
+
+def _gauges(told: Mapping[str, float], num_updates: int, images_seen: int, compute_seconds: float) -> dict[str, float]:
+    """Return the values of `timing.GAUGES` from what is recorded of an interval of so many updates."""
+    same = ("images_per_second", "feed_ready_batches", "skipped_batches", "rollbacks")
+    return {name: told[name] for name in same} | {
+        "images_seen": images_seen,
+        "step_seconds": told["seconds/step"] / num_updates,
+        "data_seconds": told["seconds/data"] / num_updates,
+        "compute_seconds": compute_seconds,
+        "skew_data_seconds": told["skew_seconds/data"],
+        "skew_compute_seconds": told["skew_seconds/compute"],
+        "checkpoint_seconds": told["seconds/checkpoint"],
+        "evaluation_seconds": told["seconds/evaluation"],
+    }
 
 
 def _weighted(values: Mapping[str, float], config: Config) -> dict[str, float]:

@@ -7,7 +7,7 @@ import functools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,6 +53,7 @@ def train(
     report: Callable[[dict[str, float], Written | None], object] | None = None,
     make_pool: Callable[[dict[str, Any], int, Layout], Pool] | None = None,
     curve: ReferenceCurve | None = None,
+    observe: Callable[[Mapping[str, float]], object] | None = None,
 ) -> Outcome:
     """Train until `train.images` images were seen, from the last checkpoint where there is one.
 
@@ -71,6 +72,7 @@ def train(
         make_pool: return who makes this rank's batches, given `TrainingExamples.said`, the size of its share and the
             layout of a batch. Default: processes of this machine.
         curve: how such runs usually go, where that is known.
+        observe: called on every rank with what `timing.GAUGES` names, every `train.log_every_images`.
 
     Raises:
         DataError: the dataset cannot be used.
@@ -120,7 +122,7 @@ def train(
 
     # Hooks: what is done beside updates.
     tracker.tags({"features": features.description, "precision": name_of(precision), "tf32": config.train.tf32})
-    journal = Journal(config, tracker, device, state.images_seen, curve)
+    journal = Journal(config, tracker, device, state.images_seen, curve, observe)
     held_back = None
     if dataset.info.num_test:
         held_back = HeldBack(config, dataset, features, device, precision, tracker, curve)
@@ -158,7 +160,7 @@ def train(
                 with journal.spent.on("data"):
                     passes = cut_into_passes(next(batches), largest)
                 rates = state.set_learning_rates(config.optimization, total)
-                with journal.spent.on("step"):
+                with journal.on_step(state.discriminator):
                     values = train_step(
                         state,
                         passes,
@@ -177,7 +179,7 @@ def train(
                     state.images_seen = after
                     state.update_ema(config.optimization.ema_half_life_images, batch_size, accepted)
                 to_read = {"verdict": verdict, "told": told}
-                unread.append(journal.add(values, accepted, before, state, rates, to_read))
+                unread.append(journal.add(values, accepted, before, state, rates, to_read, feed))
 
             # Verdict: read by all ranks after the same update, whatever their clocks say.
             if len(unread) > _DELAY or not is_update:

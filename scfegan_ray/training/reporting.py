@@ -1,4 +1,4 @@
-"""Tells Ray Train of metrics and checkpoints, so that its dashboard, `Result` and Tune know them.
+"""Tells Ray Train of metrics and checkpoints, so that its dashboard, `Result` and Tune know them; and Ray's gauges.
 
 Ray keeps checkpoints of its own only, and a report is a barrier that takes a second. So what it is given is a folder of
 one small file that says where ours is, once that is whole; and the reports wait for each other on a thread, never the
@@ -13,16 +13,40 @@ import queue
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import ray.train
+from ray.util.metrics import Gauge
+
+from scfegan_ray.training.timing import GAUGES
 
 logger = logging.getLogger(__name__)
 
 POINTER = "checkpoint.json"
 """The one file of a checkpoint that Ray keeps; its `uri` is ours."""
 _PATIENCE_SECONDS = 60.0
+
+
+class Gauges:
+    """What operators see of one rank, see `timing.GAUGES`: Ray exports each as `ray_scfegan_<name>` to Prometheus.
+
+    Args:
+        run_name: tag `run` of each.
+        rank: tag `rank` of each.
+    """
+
+    def __init__(self, run_name: str, rank: int) -> None:
+        tags = {"run": run_name, "rank": str(rank)}
+        self._gauges = {
+            name: Gauge(f"scfegan_{name}", meaning, tag_keys=tuple(tags)).set_default_tags(tags)
+            for name, meaning in GAUGES.items()
+        }
+
+    def set(self, values: Mapping[str, float]) -> None:
+        """Show the values of an interval; Ray takes them along when it next exports."""
+        for name, value in values.items():
+            self._gauges[name].set(value)
 
 
 class Reports:

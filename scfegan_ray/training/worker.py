@@ -22,7 +22,7 @@ from scfegan_ray.models.features import load_features
 from scfegan_ray.tracking import open_tracker
 from scfegan_ray.training import feeding, loop
 from scfegan_ray.training.curves import ReferenceCurve
-from scfegan_ray.training.reporting import Reports
+from scfegan_ray.training.reporting import Gauges, Reports
 from scfegan_ray.training.stopping import StopReceiver
 from scfegan_ray.training.store import CheckpointStore
 
@@ -78,6 +78,7 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
         report=reports.add,
         make_pool=_ray_pool(config, context.get_world_size()) if settings["feed"] == "ray" else None,
         curve=ReferenceCurve.read(settings["curve"]) if is_first and settings.get("curve") else None,
+        observe=Gauges(config.run_name or "", context.get_world_rank()).set,
     )
     reports.close()
     lost = tracker.close()
