@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import multiprocessing
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -118,6 +119,8 @@ class Spoils:
         moves: of a weight there, at `moves_at`, by this share of the largest.
         moves_at: position.
         measures: whether it can measure held-back images.
+        slow: seconds by which each of its updates is slower.
+        fed_late: seconds for which it waits for each batch.
     """
 
     on: int = 0
@@ -128,6 +131,8 @@ class Spoils:
     moves: float = 0.0
     moves_at: int = -1
     measures: bool = True
+    slow: float = 0.0
+    fed_late: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -138,6 +143,7 @@ class Trained:
     digest: str
     sentinel: dict[str, Any]
     records: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    observed: list[Mapping[str, float]] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
 
 
@@ -174,7 +180,7 @@ def train(config: Config, dataset: str, checkpoints: str, spoils: Spoils, device
     """Train as one rank."""
     states: list[TrainingState] = []
     been: set[int] = set()
-    step, build = loop.train_step, TrainingState.build
+    step, cut, build = loop.train_step, loop.cut_into_passes, TrainingState.build
     is_it = dist.get_rank() == spoils.on
 
     def spoiled_step(state: TrainingState, passes: list[Pass], *arguments: Any, **options: Any) -> Any:
@@ -184,6 +190,8 @@ def train(config: Config, dataset: str, checkpoints: str, spoils: Spoils, device
             passes[0].batch.ground_truth[0, 0, 0, 0] = float("nan")
         if is_it and state.images_seen == spoils.raises:
             raise RuntimeError("out of memory")
+        if is_it:
+            time.sleep(spoils.slow)
         values = step(state, passes, *arguments, **options)
         if is_it and state.images_seen == spoils.moves_at:
             with torch.no_grad():
@@ -191,17 +199,23 @@ def train(config: Config, dataset: str, checkpoints: str, spoils: Spoils, device
                 weight[0, 0, 0, 0] += spoils.moves * weight.abs().max()
         return values
 
+    def late_passes(*arguments: Any) -> list[Pass]:
+        if is_it:
+            time.sleep(spoils.fed_late)
+        return cut(*arguments)
+
     def kept(*arguments: Any, **options: Any) -> TrainingState:
         states.append(build(*arguments, **options))
         return states[-1]
 
-    tracker, lines = Recorder(), _Lines()
+    tracker, lines, observed = Recorder(), _Lines(), list[Mapping[str, float]]()
     logger = logging.getLogger("scfegan_ray")
     logger.setLevel(logging.INFO)
     logger.addHandler(lines)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "train_step", spoiled_step)
+            patch.setattr(loop, "cut_into_passes", late_passes)
             patch.setattr(TrainingState, "build", kept)
             if is_it and not spoils.measures:
                 patch.setattr(held_back.quality, "hole_psnr", lambda *arguments: 1 / 0)
@@ -214,6 +228,7 @@ def train(config: Config, dataset: str, checkpoints: str, spoils: Spoils, device
                 tracker,
                 device=_device_of(device),
                 must_stop=lambda: 0 <= spoils.stops <= states[0].images_seen,
+                observe=observed.append,
             )
     finally:
         logger.removeHandler(lines)
@@ -222,6 +237,7 @@ def train(config: Config, dataset: str, checkpoints: str, spoils: Spoils, device
         digest=states[0].weights_sha256(),
         sentinel=states[0].sentinel.state(),
         records=tracker.said,
+        observed=observed,
         log=lines.lines,
     )
 

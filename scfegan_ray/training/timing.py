@@ -90,7 +90,11 @@ class OwnWork:
             else:
                 self._events[1].record(stream)
 
-        hooks = [one.register_hook(note) for one in parameters if one.requires_grad]
+        hooks = [
+            one.register_hook(note)  # type: ignore[no-untyped-call]
+            for one in parameters
+            if one.requires_grad
+        ]
         self._began = self._ended = time.perf_counter()
         if self._events is not None:
             self._events[0].record(stream)

@@ -49,9 +49,10 @@ def test_run_holds_every_loss_part_and_the_grid(whole: Run, client: MlflowClient
     expected |= {f"train/weighted/generator/{name}" for name in terms}
     expected |= {f"train/weighted/discriminator/{name}" for name in penalties}
     expected |= {f"train/gradient_norm/{name}" for name in terms}
-    speed = "images_per_second eta_seconds memory_gib skipped_batches rollbacks"
+    speed = "images_per_second eta_seconds memory_gib skipped_batches rollbacks feed_ready_batches"
     expected |= {f"train/{name}" for name in speed.split()}
     expected |= {f"train/seconds/{name}" for name in ("data", "step", "checkpoint", "evaluation")}
+    expected |= {f"train/skew_seconds/{name}" for name in ("data", "compute")}
     quality = (*held_back.MEASURED, *held_back.REFERENCES, "objective_db")
     expected |= {f"val/{name}" for name in quality}
     assert set(data.metrics) == expected

@@ -18,6 +18,7 @@ from scfegan_ray.errors import DivergenceError, StorageError
 from scfegan_ray.evaluation import held_back
 from scfegan_ray.training import ranks as ranks_of_training
 from scfegan_ray.training.store import CheckpointStore
+from scfegan_ray.training.timing import GAUGES
 
 CONFIG = replace(TINY, train=replace(TINY.train, images=32, checkpoint_every_images=1000))
 
@@ -85,6 +86,26 @@ def test_run_goes_on_with_fewer_and_with_more(ranks: Ranks, tiny_dataset: str, t
         assert "resuming at 16 images" in found[0].log
         assert_same_on_all(found)
         assert_near(Path(place), Path(whole))
+
+
+def test_every_rank_says_who_is_slow_and_the_record_by_how_much(
+    ranks: Ranks, tiny_dataset: str, tmp_path: Path
+) -> None:
+    config = changed(log_every_images=8)
+    calm = ranks.train(2, config, tiny_dataset, str(tmp_path / "calm"))
+    found = ranks.train(2, config, tiny_dataset, str(tmp_path / "run"), on=1, slow=0.4, fed_late=0.2)
+    assert [one.outcome.weights_sha256 for one in found] == [one.outcome.weights_sha256 for one in calm]
+    last = [one.observed[-1] for one in found]
+    assert all(set(one.observed[-1]) == set(GAUGES) for one in found)
+    assert [one["images_seen"] for one in found[1].observed] == [4, 8, 16, 24, 32]
+    assert last[1]["compute_seconds"] > last[0]["compute_seconds"] + 0.2
+    assert last[1]["data_seconds"] > 0.2 > last[0]["data_seconds"]
+    assert 0.5 < last[0]["step_seconds"] / last[1]["step_seconds"] < 2, "the one waits for the other"
+    said = dict(found[0].records)[32]
+    for name, seconds in (("compute", 0.4), ("data", 0.2)):
+        skew = said[f"train/skew_seconds/{name}"]
+        assert skew == last[0][f"skew_{name}_seconds"] == last[1][f"skew_{name}_seconds"]
+        assert 0.25 * seconds < skew < seconds, "the mean is halfway"
 
 
 @pytest.mark.parametrize("on", [0, 1])
