@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from scfegan_ray import cli
+from scfegan_ray.planning.options import ClusterConfig
 
 logger = logging.getLogger("scfegan_ray.jobs")
 
@@ -29,10 +30,18 @@ class Arguments(cli.Arguments):
     calls of ATen, on a GPU also MFU and memory. ray: the loop of one and of two Ray Train workers against updates
     alone. feed: what a second process that decodes and draws adds, and what such a process costs an update beside
     it."""
+    plan: bool = False
+    """Start nothing, but say what preparing and training this config would take on clusters, in hours and dollars, from
+    costs of one image that were measured elsewhere, and where the bottleneck is; see --cluster.workers."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
 def job(arguments: Arguments) -> dict[str, Any]:
-    """Train and register, or measure."""
+    """Train and register, measure, or plan."""
+    if arguments.plan:
+        from scfegan_ray.planning import plan
+
+        return plan.run(arguments.config, arguments.cluster, session=cli.ray_session)
     if arguments.benchmark == "step":
         from scfegan_ray.benchmarks import step
 

@@ -24,6 +24,7 @@ WITH_RAY = {
     "benchmarks.feed",
     "evaluation.run",
     "promotion",
+    "planning.plan",
 }
 WITH_MLFLOW = {
     "tracking", "registry", "served", "training.checks", "training.worker", "training.launch", "tuning.search",

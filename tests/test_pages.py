@@ -20,6 +20,7 @@ from scfegan_ray import cli, faces, presets
 from scfegan_ray.config import Config, flatten
 from scfegan_ray.evaluation.options import MeasuringConfig
 from scfegan_ray.models.generator import Generator
+from scfegan_ray.planning.options import ClusterConfig
 from scfegan_ray.serving.editor import FaceEditor
 
 FOLDERS = ("cluster", "jobs", "scfegan_ray", "tests")
@@ -71,9 +72,10 @@ def flags() -> set[str]:
         "config" if field == "file" else field  # a field of that name holds all settings
         for job in JOBS
         for field in arguments_of(job).__dataclass_fields__
-        if field not in ("preset", "config", "measuring")
+        if field not in ("preset", "config", "measuring", "cluster")
     }
     own |= {field.name for field in fields(MeasuringConfig)}
+    own |= {f"cluster.{field.name}" for field in fields(ClusterConfig)}
     names = own | set(SETTINGS)
     no = {f"{block}{dot}no_{last}" for block, dot, last in (name.rpartition(".") for name in names)}
     return {f"--{name.replace('_', '-')}" for name in names | no | {"help"}}

@@ -17,8 +17,9 @@ as `count_update` has them, and of a GPU's it is.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from torch._ops import OpOverload
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from scfegan_ray.config import Config
 from scfegan_ray.images import Batch
@@ -134,6 +136,28 @@ def count_update(config: Config, precision: torch.dtype, updates: int = 1) -> Ca
     Raises:
         DataDependentOutputException: an update asks for a value, which such tensors do not have.
     """
+    with _updating_nothing(config, precision) as update:
+        calls = Calls()
+        with calls:
+            for _ in range(updates):
+                update()
+    return calls
+
+
+def count_work(config: Config, precision: torch.dtype) -> tuple[int, int]:
+    """Return the calls and the FLOPs of one ordinary update, both counted as in `count_update`."""
+    with _updating_nothing(config, precision) as update:
+        # One after the other: to count FLOPs takes some calls apart.
+        with Calls() as calls:
+            update()
+        with FlopCounterMode(display=False) as counter:
+            update()
+    return calls.total, counter.get_total_flops()
+
+
+@contextlib.contextmanager
+def _updating_nothing(config: Config, precision: torch.dtype) -> Iterator[Callable[[], None]]:
+    """Give what makes an ordinary update of one rank without memory, after one that made the optimizers' moments."""
     share = -(-config.train.batch_size // config.train.num_workers)
     largest = config.train.max_images_per_pass or share
     sizes = [min(largest, share - at) for at in range(0, share, largest)]
@@ -149,12 +173,12 @@ def count_update(config: Config, precision: torch.dtype, updates: int = 1) -> Ca
             optimizer.param_groups[0]["params"] = list(network.parameters())
         state.sentinel = Sentinel(config.sentinel)
         means, passes = Means(), [_empty_pass(size, config.data.size_px) for size in sizes]
-        ordinary_update(state, passes, features, config, means, precision)
-        calls = Calls()
-        with calls:
-            for _ in range(updates):
-                ordinary_update(state, passes, features, config, means, precision)
-    return calls
+
+        def update() -> None:
+            ordinary_update(state, passes, features, config, means, precision)
+
+        update()
+        yield update
 
 
 def _empty_pass(number: int, side: int) -> Pass:

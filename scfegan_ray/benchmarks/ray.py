@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import statistics
@@ -42,7 +43,8 @@ def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContex
         images_per_second: medians of alone (updates on one batch in memory, in one process on all cores, without Ray),
             beside_ray (the same beside a Ray that does nothing), one_worker and two_workers (of Ray Train, on all
             cores); ray_share: one worker's over alone; loop_share: one worker's over beside_ray; workers_share: two
-            workers' over one's. Where `train.use_gpu` and this machine has one GPU, nothing of two workers.
+            workers' over one's; variation: the standard deviation of the seconds of updates alone over their mean.
+            Where `train.use_gpu` and this machine has one GPU, nothing of two workers.
     """
     rates: dict[str, list[float]] = defaultdict(list)
     shares: dict[str, list[float]] = defaultdict(list)
@@ -60,11 +62,12 @@ def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContex
         with session():
             config = replace(config, data=replace(config.data, prepared=prepare.ensure_prepared(config)))
         for turn in range(_ROUNDS):
-            alone = _updates_in_a_process(config)
+            alone, variation = _updates_in_a_process(config)
             rates["alone"].append(alone)
+            shares["variation"].append(variation)
             updates = max(_FEWEST_UPDATES, int(_LOOP_SECONDS * alone / config.train.batch_size))
             with session():
-                rates["beside_ray"].append(_updates_in_a_process(config))
+                rates["beside_ray"].append(_updates_in_a_process(config)[0])
                 for name, number in workers.items():
                     train = replace(
                         config.train,
@@ -92,13 +95,18 @@ def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContex
     }
 
 
-def _updates_in_a_process(config: Config) -> float:
-    """Return images per second of `updates_alone` in a process with the memory settings of a worker."""
-    return float(step.in_a_process("ray.updates_alone", config, failure="the loop without Ray failed"))
+def _updates_in_a_process(config: Config) -> tuple[float, float]:
+    """Return what `updates_alone` does, in a process with the memory settings of a worker."""
+    found = json.loads(step.in_a_process("ray.updates_alone", config, failure="the loop without Ray failed"))
+    return found["images_per_second"], found["variation"]
 
 
-def updates_alone(config_json: str) -> float:
-    """Return images per second of updates on one batch in memory, on one device, for `_LOOP_SECONDS`."""
+def updates_alone(config_json: str) -> str:
+    """Make updates on one batch in memory, on one device, for `_LOOP_SECONDS`.
+
+    Returns:
+        JSON of images_per_second, and variation: the standard deviation of the updates' seconds over their mean.
+    """
     config = Config.from_dict(json.loads(config_json))
     device = step.set_up(config)
     features = load_features(config.losses.features).to(device)
@@ -111,9 +119,13 @@ def updates_alone(config_json: str) -> float:
 
     for _ in range(_SETTLING_UPDATES):
         update()
-    done, started = 0, time.perf_counter()
-    while done < _FEWEST_UPDATES or time.perf_counter() - started < _LOOP_SECONDS:
+    ends = [time.perf_counter()]
+    while len(ends) <= _FEWEST_UPDATES or ends[-1] - ends[0] < _LOOP_SECONDS:
         update()
         step.wait(device)
-        done += 1
-    return config.train.batch_size * done / (time.perf_counter() - started)
+        ends.append(time.perf_counter())
+    seconds = [end - began for began, end in itertools.pairwise(ends)]
+    mean = statistics.mean(seconds)
+    return json.dumps(
+        {"images_per_second": config.train.batch_size / mean, "variation": statistics.pstdev(seconds) / mean}
+    )
