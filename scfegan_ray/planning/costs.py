@@ -104,7 +104,7 @@ def at_size(points: Mapping[int, float], size_px: int) -> float:
     sizes = sorted(sorted(points, key=lambda one: abs(math.log(one / size_px)))[:2])
     low, high = sizes
     power = math.log(points[high] / points[low]) / math.log(high / low)
-    return points[low] * (size_px / low) ** power
+    return points[low] * math.exp(power * math.log(size_px / low))
 
 
 def _sized(points: Mapping[int, float], size_px: int, unit: str, source: str) -> Figure:

@@ -44,8 +44,8 @@ def run(
 
     Returns:
         figures: value, unit, basis (measured, counted or assumed) and source of each by name; preparation and training:
-        the plans, see `simulation.Preparation` and `simulation.Training`; bends_at: workers, efficiency and bottleneck
-        where training first reaches less than 0.7 of what as many single workers would, or None.
+        the plans, see `simulation.Preparation` and `simulation.Training`; bends_at: workers, efficiency and loss where
+        training first reaches less than 0.7 of what as many single workers would, or None.
     """
     if not cluster.workers and environment.cluster_address():
         with session():
@@ -74,8 +74,8 @@ def run(
     bent = simulation.bend([training for _, training in trainings])
     if bent is not None:
         logger.info(
-            "it bends at %d workers, which reach %.2f of so many single ones; the largest part is: %s",
-            bent.workers, bent.efficiency, bent.bottleneck,
+            "it bends at %d workers, which reach %.2f of so many single ones; what costs most beside updates: %s",
+            bent.workers, bent.efficiency, bent.loss,
         )  # fmt: skip
     return {
         "figures": {name: asdict(one) for name, one in known.items()},
@@ -83,7 +83,7 @@ def run(
         "training": [{"photographs": number} | asdict(one) for number, one in trainings],
         "bends_at": None
         if bent is None
-        else {"workers": bent.workers, "efficiency": bent.efficiency, "bottleneck": bent.bottleneck},
+        else {"workers": bent.workers, "efficiency": bent.efficiency, "loss": bent.loss},
     }
 
 

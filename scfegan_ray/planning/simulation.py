@@ -48,7 +48,7 @@ class Preparation:
         cpus: that prepare.
         hours: of the work.
         price: in dollars.
-        bottleneck: what takes longest.
+        bottleneck: the stage that takes longest; storage; or shards, where CPUs are more than those.
         dataset_bytes: of what is made.
     """
 
@@ -76,6 +76,7 @@ class Training:
         hours: of the whole run, with its start and the copy.
         price: of it, in dollars.
         bottleneck: the largest part.
+        loss: the largest part beside updates themselves.
     """
 
     workers: int
@@ -89,6 +90,7 @@ class Training:
     hours: float
     price: float
     bottleneck: str
+    loss: str
 
 
 def expected_largest(number: int) -> float:
@@ -110,24 +112,25 @@ def prepare(
     cpus, hourly = _preparing(config, cluster, figures, shape, uses_gpus)
     stages = {name: figures[f"prepare: {name}"].value / 1000 for name in STAGES}
     share = figures["prepare: share that Ray's pipeline reaches"].value
-    on_cpus = sum(seconds for name, seconds in stages.items() if not (uses_gpus and name == "sketch"))
-    takes = {"CPUs": photographs * on_cpus / cpus / share}
+    on_cpus = {name: seconds for name, seconds in stages.items() if not (uses_gpus and name == "sketch")}
+    shards = math.ceil(photographs / config.data.shard_images)
+    takes = {"CPUs": math.ceil(shards / cpus) * config.data.shard_images * sum(on_cpus.values()) / share}
     if uses_gpus:
-        takes["edges"] = photographs * stages["sketch"] / shape.workers
+        takes["sketch"] = photographs * stages["sketch"] / shape.workers
     if config.data.source.startswith("s3://"):
         wait = figures["prepare: wait for one object"].value / 1000 * cluster.objects_per_photograph / _READS_AT_ONCE
         takes["storage"] = photographs * wait / cpus
     slowest = max(takes, key=lambda name: takes[name])
+    bottleneck = slowest
     if slowest == "CPUs":
-        named = {name: seconds for name, seconds in stages.items() if not (uses_gpus and name == "sketch")}
-        slowest = max(named, key=lambda name: named[name])
-    hours = (takes[max(takes, key=lambda name: takes[name])] + figures["start"].value) / 3600
+        bottleneck = "shards" if shards < cpus else max(on_cpus, key=lambda name: on_cpus[name])
+    hours = (takes[slowest] + figures["start"].value) / 3600
     return Preparation(
         photographs=photographs,
         cpus=cpus,
         hours=hours,
         price=hours * hourly,
-        bottleneck="edges" if slowest == "sketch" else slowest,
+        bottleneck="edges" if bottleneck == "sketch" else bottleneck,
         dataset_bytes=photographs * figures["row of the dataset"].value,
     )
 
@@ -237,6 +240,7 @@ def train(
         hours=hours,
         price=hours * hourly,
         bottleneck=max(parts, key=lambda name: parts[name]),
+        loss=max(parts.keys() - {"update"}, key=lambda name: (parts[name], name)),
     )
 
 

@@ -143,7 +143,7 @@ def test_training_is_paid_with_its_start_its_copies_and_its_pauses() -> None:
     assert plan.hours == pytest.approx(10_000 * seconds / 3600 + 0.01 + 0.1)
     assert plan.price == pytest.approx(8 * 2.0 * plan.hours)
     assert plan.efficiency == pytest.approx(0.645 / 8 / seconds)
-    assert plan.bottleneck == "gradients"
+    assert (plan.bottleneck, plan.loss) == ("gradients", "gradients")
     assert plan.feed_cpus == pytest.approx(plan.images_per_second / 100)
 
 
@@ -178,9 +178,15 @@ def test_edges_take_longest_on_cpus_and_color_where_gpus_find_them() -> None:
 
 
 def test_cpu_nodes_prepare_before_workers_are_paid_for() -> None:
-    plan = simulation.prepare(CONFIG, replace(CLUSTER, cpu_nodes=2), known(), 460_800, Shape(4, 1))
-    assert plan.cpus == 64 and plan.hours == pytest.approx(0.5 + 0.1)
-    assert plan.price == pytest.approx(2 * 4.0 * 0.6)
+    # 7,168 shards on 64 CPUs: 112 rounds of 64 images of 200 ms, of which 0.8 is reached.
+    plan = simulation.prepare(CONFIG, replace(CLUSTER, cpu_nodes=2), known(), 458_752, Shape(4, 1))
+    assert plan.cpus == 64 and plan.hours == pytest.approx(1792 / 3600 + 0.1)
+    assert plan.price == pytest.approx(2 * 4.0 * plan.hours)
+
+
+def test_a_shard_is_made_by_one_cpu() -> None:
+    plan = simulation.prepare(CONFIG, CLUSTER, known(), 640, Shape(4, 1))
+    assert (plan.bottleneck, plan.hours) == ("shards", pytest.approx(16 / 3600 + 0.1))
 
 
 def test_many_small_objects_make_storage_the_bottleneck() -> None:
