@@ -32,6 +32,6 @@ class Cluster(InThisProcess):
         for done, number in enumerate(missing):
             if done == self.stop_after:
                 raise KeyboardInterrupt
-            maker.make(number, plan.shards[number])
+            maker.make(number, plan.keys_of(number).to_pylist())
             self.made.append(number)
-        return 1.0, sum(len(plan.shards[number]) for number in missing)
+        return 1.0, plan.num_images(missing)

@@ -55,7 +55,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix="scfegan-benchmark-") as scratch:
         maker = prepare.ShardMaker(data, source, f"{scratch}/one", {})
         maker.set_up()
-        keys = [key for key in listing.keys[:_STAGE_IMAGES] if _can_be_used(maker, key)]
+        keys = [key for key in listing.keys[:_STAGE_IMAGES].to_pylist() if _can_be_used(maker, key)]
         _time_stages(maker, keys, data.shard_images, seconds)
         with session():
             num_cores = prepare.num_cores()

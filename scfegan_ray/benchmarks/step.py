@@ -220,9 +220,10 @@ def make_batch(config: Config, device: torch.device) -> tuple[Batch, Tensor]:
     data = replace(config.data, source=sources.EMBEDDED, num_embedded=config.train.batch_size, sketch=sketch)
     source, listing = sources.open_source(replace(data, max_images=None), config.seed)
     maker = prepare.ShardMaker(data, source, "", {})
-    loaded = [maker.load(key) for key in listing.keys]
+    keys = listing.keys.to_pylist()
+    loaded = [maker.load(key) for key in keys]
     made = []
-    for index, (key, face, drawn) in enumerate(zip(listing.keys, loaded, maker.sketch(loaded), strict=True)):
+    for index, (key, face, drawn) in enumerate(zip(keys, loaded, maker.sketch(loaded), strict=True)):
         row = decode_row(maker.encode(key, face, drawn, maker.color(face)))
         made.append(examples.make_example(row, config.masks, np.random.default_rng([config.seed, index])))
     arrays = examples.stack(made)

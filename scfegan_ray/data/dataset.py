@@ -3,6 +3,7 @@
 | path | holds |
 | --- | --- |
 | `data/part-NNNNN.parquet` | one row an image, columns below; metadata says what the file was made from |
+| `index.parquet` | where each image's row is, sorted by key; older datasets lack it |
 | `rejected.parquet` | key and reason of each image that was left out |
 | `preview.png` | 16 rows of what was made, with a sample hole, and how large holes are |
 | `report.html` | counts, statistics, the preview and the settings, for people |
@@ -22,6 +23,13 @@
 | color_error | float32 | mean absolute difference of color map and image, in 8-bit levels |
 | hair_area | float32 or null | share of pixels that are hair |
 
+| column of the index | type | meaning |
+| --- | --- | --- |
+| key | string | the image's |
+| shard | int32 | number of the shard's file |
+| row | int32 | the row within that file |
+| held_back | bool | whether training never sees it |
+
 Anything that reads Parquet reads it; this package reads it through a memory-mapped copy on each machine.
 
 A shard's file says itself what it was made from: its rows, the images of the shard that were refused, and the settings
@@ -31,20 +39,27 @@ no other record.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import io
+import itertools
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from scfegan_ray import storage
 from scfegan_ray.config import DataConfig
+from scfegan_ray.data import columns
 from scfegan_ray.data.codecs import decode_row
 from scfegan_ray.errors import DataError
 
@@ -68,9 +83,6 @@ SCHEMA = pa.schema(
     ]
 )
 
-INDEX_SCHEMA = pa.schema([("key", pa.string()), ("shard", pa.int32()), ("row", pa.int32()), ("held_back", pa.bool_())])
-"""Of `index.parquet`."""
-
 NUMBERED_PEOPLE = r"(?:^|/)([0-9]+)_[0-9]+\.[^./]+$"
 """What finds the person in names such as those of CelebA, IDENTITY_IMAGE.jpg."""
 
@@ -79,17 +91,27 @@ _FEWEST_PEOPLE = 100
 STATISTICS = ("sketch_area", "num_colors", "color_error", "hair_area")
 """Columns with a number per image."""
 
-OTHER_FILES = ("dataset.json", "preview.png", "rejected.parquet", "report.html")
+OTHER_FILES = ("dataset.json", "index.parquet", "preview.png", "rejected.parquet", "report.html")
 """What lies beside the shards."""
 
+DIGEST = pa.binary(32)
+"""Of sha256 in memory, where the hex digits of the files would take twice the room."""
+
+SUMMARY = pa.schema([("key", pa.string()), ("sha256", DIGEST), *(SCHEMA.field(name) for name in STATISTICS)])
+"""What is kept of each image of a shard."""
+
+INDEX_SCHEMA = pa.schema([("key", pa.string()), ("shard", pa.int32()), ("row", pa.int32()), ("held_back", pa.bool_())])
+"""Columns of the index."""
+
 _METADATA = b"scfegan_ray"
-_SUMMARY_COLUMNS = ["key", "sha256", *STATISTICS]
 _READING_THREADS = 8
 _MOST_BYTES_PER_PIXEL = 2
 _LARGE_BYTES = 200_000_000_000
 _WINDOW_IMAGES = 4096
 _INDEX_ROWS = 1 << 20  # in memory at a time
+_READING_AHEAD = 32
 _ROW_GROUP_BYTES = 16 << 20
+_LINES_AT_A_TIME = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,7 +227,7 @@ class Shard:
     Attributes:
         settings: everything that shaped it, as it was asked for.
         settled: what was decided where `data.sketch` left it open.
-        rows: one dict per image: key, sha256 and `STATISTICS`.
+        rows: one per image, of `SUMMARY`.
         refused: (key, reason) of the shard's images that cannot be used.
         notes: (key, note) of its images whose files needed a guess.
         num_bytes: size of the file.
@@ -213,7 +235,7 @@ class Shard:
 
     settings: dict[str, Any]
     settled: dict[str, Any]
-    rows: list[dict[str, Any]] = field(repr=False)
+    rows: pa.Table = field(repr=False)
     refused: list[tuple[str, str]]
     num_bytes: int
     notes: list[tuple[str, str]] = field(default_factory=list)
@@ -235,13 +257,18 @@ def is_test_key(key: str, test_fraction: float, identity_pattern: str | None = N
     return key_number(key) / 2**64 < test_fraction
 
 
-def settle_identity_pattern(given: str | None, keys: Sequence[str]) -> str | None:
+def settle_identity_pattern(given: str | None, keys: Iterable[str]) -> str | None:
     """Return what finds in keys who an image shows: as given, or as the keys themselves say; see `DataConfig`."""
     if given is not None:
         return given or None
-    found = [re.search(NUMBERED_PEOPLE, key) for key in keys]
-    people = {one[1] for one in found if one is not None}
-    return NUMBERED_PEOPLE if all(found) and len(people) >= _FEWEST_PEOPLE else None
+    people: set[str] = set()
+    for key in keys:
+        found = re.search(NUMBERED_PEOPLE, key)
+        if found is None:
+            return None
+        if len(people) < _FEWEST_PEOPLE:
+            people.add(found[1])
+    return NUMBERED_PEOPLE if len(people) >= _FEWEST_PEOPLE else None
 
 
 def key_number(key: str) -> int:
@@ -249,10 +276,57 @@ def key_number(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
 
 
-def fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return the hex digest over key and sha256 of rows, whatever their order."""
-    lines = sorted(f"{row['key']} {row['sha256']}" for row in rows)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+def fingerprint(rows: pa.Table) -> str:
+    """Return the hex digest over key and sha256 of rows, whatever their order.
+
+    It is that of the lines "key sha256", sorted and joined by newlines.
+
+    Args:
+        rows: columns key: string, and sha256: `DIGEST`.
+    """
+    rows = rows.select(["key", "sha256"])
+    keys = rows.column("key")
+    order = columns.sorted_order(keys)
+    digest, start = hashlib.sha256(), 0
+    while start < len(order):
+        end = min(start + _LINES_AT_A_TIME, len(order))
+        while end < len(order) and not _may_cut(keys, order, end):
+            end += 1
+        piece = columns.take(rows, order[start:end])
+        hexadecimal = _to_hex(piece.column("sha256").combine_chunks())
+        lines = pc.binary_join_element_wise(piece.column("key"), hexadecimal, " ").combine_chunks()
+        text = "\n".join(lines.take(pc.sort_indices(lines)).to_pylist())
+        digest.update(f"\n{text}".encode() if start else text.encode())
+        start = end
+    return digest.hexdigest()
+
+
+def _may_cut(keys: pa.ChunkedArray, order: NDArray[np.int64], at: int) -> bool:
+    """Tell whether all lines of keys before a place come before those from there on, when lines are sorted as such.
+
+    They do not where one key goes on as another does, with a blank or less: "a b" may come before "a", as lines.
+    """
+    key = keys[order[at]].as_py()
+    for length, letter in enumerate(key):
+        if letter <= " ":
+            shorter = bisect.bisect_left(order, key[:length], hi=at, key=lambda row: keys[row].as_py())
+            if shorter < at and keys[order[shorter]].as_py() == key[:length]:
+                return False
+    return True
+
+
+def _to_hex(digests: pa.FixedSizeBinaryArray) -> pa.StringArray:
+    width = DIGEST.byte_width
+    data = digests.buffers()[1].slice(digests.offset * width, len(digests) * width).to_pybytes().hex().encode()
+    ends = np.arange(len(digests) + 1, dtype=np.int32) * np.int32(2 * width)
+    return pa.StringArray.from_buffers(len(digests), pa.py_buffer(ends), pa.py_buffer(data))
+
+
+def _from_hex(digits: pa.ChunkedArray) -> pa.FixedSizeBinaryArray:
+    data = bytes.fromhex("".join(digits.to_pylist()))
+    if len(data) != DIGEST.byte_width * len(digits):
+        raise ValueError("a digest of another length than SHA-256's")
+    return pa.Array.from_buffers(DIGEST, len(digits), [None, pa.py_buffer(data)])
 
 
 def shard_name(number: int) -> str:
@@ -277,26 +351,14 @@ def read_shard(uri: str) -> Shard:
         try:
             with pq.ParquetFile(stream) as file:
                 said = json.loads((file.schema_arrow.metadata or {})[_METADATA])
-                rows = file.read(columns=_SUMMARY_COLUMNS).to_pylist()
+                stored = file.read(columns=SUMMARY.names)
+            kept = {name: stored.column(name) for name in SUMMARY.names}
+            rows = pa.table(kept | {"sha256": _from_hex(kept["sha256"])}, SUMMARY)
             refused = [(key, reason) for key, reason in said["refused"]]
             notes = [(key, note) for key, note in said.get("notes", ())]
             return Shard(said["settings"], said["settled"], rows, refused, stream.seek(0, io.SEEK_END), notes)
         except (pa.ArrowInvalid, KeyError, ValueError) as error:
             raise DataError(f"{uri} is no shard of a prepared dataset ({error}); delete the dataset") from error
-
-
-def write_index(uri: str, index: pa.Table) -> None:
-    """Write `index.parquet`.
-
-    Args:
-        uri: of the dataset.
-        index: table of `INDEX_SCHEMA`, in any order.
-
-    Raises:
-        StorageError: the dataset's place fails.
-    """
-    content = to_parquet(index.sort_by("key"), row_group_size=_INDEX_ROWS, compression="zstd")
-    storage.write_bytes(storage.join(uri, "index.parquet"), content)
 
 
 def read_index(uri: str, info: DatasetInfo) -> Iterator[pa.Table]:
@@ -345,7 +407,11 @@ def _keys(shards: Sequence[str]) -> Iterator[list[str]]:
 def read_shards(uris: Sequence[str]) -> Iterator[Shard]:
     """Give what several shards' files say of themselves, in order, read some at a time; see `read_shard`."""
     with ThreadPoolExecutor(_READING_THREADS) as pool:
-        yield from pool.map(read_shard, uris)
+        rest = iter(uris)
+        reading = deque(pool.submit(read_shard, uri) for uri in itertools.islice(rest, _READING_AHEAD))
+        while reading:
+            yield reading.popleft().result()
+            reading.extend(pool.submit(read_shard, uri) for uri in itertools.islice(rest, 1))
 
 
 def trains_on(uri: str, info: DatasetInfo, keys: Collection[str]) -> int:
@@ -362,7 +428,7 @@ def trains_on(uri: str, info: DatasetInfo, keys: Collection[str]) -> int:
     """
     asked = {key for key in keys if not info.holds_back(key)}
     places = [shard_place(uri, number) for number in range(info.num_shards if asked else 0)]
-    return sum(row["key"] in asked for shard in read_shards(places) for row in shard.rows)
+    return sum(key in asked for shard in read_shards(places) for key in shard.rows.column("key").to_pylist())
 
 
 def read_rows(uri: str, count: int) -> list[dict[str, Any]]:
@@ -440,6 +506,25 @@ def read_rejected(uri: str) -> list[tuple[str, str]]:
     """Read what `write_rejected` wrote."""
     table = read_parquet(storage.join(uri, "rejected.parquet"))
     return list(zip(table.column("key").to_pylist(), table.column("reason").to_pylist(), strict=True))
+
+
+def write_index(uri: str, rows: pa.Table) -> None:
+    """Write `index.parquet`, which tells without reading a shard where an image's row is.
+
+    Args:
+        uri: of the dataset.
+        rows: columns of `INDEX_SCHEMA` among others, in any order.
+
+    Raises:
+        StorageError: the dataset's place fails.
+    """
+    rows = rows.select(INDEX_SCHEMA.names)
+    order = columns.sorted_order(rows.column("key"))
+    buffer = pa.BufferOutputStream()
+    with pq.ParquetWriter(buffer, INDEX_SCHEMA, compression="zstd") as writer:
+        for start in range(0, len(order), _INDEX_ROWS):
+            writer.write_table(columns.take(rows, order[start : start + _INDEX_ROWS]))
+    storage.write_bytes(storage.join(uri, "index.parquet"), buffer.getvalue())
 
 
 def first_held_back(uri: str, info: DatasetInfo) -> dict[str, Any]:

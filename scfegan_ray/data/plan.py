@@ -6,18 +6,23 @@ import dataclasses
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from scfegan_ray import config as configuration
 from scfegan_ray import faces, storage
 from scfegan_ray.config import Config, DataConfig
-from scfegan_ray.data import decoding, parsing, sketches, sources
+from scfegan_ray.data import columns, decoding, parsing, sketches, sources
 from scfegan_ray.data.dataset import (
+    INDEX_SCHEMA,
     OTHER_FILES,
     SCHEMA_VERSION,
+    SUMMARY,
     DatasetInfo,
-    Shard,
     fingerprint,
     is_test_key,
     read_shards,
@@ -48,17 +53,60 @@ _ADDRESSES = ("data.source", "data.parser.model")
 # Version 0.1.0 kept them: what lies there is told by its listing or digest, wherever it lies.
 
 
+ROWS = pa.schema([*SUMMARY, *(INDEX_SCHEMA.field(name) for name in INDEX_SCHEMA.names if name not in SUMMARY.names)])
+"""What is kept of each image that was prepared."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be made: the shards' keys, and everything that shapes them; and, to inform, where they come from."""
+    """What is to be made, and everything that shapes it; and, to inform, where the photographs come from.
+
+    The images of one shard are the next `shard_images` keys of the listing.
+    """
 
     source: sources.FaceSource
     address: str
     listing: sources.Listing
     settings: dict[str, Any]
     uri: str
-    shards: list[list[str]]
+    shard_images: int
     retry_seconds: float = 0.0
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards, the last of which may have fewer images."""
+        return -(-len(self.listing.keys) // self.shard_images)
+
+    def keys_of(self, number: int) -> pa.ChunkedArray:
+        """Return the keys of one shard: a view of the listing's."""
+        return self.listing.keys.slice(number * self.shard_images, self.shard_images)
+
+    def num_images(self, numbers: Sequence[int]) -> int:
+        """Return how many images some shards shall hold."""
+        return sum(min(self.shard_images, len(self.listing.keys) - number * self.shard_images) for number in numbers)
+
+    def holds_back(self, key: str) -> bool:
+        """Tell whether an image is to be held back."""
+        return is_test_key(key, self.settings["data.test_fraction"], self.settings.get("data.identity_pattern"))
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What the shards of a plan that are there hold together, without their pixels.
+
+    Attributes:
+        numbers: of the shards.
+        rows: one per image, of `ROWS`, in the order of the shards as they were read.
+        refused: (key, reason) of images that cannot be used.
+        notes: (key, note) of images whose files needed a guess.
+        settled: what was decided for all of them where `data.sketch` left it open; None where there are none.
+    """
+
+    numbers: frozenset[int] = frozenset()
+    rows: pa.Table = field(default_factory=ROWS.empty_table, repr=False)
+    refused: tuple[tuple[str, str], ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
+    settled: dict[str, Any] | None = None
 
 
 def make_plan(config: Config) -> Plan:
@@ -70,7 +118,7 @@ def make_plan(config: Config) -> Plan:
         ModelError: the face parser cannot be had.
     """
     source, listing = sources.open_source(config.data, config.seed, outputs=(config.storage.path,))
-    if not listing.keys:
+    if not len(listing.keys):
         kinds = " ".join(decoding.IMAGE_SUFFIXES)
         raise DataError(f"no images ({kinds}) under {config.data.source}; check --data.source")
     values = {name: value for name, value in config.to_dict()["data"].items() if name not in _NOT_OF_THE_DATA}
@@ -83,7 +131,7 @@ def make_plan(config: Config) -> Plan:
         del values["source"], values["num_embedded"]
     values["seed"] = config.seed if embedded else None
     values["schema_version"] = SCHEMA_VERSION
-    pattern = settle_identity_pattern(values.pop("identity_pattern"), listing.keys)
+    pattern = settle_identity_pattern(values.pop("identity_pattern"), columns.values_of(listing.keys))
     values |= {"identity_pattern": pattern} if pattern else {}
     values |= listing.identity
     values |= {"drawing_version": faces.VERSION} if embedded else {"decoding_version": decoding.VERSION}
@@ -92,9 +140,7 @@ def make_plan(config: Config) -> Plan:
         del values["parser"]["model"]
     settings = configuration.flatten(values, "data.")
     uri = storage.absolute(config.data.prepared) if config.data.prepared else _default_place(config, source, settings)
-    per_shard = config.data.shard_images
-    keys = [listing.keys[start : start + per_shard] for start in range(0, len(listing.keys), per_shard)]
-    return Plan(source, address, listing, settings, uri, keys, config.storage.retry_seconds)
+    return Plan(source, address, listing, settings, uri, config.data.shard_images, config.storage.retry_seconds)
 
 
 def _default_place(config: Config, source: sources.FaceSource, settings: dict[str, Any]) -> str:
@@ -183,8 +229,8 @@ def _can_be_compared(now: str | None, before: str | None) -> bool:
     return len(kinds) == 1 and None not in kinds
 
 
-def find_shards(plan: Plan) -> dict[int, Shard]:
-    """Return the shards that are there already, in a place that takes more."""
+def find_shards(plan: Plan) -> Made:
+    """Read the shards that are there already, in a place that takes more."""
     foreign = [
         name for name in storage.list_files(plan.uri) if name not in OTHER_FILES and not name.startswith("data/part-")
     ]
@@ -197,59 +243,80 @@ def find_shards(plan: Plan) -> dict[int, Shard]:
 def _finished(plan: Plan) -> list[int]:
     """Return the numbers of the shards whose files are there."""
     names = set(storage.list_files(storage.join(plan.uri, "data")))
-    numbers = [at for at in range(len(plan.shards)) if shard_name(at) in names]
+    numbers = [at for at in range(plan.num_shards) if shard_name(at) in names]
     if len(numbers) < len(names):
         raise DataError(f"{plan.uri} holds shards of another dataset; choose another --data.prepared or delete it")
     return numbers
 
 
-def read_planned(plan: Plan, numbers: list[int]) -> dict[int, Shard]:
+def read_planned(plan: Plan, numbers: Sequence[int], before: Made | None = None) -> Made:
     """Read what shards say of themselves.
+
+    Args:
+        plan: says what they should say.
+        numbers: of the shards.
+        before: what others of the plan hold.
+
+    Returns:
+        What all of them hold together.
 
     Raises:
         DataError: one was made with other settings, or does not hold the images that it should.
     """
-    found = read_shards([shard_place(plan.uri, number) for number in numbers])
-    read = dict(zip(numbers, found, strict=True))
-    for number, shard in read.items():
-        _check_same(plan, shard.settings, "holds shards of a preparation that was begun")
-        if {row["key"] for row in shard.rows} | {key for key, _ in shard.refused} != set(plan.shards[number]):
-            raise DataError(f"{shard_place(plan.uri, number)} holds other images than it should; delete it")
-    return read
+    before = before or Made()
+    settled = before.settled
+    refused, notes = list(before.refused), list(before.notes)
+
+    def read() -> Iterator[pa.Table]:
+        nonlocal settled
+        yield before.rows
+        found = read_shards([shard_place(plan.uri, number) for number in numbers])
+        for number, shard in zip(numbers, found, strict=True):
+            _check_same(plan, shard.settings, "holds shards of a preparation that was begun")
+            keys = shard.rows.column("key").to_pylist()
+            if {*keys, *(key for key, _ in shard.refused)} != set(plan.keys_of(number).to_pylist()):
+                raise DataError(f"{shard_place(plan.uri, number)} holds other images than it should; delete it")
+            settled = settled or shard.settled
+            if shard.settled != settled:
+                raise DataError(
+                    f"two preparations of {plan.uri} chose different edge detectors; delete it and start anew"
+                )
+            refused.extend(shard.refused)
+            notes.extend(shard.notes)
+            added = {
+                "shard": [number] * len(keys),
+                "row": range(len(keys)),
+                "held_back": [plan.holds_back(key) for key in keys],
+            }
+            yield pa.table({name: shard.rows.column(name) for name in SUMMARY.names} | added, ROWS)
+
+    rows = columns.gather(read(), ROWS)
+    return Made(before.numbers.union(numbers), rows, tuple(refused), tuple(notes), settled)
 
 
-def settle(config: DataConfig, uri: str, there: list[Shard]) -> DataConfig:
+def settle(config: DataConfig, uri: str, settled: dict[str, Any] | None) -> DataConfig:
     """Decide once for all workers what the settings leave open, as it was decided for the shards that are there."""
-    if not there:
+    if settled is None:
         return dataclasses.replace(config, sketch=sketches.settle(config.sketch))
-    settled = there[0].settled
-    if any(shard.settled != settled for shard in there):
-        raise DataError(f"two preparations of {uri} chose different edge detectors; delete it and start anew")
     check_detector(config, uri, settled["detector"])
     return dataclasses.replace(config, sketch=dataclasses.replace(config.sketch, **settled))
 
 
-def describe(
-    config: Config,
-    plan: Plan,
-    settled: DataConfig,
-    rows: list[dict[str, Any]],
-    rejected: list[tuple[str, str]],
-) -> DatasetInfo:
-    """Say what was made, once all shards are there; `rows` are those of `Shard`."""
-    pattern = plan.settings.get("data.identity_pattern")
-    num_test = sum(is_test_key(row["key"], config.data.test_fraction, pattern) for row in rows)
+def describe(config: Config, plan: Plan, settled: DataConfig, rows: pa.Table, num_rejected: int) -> DatasetInfo:
+    """Say what was made, once all shards are there; `rows` are those of `Made`."""
+    num_test = pc.sum(rows.column("held_back")).as_py()
     # What rows hold, not what was hoped for: a parser may find no face anywhere, and labels may know no hair.
-    hair_areas = [row["hair_area"] for row in rows if row["hair_area"] is not None]
-    labels = ("labels" if plan.source.has_labels else "parser") if hair_areas else None
+    hair_areas = rows.column("hair_area")
+    labels = ("labels" if plan.source.has_labels else "parser") if hair_areas.null_count < len(hair_areas) else None
+    has_hair = pc.any(pc.greater(hair_areas, 0.0)).as_py()
     return DatasetInfo(
         schema_version=SCHEMA_VERSION,
         size_px=config.data.size_px,
         num_images=len(rows),
         num_train=len(rows) - num_test,
         num_test=num_test,
-        num_rejected=len(rejected),
-        num_shards=len(plan.shards),
+        num_rejected=num_rejected,
+        num_shards=plan.num_shards,
         test_fraction=config.data.test_fraction,
         fingerprint=fingerprint(rows),
         license=config.data.license or plan.source.license,
@@ -258,7 +325,7 @@ def describe(
         sketch_precision=settled.sketch.precision,
         color_segments=labels or "superpixels",
         eyes=labels or "canonical",
-        hair=(labels if any(hair_areas) else None) or "none",
+        hair=(labels if has_hair else None) or "none",
         preparation=plan.settings,
-        identity_pattern=pattern,
+        identity_pattern=plan.settings.get("data.identity_pattern"),
     )

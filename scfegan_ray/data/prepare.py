@@ -37,8 +37,9 @@ from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config, DataConfig
 from scfegan_ray.data import colors, parsing, report, sketches, sources
 from scfegan_ray.data.codecs import encode_row
-from scfegan_ray.data.dataset import DatasetInfo, Shard, read_rejected, write_rejected, write_shard
+from scfegan_ray.data.dataset import DatasetInfo, read_rejected, write_index, write_rejected, write_shard
 from scfegan_ray.data.plan import (
+    Made,
     Plan,
     check_detector,
     check_finished,
@@ -152,25 +153,27 @@ def _make(config: Config, plan: Plan, session: Callable[[], contextlib.AbstractC
     if storage.is_local(plan.uri):
         storage.check_writable(plan.uri)  # a folder that cannot be made now cannot be made in a minute
     there = _patiently(config, lambda: find_shards(plan))
-    settled = settle(config.data, plan.uri, list(there.values()))
-    missing = [number for number in range(len(plan.shards)) if number not in there]
+    settled = settle(config.data, plan.uri, there.settled)
+    missing = [number for number in range(plan.num_shards) if number not in there.numbers]
     busy_seconds, num_made = 0.0, 0
     if missing:
+        num_images = plan.num_images(missing)
         room.require(
             plan.uri,
-            _LEAST_BYTES_PER_PIXEL * sum(len(plan.shards[number]) for number in missing) * config.data.size_px**2,
-            f"{sum(len(plan.shards[number]) for number in missing)} images of {config.data.size_px} pixels",
+            _LEAST_BYTES_PER_PIXEL * num_images * config.data.size_px**2,
+            f"{num_images} images of {config.data.size_px} pixels",
             "give another --data.prepared or --storage.path",
         )
-        if there:
-            logger.info("going on with the %d of %d shards that are there", len(there), len(plan.shards))
+        if there.numbers:
+            logger.info("going on with the %d of %d shards that are there", len(there.numbers), plan.num_shards)
         with session():
             if share := config.data.gpus_per_actor:
                 cure = "give no --data.gpus-per-actor"
                 nodes.require({"GPU": share}, "an actor needs", cure, may_wait=config.train.wait_for_nodes)
             busy_seconds, num_made = _run(plan, settled, missing)
-        there |= _patiently(config, lambda: read_planned(plan, missing))
-        settled = settle(config.data, plan.uri, list(there.values()))
+        before = there
+        there = _patiently(config, lambda: read_planned(plan, missing, before))
+        settled = settle(config.data, plan.uri, there.settled)
     info, rejected = _patiently(config, lambda: _finish(config, plan, settled, there))
     for key, reason in rejected[:_LOGGED]:
         logger.warning("left out %s: %s", key, reason)
@@ -180,25 +183,23 @@ def _make(config: Config, plan: Plan, session: Callable[[], contextlib.AbstractC
     return Preparation(plan.uri, info, rejected, busy_seconds, num_made)
 
 
-def _finish(
-    config: Config, plan: Plan, settled: DataConfig, there: dict[int, Shard]
-) -> tuple[DatasetInfo, list[tuple[str, str]]]:
+def _finish(config: Config, plan: Plan, settled: DataConfig, there: Made) -> tuple[DatasetInfo, list[tuple[str, str]]]:
     """Write what lies beside the shards, its description last; return that, and what was left out."""
-    rows = [row for number in sorted(there) for row in there[number].rows]
-    rejected = sorted(plan.listing.refused + [one for shard in there.values() for one in shard.refused])
-    if not rows:
+    rejected = sorted([*plan.listing.refused, *there.refused])
+    if not there.rows.num_rows:
         storage.delete(storage.join(plan.uri, "data"))
         raise DataError(
             f"none of the {len(rejected)} images of {config.data.source} can be used: {': '.join(rejected[0])}"
         )
-    notes = sorted(one for shard in there.values() for one in shard.notes)
+    notes = sorted(there.notes)
     for note, count in Counter(note for _, note in notes).most_common():
         logger.warning("%d images, %s among them: %s", count, next(key for key, said in notes if said == note), note)
-    info = describe(config, plan, settled, rows, rejected)
+    info = describe(config, plan, settled, there.rows, len(rejected))
     for folder in (plan.uri, storage.join(plan.uri, "data")):
         storage.delete_abandoned(folder)
+    write_index(plan.uri, there.rows)
     write_rejected(plan.uri, rejected)
-    report.write(plan.uri, info, rows, rejected, config.masks, notes)
+    report.write(plan.uri, info, there.rows, rejected, config.masks, notes)
     storage.write_bytes(storage.join(plan.uri, "dataset.json"), info.to_json())
     return info, rejected
 
@@ -209,7 +210,7 @@ def _run(plan: Plan, config: DataConfig, missing: list[int]) -> tuple[float, int
     Returns:
         The seconds between the first one's start and the last one's end, and how many images were prepared in them.
     """
-    total = sum(len(plan.shards[number]) for number in missing)
+    total = plan.num_images(missing)
     logger.info("preparing %d images at %d px from %s", total, config.size_px, plan.source.name)
     blocks = [
         pa.table({"shard": pa.array([number] * len(plan.shards[number]), pa.int64()), "key": plan.shards[number]})

@@ -6,21 +6,24 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from scfegan_ray import images, pages, storage
 from scfegan_ray.config import MaskConfig
-from scfegan_ray.data import examples, masks
+from scfegan_ray.data import columns, examples, masks
 from scfegan_ray.data.codecs import decode_png, decode_row, encode_png, encode_webp
 from scfegan_ray.data.dataset import (
     STATISTICS,
+    SUMMARY,
     DatasetInfo,
+    Shard,
     fingerprint,
     read_rows,
     read_shards,
@@ -53,7 +56,7 @@ _MEANING = {
 def write(
     uri: str,
     info: DatasetInfo,
-    rows: Sequence[Mapping[str, Any]],
+    rows: pa.Table,
     rejected: Sequence[tuple[str, str]],
     mask_config: MaskConfig,
     notes: Sequence[tuple[str, str]] = (),
@@ -63,7 +66,7 @@ def write(
     Args:
         uri: of the dataset.
         info: its description.
-        rows: key and `dataset.STATISTICS` of each image.
+        rows: columns key and `dataset.STATISTICS`, one row per image.
         rejected: (key, reason) of each image that was left out.
         mask_config: how the sample holes are drawn.
         notes: (key, note) of each image whose file needed a guess.
@@ -72,14 +75,13 @@ def write(
         StorageError: the dataset cannot be read or written.
     """
     sample = _sample(uri, info.num_shards)
-    values = _values(rows, sample, info.size_px, mask_config)
     sheet = _draw_sheet(sample, mask_config)
-    areas, (_, width_px, _) = values["hole_area"], sheet.shape
+    areas, (_, width_px, _) = _hole_areas(sample, info.size_px, mask_config), sheet.shape
     chart = _chart("hole_area", areas, _title("hole_area", areas), (width_px, _STRIP_PX), "rgba")
     bars = np.frombuffer(chart, np.uint8).reshape(_STRIP_PX, width_px, 4)[..., :3]
     preview = np.concatenate([sheet, bars])
     storage.write_bytes(storage.join(uri, "preview.png"), encode_png(preview))
-    page = _write_page(uri, info, rows, rejected, values, sheet, mask_config, notes)
+    page = _write_page(uri, info, rows, rejected, areas, sheet, mask_config, notes)
     storage.write_bytes(storage.join(uri, "report.html"), page)
 
 
@@ -103,13 +105,22 @@ def inspect(uri: str, mask_config: MaskConfig) -> dict[str, Any]:
     names = storage.list_files(storage.join(place, "data"))
     if not names:
         raise DataError(f"no prepared dataset at {place}; make one with jobs/prepare_data.py")
-    parts = list(read_shards([storage.join(place, "data", name) for name in names]))
-    rows = [row for part in parts for row in part.rows]
-    num_rejected = sum(len(part.refused) for part in parts)
+    counts: Counter[str] = Counter()
+    first: Shard | None = None
+
+    def read() -> Iterator[pa.Table]:
+        nonlocal first
+        for part in read_shards([storage.join(place, "data", name) for name in names]):
+            first = first or part
+            counts.update(num_rejected=len(part.refused), num_bytes=part.num_bytes)
+            yield part.rows
+
+    rows = columns.gather(read(), SUMMARY)
+    assert first is not None, "there is at least one"
     found: dict[str, Any] = {"dataset": place, "finished": info is not None}
     if info is None:
-        counts = {"num_images": len(rows), "num_rejected": num_rejected, "num_shards": len(parts)}
-        found |= counts | parts[0].settled | {"preparation": parts[0].settings}
+        found |= {"num_images": len(rows), "num_rejected": counts["num_rejected"], "num_shards": len(names)}
+        found |= first.settled | {"preparation": first.settings}
     else:
         if fingerprint(rows) != info.fingerprint:
             raise DataError(
@@ -117,10 +128,9 @@ def inspect(uri: str, mask_config: MaskConfig) -> dict[str, Any]:
                 "others; delete it and prepare anew"
             )
         found |= asdict(info)
-    size_px = parts[0].settings["data.size_px"]
-    values = _values(rows, _sample_of(place, names), size_px, mask_config)
-    statistics = {name: _summary(of) for name, of in values.items()}
-    found |= {"num_bytes": sum(part.num_bytes for part in parts), "statistics": statistics}
+    areas = _hole_areas(_sample_of(place, names), first.settings["data.size_px"], mask_config)
+    statistics = {name: _summary(of) for name, of in _values(rows, areas)}
+    found |= {"num_bytes": counts["num_bytes"], "statistics": statistics}
     _log(found)
     return found
 
@@ -136,15 +146,13 @@ def _sample_of(uri: str, names: Sequence[str]) -> list[dict[str, Any]]:
     return [part[at] for at in range(_SAMPLE_ROWS) for part in found if at < len(part)]
 
 
-def _values(
-    rows: Sequence[Mapping[str, Any]], sample: Sequence[dict[str, Any]], size_px: int, mask_config: MaskConfig
-) -> dict[str, NDArray[np.float64]]:
-    values = {"hole_area": _hole_areas(sample, size_px, mask_config)}
+def _values(rows: pa.Table, areas: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Give the values of one statistic after the other, so that those of millions of images come one at a time."""
+    yield "hole_area", areas
     for name in STATISTICS:
-        known = [row[name] for row in rows if row[name] is not None]
-        if known:
-            values[name] = np.asarray(known, np.float64)
-    return values
+        known = rows.column(name).drop_null()
+        if len(known):
+            yield name, known.to_numpy()
 
 
 def _hole_areas(sample: Sequence[dict[str, Any]], size_px: int, mask_config: MaskConfig) -> NDArray[np.float64]:
@@ -158,12 +166,13 @@ def _hole_areas(sample: Sequence[dict[str, Any]], size_px: int, mask_config: Mas
     return np.asarray(areas, np.float64)
 
 
-def _summary(values: NDArray[np.float64]) -> dict[str, float]:
+def _summary(values: NDArray[Any]) -> dict[str, float]:
     if not values.size:
         return {}
-    percentiles = np.percentile(values, _PERCENTILES).tolist()
-    named = zip((f"p{at}" for at in _PERCENTILES), percentiles, strict=True)
-    return {"mean": float(values.mean())} | dict(named)
+    precise = values.astype(np.float64)
+    mean = float(precise.mean())
+    percentiles = np.percentile(precise, _PERCENTILES, overwrite_input=True).tolist()
+    return {"mean": mean} | dict(zip((f"p{at}" for at in _PERCENTILES), percentiles, strict=True))
 
 
 def _draw_sheet(sample: Sequence[dict[str, Any]], mask_config: MaskConfig) -> NDArray[np.uint8]:
@@ -188,7 +197,7 @@ def _draw_sheet(sample: Sequence[dict[str, Any]], mask_config: MaskConfig) -> ND
     return images.contact_sheet(sheet, titles, PREVIEW_SIDE_PX)
 
 
-def _title(name: str, values: NDArray[np.float64]) -> str:
+def _title(name: str, values: NDArray[Any]) -> str:
     numbers = _summary(values)
     return (
         f"{name}: mean {numbers['mean']:.3g}, 5 % below {numbers['p5']:.3g}, half below {numbers['p50']:.3g}, "
@@ -212,17 +221,17 @@ def _log(found: Mapping[str, Any]) -> None:
 def _write_page(
     uri: str,
     info: DatasetInfo,
-    rows: Sequence[Mapping[str, Any]],
+    rows: pa.Table,
     rejected: Sequence[tuple[str, str]],
-    values: Mapping[str, NDArray[np.float64]],
+    areas: NDArray[np.float64],
     sheet: NDArray[np.uint8],
     mask_config: MaskConfig,
     notes: Sequence[tuple[str, str]],
 ) -> bytes:
     """Return a page that needs no other file."""
-    num_bald = sum(row["hair_area"] is None for row in rows)
+    num_bald = rows.column("hair_area").null_count
     least, most = mask_config.min_hole_area, mask_config.max_hole_area
-    in_range = ((values["hole_area"] >= least) & (values["hole_area"] <= most)).mean()
+    in_range = ((areas >= least) & (areas <= most)).mean()
     facts = {
         "images": f"{info.num_images} of {info.size_px} px: {info.num_train} to train, {info.num_test} held back",
         "left out": info.num_rejected,
@@ -232,7 +241,7 @@ def _write_page(
         "color segments": info.color_segments,
         "eyes": info.eyes,
         "hair": info.hair if info.hair == "none" else f"{info.hair}, unknown in {num_bald} images",
-        "holes": f"{in_range:.1%} of {len(values['hole_area'])} drawn here cover {least:.0%} to {most:.0%}; "
+        "holes": f"{in_range:.1%} of {len(areas)} drawn here cover {least:.0%} to {most:.0%}; "
         f"hair, where it is known, is added to {mask_config.hair_probability:.0%}",
         "fingerprint": info.fingerprint,
     }
@@ -240,11 +249,11 @@ def _write_page(
         {
             "name": name,
             "meaning": _MEANING[name],
-            "numbers": _summary(of).values(),
+            "numbers": list(_summary(of).values()),
             "title": _title(name, of),
             "chart": pages.data_uri("image/svg+xml", _chart(name, of, name, _CHART_PX, "svg")),
         }
-        for name, of in values.items()
+        for name, of in _values(rows, areas)
     ]
     return pages.render(
         "scfegan_ray.data",
@@ -264,16 +273,18 @@ def _write_page(
     )
 
 
-def _odd(rows: Sequence[Mapping[str, Any]], count: int = 5) -> dict[str, list[str]]:
+def _odd(rows: pa.Table, count: int = 5) -> dict[str, list[str]]:
     """Return the keys of images whose maps differ most from the others."""
     chosen = {
-        "emptiest sketches": ("sketch_area", False),
-        "fullest sketches": ("sketch_area", True),
-        "colors least like the photograph": ("color_error", True),
+        "emptiest sketches": ("sketch_area", 1),
+        "fullest sketches": ("sketch_area", -1),
+        "colors least like the photograph": ("color_error", -1),
     }
     return {
-        what: [row["key"] for row in sorted(rows, key=lambda row: row[name], reverse=most)[:count]]
-        for what, (name, most) in chosen.items()
+        what: rows.column("key")
+        .take(np.argsort(sign * rows.column(name).to_numpy(), kind="stable")[:count])
+        .to_pylist()
+        for what, (name, sign) in chosen.items()
     }
 
 
@@ -282,7 +293,7 @@ def _kind(reason: str) -> str:
     return re.sub(r"\d+", "N", reason.partition(":")[0])
 
 
-def _chart(name: str, values: NDArray[np.float64], title: str, size_px: tuple[int, int], kind: str) -> bytes:
+def _chart(name: str, values: NDArray[Any], title: str, size_px: tuple[int, int], kind: str) -> bytes:
     """Draw how often values occur, whatever matplotlib's settings on this machine are.
 
     Args:
@@ -315,7 +326,7 @@ def _chart(name: str, values: NDArray[np.float64], title: str, size_px: tuple[in
     return file.getvalue()
 
 
-def _edges(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _edges(name: str, values: NDArray[Any]) -> NDArray[np.float64]:
     """Return the bounds of a chart's bars, which leave out what lies far from all others."""
     if name in ("hole_area", "hair_area"):
         return np.linspace(0.0, 1.0, _NUM_BARS + 1)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from scfegan_ray import faces, storage
 from scfegan_ray.config import DataConfig
-from scfegan_ray.data import decoding, layouts, parsing, trees
+from scfegan_ray.data import columns, decoding, layouts, parsing, trees
 from scfegan_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -46,12 +46,12 @@ class Listing:
     """What a source holds.
 
     Attributes:
-        keys: of all faces, unique, always in the same order.
+        keys: of all faces, strings, unique, always in the same order.
         refused: (key, reason) of entries that cannot even be tried.
         identity: what tells these photographs from others, wherever they lie; see `identify`.
     """
 
-    keys: list[str]
+    keys: pa.ChunkedArray
     refused: list[tuple[str, str]]
     identity: dict[str, str | None] = field(default_factory=dict, compare=False)
 
@@ -118,9 +118,9 @@ class EmbeddedFaces:
     has_labels: bool = True
 
     @staticmethod
-    def list_keys(count: int, seed: int) -> list[str]:
+    def list_keys(count: int, seed: int) -> pa.ChunkedArray:
         """Return one key per portrait."""
-        return [f"embedded/{seed}/{index:07d}" for index in range(count)]
+        return columns.to_column(f"embedded/{seed}/{index:07d}" for index in range(count))
 
     def load(self, key: str, size_px: int, detail_px: int) -> Face:
         """Draw one portrait."""
@@ -223,14 +223,16 @@ class ParquetImages:
     license: str = "unknown"
     has_labels: bool = False
 
-    def list_keys(self) -> list[str]:
+    def list_keys(self) -> pa.ChunkedArray:
         """Return one key per row: the file's path and the row's number.
 
         Raises:
             DataError: a file is no Parquet, or has no such column of images.
             StorageError: a file cannot be read.
         """
-        return [f"{name}/{row:08d}" for name, uri in self.uris.items() for row in range(self._num_rows(uri))]
+        return columns.to_column(
+            f"{name}/{row:08d}" for name, uri in self.uris.items() for row in range(self._num_rows(uri))
+        )
 
     def _num_rows(self, uri: str) -> int:
         with _open_parquet(uri) as file:
@@ -319,7 +321,7 @@ def open_source(config: DataConfig, seed: int, *, outputs: Sequence[str] = ()) -
     """
     if config.source == EMBEDDED:
         keys = EmbeddedFaces.list_keys(config.num_embedded, seed)[: config.max_images]
-        return EmbeddedFaces(), Listing(keys, [], identify(keys))
+        return EmbeddedFaces(), Listing(keys, [], identify(columns.values_of(keys)))
     root = storage.absolute(config.source).rstrip("/") or "/"
     if not storage.exists(root):
         raise DataError(f"no faces at {root}; check --data.source")
@@ -336,8 +338,8 @@ def open_source(config: DataConfig, seed: int, *, outputs: Sequence[str] = ()) -
         uris = {file.name: storage.join(tree.root, file.name) for file in tables}
         rows = ParquetImages(uris, config.image_column, config.max_megapixels)
         keys = rows.list_keys()[: config.max_images]
-        names = {key.rpartition("/")[0] for key in keys}
-        identity = identify(keys, [file for file in tables if file.name in names])
+        names = {key.rpartition("/")[0] for key in columns.values_of(keys)}
+        identity = identify(columns.values_of(keys), [file for file in tables if file.name in names])
         return rows, Listing(keys, refused, identity)
     _check_no_label_files(root, tree, photographs, has_parser=config.parser.model is not None)
     others = Counter(_suffix(file.name) or "without a suffix" for file in files)
@@ -347,8 +349,9 @@ def open_source(config: DataConfig, seed: int, *, outputs: Sequence[str] = ()) -
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         logger.info("passed over %d files that are no images by their names: %s", others.total(), kinds)
     taken = photographs[: config.max_images]
-    keys = [file.name for file in taken]
-    return ImageFolder(tree, config.max_megapixels), Listing(keys, refused, identify(keys, taken))
+    keys = columns.to_column(file.name for file in taken)
+    identity = identify((file.name for file in taken), taken)
+    return ImageFolder(tree, config.max_megapixels), Listing(keys, refused, identity)
 
 
 def identify(keys: Iterable[str], files: Iterable[storage.File] | None = None) -> dict[str, str | None]:
@@ -478,7 +481,7 @@ def _open_layout(
     masks = [file for file, mask in found if str(mask.number).lstrip("0") in numbers]
     within = [file._replace(name=file.name.removeprefix(layout)) for file in (*taken, *masks)]
     keys = [file.name for file in within[: len(taken)]]
-    return source, Listing(keys, refused, identify(keys, within))
+    return source, Listing(columns.to_column(keys), refused, identify(keys, within))
 
 
 def _check_no_label_files(

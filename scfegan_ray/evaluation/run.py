@@ -41,6 +41,7 @@ from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config, ModelConfig
 from scfegan_ray.data import prepare, sources
 from scfegan_ray.data.dataset import (
+    DIGEST,
     DatasetInfo,
     fingerprint,
     is_test_key,
@@ -271,7 +272,9 @@ def _plan(
         "protocol": protocol.name,
         "images": {
             "num_images": len(rows),
-            "fingerprint": fingerprint({"key": k, "sha256": d} for k, d in zip(keys, digests, strict=True)),
+            "fingerprint": fingerprint(
+                pa.table({"key": keys, "sha256": pa.array(map(bytes.fromhex, digests), DIGEST)})
+            ),
             "source": info.source,
             "license": info.license,
             "sketch_detector": info.sketch_detector,
@@ -373,7 +376,7 @@ def _in_source(config: Config, info: DatasetInfo, keys: Sequence[str]) -> int | 
         return None
     known = set(keys)
     if data.source == sources.EMBEDDED:
-        known &= set(sources.EmbeddedFaces.list_keys(data.num_embedded, config.seed))
+        known &= set(sources.EmbeddedFaces.list_keys(data.num_embedded, config.seed).to_pylist())
     pattern = settle_identity_pattern(data.identity_pattern, keys)
     return sum(not is_test_key(key, data.test_fraction, pattern) for key in known)
 

@@ -44,7 +44,7 @@ def lay_out(root: Path, photograph: str = ".jpg", mask: str = ".png", count: int
 def hair_at(place: object) -> list[tuple[str, bool]]:
     """Return the keys of a source, each with whether hair is labelled; nothing where it claims no labels."""
     source, listing = open_at(place)
-    loaded = [(key, source.load(key, 64, 64).labels) for key in listing.keys if source.has_labels]
+    loaded = [(key, source.load(key, 64, 64).labels) for key in listing.keys.to_pylist() if source.has_labels]
     return [(key, labels is not None and bool((labels == HAIR).any())) for key, labels in loaded]
 
 
@@ -119,7 +119,7 @@ def test_zip_with_both_separators_gives_no_mask_as_a_face(tmp_path: Path) -> Non
     put(tmp_path / "other" / "photographs" / "a.jpg")
     put(tmp_path / "other" / "photographs" / "b.jpg")
     _, listing = open_at(with_backslashes(tmp_path, tmp_path / "other", plain="a.jpg"))
-    assert listing.keys == ["photographs/a.jpg"]
+    assert listing.keys.to_pylist() == ["photographs/a.jpg"]
     assert listing.refused[0][1].startswith("a backslash in its name")
 
 
@@ -145,7 +145,7 @@ def test_official_layout_without_annotations(tmp_path: Path) -> None:
     assert open_at(tmp_path / "data" / "CelebA-HQ-img")[1].keys == ["0.jpg", "1.jpg"]
     source, listing = open_at(tmp_path, parser=ParserConfig(model="parser.onnx"))
     assert not source.has_labels
-    assert listing.keys == ["data/CelebA-HQ-img/0.jpg", "data/CelebA-HQ-img/1.jpg"]
+    assert listing.keys.to_pylist() == ["data/CelebA-HQ-img/0.jpg", "data/CelebA-HQ-img/1.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_own_outputs_are_no_photographs(tmp_path: Path, where: str, caplog: pyte
             _, listing = sources.open_source(
                 DataConfig(source=str(source)), seed=0, outputs=(str(tmp_path / where or "."),)
             )
-        assert listing.keys == ["mine/0.jpg"]
+        assert listing.keys.to_pylist() == ["mine/0.jpg"]
     assert f"left out what this package or MLflow wrote under {tmp_path}: " in caplog.text
 
 
@@ -244,7 +244,7 @@ def test_outputs_elsewhere_and_the_prepared_folder(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "old runs" / "prepared" / "begun")
     put(tmp_path / "made" / "preview.png")
     _, listing = open_at(tmp_path, prepared=str(tmp_path / "made"))
-    assert listing.keys == ["0.jpg"]
+    assert listing.keys.to_pylist() == ["0.jpg"]
 
 
 def test_photographs_under_the_storage_path_are_taken(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_photographs_under_the_storage_path_are_taken(tmp_path: Path) -> None:
     _, listing = sources.open_source(
         DataConfig(source=str(tmp_path / "runs" / "raw")), seed=0, outputs=(str(tmp_path / "runs"),)
     )
-    assert listing.keys == ["0.jpg"]
+    assert listing.keys.to_pylist() == ["0.jpg"]
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def block(keys: list[str], shard: int = 3) -> pa.Table:
 def test_stage_gives_one_line_about_its_shard(config: Config, tmp_path: Path) -> None:
     plan = make_plan(config)
     maker = prepare.ShardMaker(config.data, plan.source, plan.uri, plan.settings)
-    [row] = prepare.make_shard(maker, block(plan.shards[0])).to_pylist()
+    [row] = prepare.make_shard(maker, block(plan.keys_of(0).to_pylist())).to_pylist()
     assert (row["prepared"], row["refused"], row["error"], row["message"]) == (4, 0, "", "")
     assert row["began"] <= row["ended"]
     assert (tmp_path / "made" / "data" / "part-00003.parquet").exists()
@@ -209,7 +209,7 @@ def test_stage_gives_one_line_about_its_shard(config: Config, tmp_path: Path) ->
 def test_stage_names_what_ends_the_job(config: Config) -> None:
     plan = make_plan(config)
     maker = prepare.ShardMaker(config.data, plan.source, "/proc/nowhere", plan.settings)
-    [row] = prepare.make_shard(maker, block(plan.shards[0])).to_pylist()
+    [row] = prepare.make_shard(maker, block(plan.keys_of(0).to_pylist())).to_pylist()
     assert row["error"] == "StorageError"
     assert "cannot write /proc/nowhere/data/part-00003.parquet" in row["message"]
 

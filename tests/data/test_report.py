@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import cv2
 import matplotlib
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cluster import Cluster
@@ -50,6 +51,10 @@ class Pages(HTMLParser):
         self.text.append(data)
 
 
+def rows_of(made: prepare.Preparation) -> pa.Table:
+    return pa.concat_tables(read_shard(shard_place(made.uri, at)).rows for at in range(made.info.num_shards))
+
+
 def page_of(uri: str) -> Pages:
     return Pages(Path(uri, "report.html").read_text())
 
@@ -74,8 +79,7 @@ def test_page_needs_no_other_file_and_is_the_same_again(made: prepare.Preparatio
     places = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(.{5})""", page)
     assert len(places) == 1 + len(report._MEANING) and set(places) == {"data:"}
     assert Pages(page).tags.isdisjoint({"script", "link", "iframe", "object"})
-    rows = [row for at in range(made.info.num_shards) for row in read_shard(shard_place(made.uri, at)).rows]
-    report.write(made.uri, made.info, rows, [], MaskConfig())
+    report.write(made.uri, made.info, rows_of(made), [], MaskConfig())
     assert Path(made.uri, "report.html").read_text() == page
 
 
@@ -124,7 +128,7 @@ def test_inspect_tells_what_is_there(made: prepare.Preparation, caplog: pytest.L
     with caplog.at_level("INFO", logger="scfegan_ray"):
         found = report.inspect(made.uri, MaskConfig())
     assert (found["finished"], found["num_images"], found["fingerprint"]) == (True, 12, made.info.fingerprint)
-    rows = [row for at in range(3) for row in read_shard(shard_place(made.uri, at)).rows]
+    rows = rows_of(made).to_pylist()
     statistics = found["statistics"]
     assert statistics["sketch_area"]["mean"] == pytest.approx(np.mean([row["sketch_area"] for row in rows]))
     assert statistics["num_colors"]["p50"] == pytest.approx(np.median([row["num_colors"] for row in rows]))
@@ -184,8 +188,8 @@ HOSTILE = (
 
 def test_no_key_reason_or_note_breaks_the_page(made: prepare.Preparation) -> None:
     tags = page_of(made.uri).tags
-    rows = [row for at in range(made.info.num_shards) for row in read_shard(shard_place(made.uri, at)).rows]
-    rows = [{**row, "key": name} for row, name in zip(rows, HOSTILE, strict=False)]
+    rows = rows_of(made).slice(0, len(HOSTILE)).drop_columns("key")
+    rows = rows.append_column("key", [[name.encode("utf-8", "backslashreplace").decode() for name in HOSTILE]])
     texts = [(name, name) for name in HOSTILE]
     info = replace(made.info, source=EVIL, license=EVIL, preparation=dict(texts))
     report.write(made.uri, info, rows, texts * 20, MaskConfig(), texts)

@@ -17,7 +17,7 @@ from scfegan_ray import storage
 from scfegan_ray.config import Config, DataConfig
 from scfegan_ray.data import dataset, parsing, prepare, sources
 from scfegan_ray.data.codecs import decode_row
-from scfegan_ray.data.dataset import SCHEMA, STATISTICS, read_rows, read_shard, shard_place
+from scfegan_ray.data.dataset import SCHEMA, SUMMARY, read_rows, read_shard, shard_place
 from scfegan_ray.errors import StorageError
 
 SETTINGS = {"data.size_px": 32}
@@ -26,7 +26,7 @@ SETTINGS = {"data.size_px": 32}
 def maker(config: DataConfig, uri: str, seed: int = 0) -> tuple[prepare.ShardMaker, list[str]]:
     settled = replace(config, sketch=replace(config.sketch, detector="opencv", precision="float32"))
     source, listing = sources.open_source(settled, seed)
-    return prepare.ShardMaker(settled, source, uri, SETTINGS), listing.keys
+    return prepare.ShardMaker(settled, source, uri, SETTINGS), listing.keys.to_pylist()
 
 
 def photograph(value: int = 99, size: tuple[int, int] = (70, 60)) -> bytes:
@@ -71,9 +71,10 @@ def test_file_says_what_it_was_made_from(tmp_path: Path, tiny: Config) -> None:
     assert shard.settings == SETTINGS
     assert shard.settled == {"detector": "opencv", "precision": "float32"}
     assert shard.refused == [("b.png", "not a readable image"), ("c.png", "8x8 pixels, a side smaller than 16")]
-    assert [row["key"] for row in shard.rows] == ["a.png"]
-    assert shard.rows[0].keys() == {"key", "sha256", *STATISTICS}
-    assert shard.rows[0]["hair_area"] is None
+    assert shard.rows.schema == SUMMARY
+    [row] = shard.rows.to_pylist()
+    assert row["key"] == "a.png" and row["hair_area"] is None
+    assert row["sha256"].hex() == read_rows(shard_place(str(tmp_path / "made"), 0), 1)[0]["sha256"]
     assert shard.num_bytes == (tmp_path / "made" / "data" / "part-00000.parquet").stat().st_size
 
 
@@ -84,7 +85,7 @@ def test_shard_of_refused_images_only(tmp_path: Path, tiny: Config) -> None:
     work, keys = maker(replace(tiny.data, source=str(faces)), str(tmp_path / "made"))
     assert work.make(0, keys) == (0, 1)
     place = shard_place(str(tmp_path / "made"), 0)
-    assert read_shard(place).rows == [] and read_rows(place, 5) == []
+    assert read_shard(place).rows.num_rows == 0 and read_rows(place, 5) == []
 
 
 def test_digest_covers_the_content(tiny: Config, tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_digest_covers_the_content(tiny: Config, tmp_path: Path) -> None:
     for seed in (0, 0, 1):
         work, keys = maker(tiny.data, str(tmp_path), seed)
         work.make(0, keys[:1])
-        digests.append(read_shard(shard_place(str(tmp_path), 0)).rows[0]["sha256"])
+        digests.append(read_shard(shard_place(str(tmp_path), 0)).rows.column("sha256")[0].as_py())
     assert digests[0] == digests[1] != digests[2]
 
 
