@@ -54,7 +54,7 @@ def run(
     seconds: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="scfegan-benchmark-") as scratch:
         maker = prepare.ShardMaker(data, source, f"{scratch}/one", {})
-        maker.set_up()
+        maker.set_up(*prepare.STAGES)
         keys = [key for key in listing.keys[:_STAGE_IMAGES].to_pylist() if _can_be_used(maker, key)]
         _time_stages(maker, keys, data.shard_images, seconds)
         with session():
@@ -122,7 +122,7 @@ def _time_stages(maker: prepare.ShardMaker, keys: list[str], per_shard: int, sec
     loaded = [maker.load(key) for key in keys]
     stop("read, decode, resize, label")
     chunks = [loaded[at : at + prepare.CHUNK_IMAGES] for at in range(0, len(loaded), prepare.CHUNK_IMAGES)]
-    drawn = np.concatenate([maker.sketch(chunk) for chunk in chunks])
+    drawn = np.concatenate([maker.draw(maker.detect(maker.equalize(chunk))) for chunk in chunks])
     stop("sketch")
     painted = [maker.color(face) for face in loaded]
     stop("color")

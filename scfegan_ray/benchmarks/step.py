@@ -220,12 +220,12 @@ def make_batch(config: Config, device: torch.device) -> tuple[Batch, Tensor]:
     data = replace(config.data, source=sources.EMBEDDED, num_embedded=config.train.batch_size, sketch=sketch)
     source, listing = sources.open_source(replace(data, max_images=None), config.seed)
     maker = prepare.ShardMaker(data, source, "", {})
-    keys = listing.keys.to_pylist()
-    loaded = [maker.load(key) for key in keys]
-    made = []
-    for index, (key, face, drawn) in enumerate(zip(keys, loaded, maker.sketch(loaded), strict=True)):
-        row = decode_row(maker.encode(key, face, drawn, maker.color(face)))
-        made.append(examples.make_example(row, config.masks, np.random.default_rng([config.seed, index])))
+    loaded = [(key, maker.load(key)) for key in listing.keys.to_pylist()]
+    edges = maker.detect(maker.equalize([face for _, face in loaded]))
+    made = [
+        examples.make_example(decode_row(row), config.masks, np.random.default_rng([config.seed, index]))
+        for index, row in enumerate(maker.finish(loaded, edges))
+    ]
     arrays = examples.stack(made)
     return Batch.from_arrays(arrays, device), torch.from_numpy(arrays["interpolation"]).to(device)
 

@@ -62,7 +62,7 @@ def sorted_order(column: pa.ChunkedArray) -> NDArray[np.int64]:
     # To sort what is sorted, as listings are, would take a fifth of the memory that the column itself does.
     if is_sorted:
         return np.arange(len(column), dtype=np.int64)
-    return pc.sort_indices(column).to_numpy().view(np.int64)
+    return np.asarray(pc.sort_indices(column), np.int64)
 
 
 def take(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:

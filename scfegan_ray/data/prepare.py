@@ -1,15 +1,31 @@
 """Raw faces to a prepared dataset with Ray Data; what it makes is described in `dataset`.
 
-Each block of the Ray dataset is one shard: the keys it shall hold. One stage of actors turns it into a Parquet file
-and gives back a line about it, so pixels never cross a process border. A shard's file is written whole or not at all
-and says what it was made from; so a preparation that was stopped at any moment goes on with the shards that lack.
+Each row of the Ray dataset is one shard: the keys it shall hold. On CPUs one stage of actors turns it into a Parquet
+file and gives back a line about it, so pixels never cross a process border. Where the cluster has GPUs there are three
+stages, so that nodes without one read, draw and write, and few actors share a GPU; then a row carries the shard's
+photographs. Both ways call the same methods of `ShardMaker`. A shard's file is written whole or not at all and says
+what it was made from; so a preparation that was stopped at any moment goes on with the shards that lack.
 
-| stage | reads columns | gives columns |
+| stage | runs on | reads columns | gives columns |
+| --- | --- | --- | --- |
+| `_MakeShard` | a core | shard, keys | `MADE` |
+| `_LoadShard` | half a core | shard, keys | `LOADED` |
+| `_DetectEdges` | a share of a GPU | `LOADED` | `DETECTED` |
+| `_FinishShard` | half a core | `DETECTED` | `MADE` |
+
+| column | type | meaning |
 | --- | --- | --- |
-| `_MakeShard` | shard: int64, key: string | prepared, refused: int64; began, ended: float64; error, message: string |
-
-`began` and `ended` are seconds of the clock. `error` and `message` are empty, or the class and text of what ended the
-whole preparation: Ray would pass it on as the text of a traceback.
+| shard | int64 | its number |
+| keys | list of string | of its images |
+| faces | list of lists of struct | those that can be used, in chunks; key: string, eyes: 4 float32; as binary image: \
+(S, S, 3) uint8 and labels: (S, S) uint8 or null |
+| equalized | list of binary | a chunk's (N, P, P, 3) uint8, what the edge detector is to see |
+| edges | list of binary | a chunk's (N, P, P) float32 |
+| refused, notes | list of struct | key and text: string, each |
+| prepared, num_refused | int64 | how many images were |
+| began, ended | float64 | seconds of the clock |
+| error, message | string | null, or the class and text of what ended the whole preparation: Ray would pass it on as \
+the text of a traceback |
 """
 
 from __future__ import annotations
@@ -17,12 +33,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -54,11 +71,23 @@ from scfegan_ray.progress import Progress
 
 logger = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
+PixelT = TypeVar("PixelT", np.uint8, np.float32)
 
 CHUNK_IMAGES = 8
 """Decoded photographs in memory at a time."""
 
+Stage = Literal["load", "detect", "finish"]
+STAGES: tuple[Stage, ...] = ("load", "detect", "finish")
+"""Parts of the work on a shard, in their order."""
+
+GPU_SHARE = 0.5
+"""Of a GPU, for each actor that detects edges, where nobody says another: one hands over while the other computes."""
+
 _MANY_SHARDS = 8  # per core
+_MOST_BLOCKS = 4096
+"""That Ray Data is given at once: each costs the driver a millisecond and some kilobytes."""
+_CORE_SHARE = 0.5
+"""Of a core, for each actor that loads or finishes: one of each on every core, whichever of them has work."""
 _LOGGED = 20
 _LEAST_BYTES_PER_PIXEL = 1
 """Of a prepared photograph with its maps; most take up to twice as much."""
@@ -171,10 +200,12 @@ def _make(config: Config, plan: Plan, session: Callable[[], contextlib.AbstractC
                 cure = "give no --data.gpus-per-actor"
                 nodes.require({"GPU": share}, "an actor needs", cure, may_wait=config.train.wait_for_nodes)
             busy_seconds, num_made = _run(plan, settled, missing)
-        before = there
-        there = _patiently(config, lambda: read_planned(plan, missing, before))
+        there = _patiently(config, functools.partial(read_planned, plan, missing, there))
         settled = settle(config.data, plan.uri, there.settled)
-    info, rejected = _patiently(config, lambda: _finish(config, plan, settled, there))
+    info, rejected = _describe(config, plan, settled, there)
+    rows, notes = there.rows.drop_columns("sha256"), sorted(there.notes)
+    del there  # digests of millions of images take a fifth of this process
+    _patiently(config, functools.partial(_finish, config, plan, info, rows, rejected, notes))
     for key, reason in rejected[:_LOGGED]:
         logger.warning("left out %s: %s", key, reason)
     if len(rejected) > _LOGGED:
@@ -183,25 +214,40 @@ def _make(config: Config, plan: Plan, session: Callable[[], contextlib.AbstractC
     return Preparation(plan.uri, info, rejected, busy_seconds, num_made)
 
 
-def _finish(config: Config, plan: Plan, settled: DataConfig, there: Made) -> tuple[DatasetInfo, list[tuple[str, str]]]:
-    """Write what lies beside the shards, its description last; return that, and what was left out."""
+def _describe(
+    config: Config, plan: Plan, settled: DataConfig, there: Made
+) -> tuple[DatasetInfo, list[tuple[str, str]]]:
+    """Say what was made and what was left out, once all shards are there.
+
+    Raises:
+        DataError: no image can be used.
+    """
     rejected = sorted([*plan.listing.refused, *there.refused])
     if not there.rows.num_rows:
-        storage.delete(storage.join(plan.uri, "data"))
+        _patiently(config, lambda: storage.delete(storage.join(plan.uri, "data")))
         raise DataError(
             f"none of the {len(rejected)} images of {config.data.source} can be used: {': '.join(rejected[0])}"
         )
-    notes = sorted(there.notes)
+    return describe(config, plan, settled, there.rows, len(rejected)), rejected
+
+
+def _finish(
+    config: Config,
+    plan: Plan,
+    info: DatasetInfo,
+    rows: pa.Table,
+    rejected: list[tuple[str, str]],
+    notes: list[tuple[str, str]],
+) -> None:
+    """Write what lies beside the shards, its description last."""
     for note, count in Counter(note for _, note in notes).most_common():
         logger.warning("%d images, %s among them: %s", count, next(key for key, said in notes if said == note), note)
-    info = describe(config, plan, settled, there.rows, len(rejected))
     for folder in (plan.uri, storage.join(plan.uri, "data")):
         storage.delete_abandoned(folder)
-    write_index(plan.uri, there.rows)
+    write_index(plan.uri, rows)
     write_rejected(plan.uri, rejected)
-    report.write(plan.uri, info, there.rows, rejected, config.masks, notes)
+    report.write(plan.uri, info, rows, rejected, config.masks, notes)
     storage.write_bytes(storage.join(plan.uri, "dataset.json"), info.to_json())
-    return info, rejected
 
 
 def _run(plan: Plan, config: DataConfig, missing: list[int]) -> tuple[float, int]:
@@ -212,66 +258,100 @@ def _run(plan: Plan, config: DataConfig, missing: list[int]) -> tuple[float, int
     """
     total = plan.num_images(missing)
     logger.info("preparing %d images at %d px from %s", total, config.size_px, plan.source.name)
-    blocks = [
-        pa.table({"shard": pa.array([number] * len(plan.shards[number]), pa.int64()), "key": plan.shards[number]})
-        for number in missing
-    ]
     # With one shard per actor at a time the pool is never more than fully busy, which is Ray Data's sign to grow it.
     ray.data.DataContext.get_current().autoscaling_config.actor_pool_util_upscaling_threshold = 0.8
-    num_gpus = config.gpus_per_actor or 0.0
-    initial = min(num_cores(), len(blocks))
-    if num_gpus:
-        initial = max(1, min(initial, int(ray.cluster_resources().get("GPU", 0.0) / num_gpus)))
+    gpu_share = _choose_gpu_share(config)
     source = None if plan.address == sources.EMBEDDED else plan.address
     with nodes.seen_by_all({"data.prepared or storage.path": plan.uri}, {"data.source": source}) as landmarks:
-        return _make_shards(plan, config, blocks, landmarks, initial, num_gpus, total)
+        maker = ShardMaker(config, plan.source, plan.uri, plan.settings, plan.retry_seconds)
+        shards = ray.data.from_arrow(list(_blocks(plan, missing)))
+        made = _in_stages(shards, maker, landmarks, len(missing), gpu_share)
+        return _collect(made, total)
 
 
-def _make_shards(
-    plan: Plan,
-    config: DataConfig,
-    blocks: list[pa.Table],
-    landmarks: nodes.Landmarks,
-    initial: int,
-    num_gpus: float,
-    total: int,
-) -> tuple[float, int]:
-    dataset = ray.data.from_arrow(blocks).map_batches(
-        _MakeShard,
-        fn_constructor_args=[
-            ShardMaker(config, plan.source, plan.uri, plan.settings, plan.retry_seconds),
-            landmarks,
-        ],
-        # That of every block but the last: a batch is a block, and Ray Data wants a number where a GPU is used.
-        batch_size=config.shard_images,
-        batch_format="pyarrow",
-        # One actor per core from the start; the pool grows with the cluster, up to one per shard. A second shard in an
-        # actor's queue saves the fifth of a second in which Ray Data finds it the next one; but where shards are few,
-        # one that waits in a queue is missed by an idle core at the end.
-        compute=ray.data.ActorPoolStrategy(
-            min_size=1,
-            max_size=len(blocks),
-            initial_size=initial,
-            # An actor has one call at a time, so nothing needs a lock; but without this Ray Data makes the call on a
-            # thread of its own, beside which the main thread wakes up a hundred times a second.
-            enable_true_multi_threading=True,
-            max_tasks_in_flight_per_actor=2 if len(blocks) >= _MANY_SHARDS * num_cores() else 1,
-        ),
-        num_cpus=1,
-        # Huge pages make the edge detector a twentieth faster.
-        runtime_env={"env_vars": KEEP_MEMORY},
-        num_gpus=num_gpus,
-    )
+def _choose_gpu_share(config: DataConfig) -> float:
+    """Return which share of a GPU each actor that detects edges takes; 0 where CPUs do all of it; and say why."""
+    if config.gpus_per_actor is not None:
+        return config.gpus_per_actor
+    if config.sketch.detector != "hed":
+        return 0.0
+    with_gpu = nodes.able({"GPU": GPU_SHARE})
+    seeing = sum(nodes.ask(torch.cuda.is_available, with_gpu))
+    if not with_gpu:
+        logger.info("edges are detected on CPUs: no node has a GPU")
+    elif seeing < len(with_gpu):
+        logger.warning(
+            "edges are detected on CPUs: torch sees no GPU on %d of the %d nodes that have one; install a torch built "
+            "for CUDA there, or give --data.gpus-per-actor 0 to be told no more",
+            len(with_gpu) - seeing, len(with_gpu),
+        )  # fmt: skip
+    else:
+        logger.info(
+            "edges are detected on the GPUs of %d nodes, each by actors that take %g of one; --data.gpus-per-actor "
+            "says how much, or 0 for CPUs alone", seeing, GPU_SHARE,
+        )  # fmt: skip
+        return GPU_SHARE
+    return 0.0
+
+
+def _blocks(plan: Plan, missing: Sequence[int]) -> Iterator[pa.Table]:
+    """Give the shards to make: one in each block, or as many as keep the number of blocks bearable."""
+    each = -(-len(missing) // _MOST_BLOCKS)
+    for start in range(0, len(missing), each):
+        numbers = missing[start : start + each]
+        keys = [plan.keys_of(number).to_pylist() for number in numbers]
+        yield pa.table({"shard": pa.array(numbers, pa.int64()), "keys": pa.array(keys, pa.list_(pa.string()))})
+
+
+def _in_stages(
+    shards: ray.data.Dataset, maker: ShardMaker, landmarks: nodes.Landmarks, num_shards: int, gpu_share: float
+) -> ray.data.Dataset:
+    """Lay out the work: in one stage, or in three around the GPUs."""
+
+    def through(before: ray.data.Dataset, stage: type[_Stage], at_first: int, **resources: float) -> ray.data.Dataset:
+        return before.map_batches(
+            stage,
+            fn_constructor_args=[maker, landmarks],
+            batch_size=1,
+            batch_format="pyarrow",
+            # The pool grows with the cluster, up to one actor per shard. A second shard in an actor's queue saves the
+            # fifth of a second in which Ray Data finds it the next one; but where shards are few, one that waits in a
+            # queue is missed by an idle core at the end.
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1,
+                max_size=num_shards,
+                initial_size=max(1, min(at_first, num_shards)),
+                # An actor has one call at a time, so nothing needs a lock; but without this Ray Data makes the call on
+                # a thread of its own, beside which the main thread wakes up a hundred times a second.
+                enable_true_multi_threading=True,
+                max_tasks_in_flight_per_actor=2 if num_shards >= _MANY_SHARDS * num_cores() else 1,
+            ),
+            # Huge pages make the edge detector a twentieth faster.
+            runtime_env={"env_vars": KEEP_MEMORY},
+            **resources,
+        )
+
+    if not gpu_share:
+        return through(shards, _MakeShard, num_cores(), num_cpus=1)
+    num_gpus = ray.cluster_resources().get("GPU", 0.0)
+    loaded = through(shards, _LoadShard, num_cores(), num_cpus=_CORE_SHARE)
+    # Without a core, so that cores which are all taken never keep a GPU waiting.
+    detected = through(loaded, _DetectEdges, int(num_gpus / gpu_share), num_cpus=0, num_gpus=gpu_share)
+    return through(detected, _FinishShard, num_cores(), num_cpus=_CORE_SHARE)
+
+
+def _collect(made: ray.data.Dataset, total: int) -> tuple[float, int]:
+    """Follow the work to its end; see `_run`."""
     began, ended, done = float("inf"), 0.0, 0
     num_prepared = 0
     progress: Progress | None = None
-    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for block in made.iter_batches(batch_size=None, batch_format="pyarrow"):
         for row in block.to_pylist():
             if row["error"]:
                 raise getattr(errors, row["error"])(row["message"])
             began, ended = min(began, row["began"]), max(ended, row["ended"])
             num_prepared += row["prepared"]
-            done += row["prepared"] + row["refused"]
+            done += row["prepared"] + row["num_refused"]
         # The rate counts from the first shard, when the actors have started.
         progress = progress or Progress("prepare", total=total, start=done, log=logger.info)
         progress.update(done)
@@ -280,17 +360,45 @@ def _make_shards(
     return ended - began, num_prepared
 
 
-class _MakeShard:
-    """Ray Data stage: the keys of one shard to its Parquet file."""
+class _Stage:
+    """Ray Data stage: what an actor does with one shard after the other."""
 
     def __init__(self, maker: ShardMaker, landmarks: nodes.Landmarks) -> None:
         self._maker = maker
         self._landmarks = landmarks
         self._device = assigned_device()
 
+
+class _MakeShard(_Stage):
+    """The keys of one shard to its Parquet file."""
+
     def __call__(self, block: pa.Table) -> pa.Table:
         """Make one shard; see `make_shard`."""
-        return make_shard(self._maker, block, self._device, self._landmarks)
+        return make_shard(self._maker, block, self._landmarks)
+
+
+class _LoadShard(_Stage):
+    """The keys of one shard to its photographs."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Load one shard; see `load_shard`."""
+        return load_shard(self._maker, block, self._landmarks)
+
+
+class _DetectEdges(_Stage):
+    """The photographs of one shard to their edges."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Detect the edges of one shard; see `detect_edges`."""
+        return detect_edges(self._maker, block, self._device)
+
+
+class _FinishShard(_Stage):
+    """Faces and edges of one shard to its Parquet file."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Finish one shard; see `finish_shard`."""
+        return finish_shard(self._maker, block, self._landmarks)
 
 
 def assigned_device() -> torch.device:
@@ -307,35 +415,168 @@ def assigned_device() -> torch.device:
     return torch.device("cuda", number)
 
 
-def make_shard(
-    maker: ShardMaker,
-    block: pa.Table,
-    device: torch.device | None = None,
-    landmarks: nodes.Landmarks | None = None,
-) -> pa.Table:
-    """Make the shard of one block.
+_TEXTS = pa.list_(pa.struct([("key", pa.string()), ("text", pa.string())]))
+_FACE = pa.struct(
+    [
+        ("key", pa.string()),
+        ("image", pa.large_binary()),
+        ("labels", pa.large_binary()),
+        ("eyes", pa.list_(pa.float32())),
+    ]
+)
+_PIXELS = pa.list_(pa.large_binary())
+_HANDED_ON = [("shard", pa.int64()), ("faces", pa.list_(pa.list_(_FACE))), ("refused", _TEXTS), ("notes", _TEXTS)]
+_TOLD = [("began", pa.float64()), ("error", pa.string()), ("message", pa.string())]
+
+LOADED = pa.schema([*_HANDED_ON, ("equalized", _PIXELS), *_TOLD])
+"""Columns of a shard whose photographs are read."""
+
+DETECTED = pa.schema([*_HANDED_ON, ("edges", _PIXELS), *_TOLD])
+"""Columns of a shard whose edges are found."""
+
+MADE = pa.schema([("prepared", pa.int64()), ("num_refused", pa.int64()), ("ended", pa.float64()), *_TOLD])
+"""Columns about a shard that is made."""
+
+
+def make_shard(maker: ShardMaker, block: pa.Table, landmarks: nodes.Landmarks | None = None) -> pa.Table:
+    """Make one shard.
 
     Args:
         maker: does the work.
-        block: columns shard and key.
-        device: where edges are detected. Default: the CPU.
+        block: one row: its number and keys.
         landmarks: what this node must see, if anything.
 
     Returns:
-        One row; see the module's docstring.
+        One row of `MADE`.
     """
-    began, num_prepared, num_refused, error, message = time.time(), 0, 0, "", ""
-    try:
-        if landmarks is not None:
-            landmarks.check()
-        maker.set_up(device)
+
+    def work() -> dict[str, Any]:
+        _get_ready(maker, landmarks, *STAGES)
         began = time.time()
-        number = block.column("shard")[0].as_py()
-        num_prepared, num_refused = maker.make(number, block.column("key").to_pylist())
+        [row] = block.to_pylist()
+        prepared, num_refused = maker.make(row["shard"], row["keys"])
+        return {"prepared": prepared, "num_refused": num_refused, "began": began, "ended": time.time()}
+
+    return _attempt(work, MADE)
+
+
+def load_shard(maker: ShardMaker, block: pa.Table, landmarks: nodes.Landmarks | None = None) -> pa.Table:
+    """Read the photographs of one shard: the first part of `make_shard`.
+
+    Returns:
+        One row of `LOADED`.
+    """
+
+    def work() -> dict[str, Any]:
+        _get_ready(maker, landmarks, "load")
+        began = time.time()
+        [row] = block.to_pylist()
+        refused: list[tuple[str, str]] = []
+        notes: list[tuple[str, str]] = []
+        faces, equalized = [], []
+        for chunk in maker.load_chunks(row["keys"], refused, notes):
+            faces.append([_pack(key, face) for key, face in chunk])
+            equalized.append(maker.equalize([face for _, face in chunk]).tobytes())
+        told = {"refused": _pairs(refused), "notes": _pairs(notes)}
+        return {"shard": row["shard"], "faces": faces, "equalized": equalized, "began": began} | told
+
+    return _attempt(work, LOADED)
+
+
+def detect_edges(maker: ShardMaker, block: pa.Table, device: torch.device | None = None) -> pa.Table:
+    """Detect the edges in the photographs of one shard: the second part of `make_shard`.
+
+    Args:
+        maker: does the work.
+        block: one row of `LOADED`.
+        device: where it is done. Default: the CPU.
+
+    Returns:
+        One row of `DETECTED`; what is handed on is not copied.
+    """
+
+    def work() -> dict[str, Any]:
+        maker.set_up("detect", device=device)
+        [equalized] = block.column("equalized").to_pylist()
+        sizes = [len(chunk) for chunk in block.column("faces")[0]]
+        return {
+            "edges": [
+                maker.detect(_squares(pixels, np.uint8, size, 3)).tobytes()
+                for pixels, size in zip(equalized, sizes, strict=True)
+            ]
+        }
+
+    if block.column("error")[0].is_valid:
+        return block.set_column(block.column_names.index("equalized"), "edges", pa.nulls(1, _PIXELS))
+    found = _attempt(work, DETECTED)
+    handed_on = ("shard", "faces", "refused", "notes", "began")
+    return pa.table({name: (block if name in handed_on else found).column(name) for name in DETECTED.names}, DETECTED)
+
+
+def finish_shard(maker: ShardMaker, block: pa.Table, landmarks: nodes.Landmarks | None = None) -> pa.Table:
+    """Draw, paint, encode and write one shard: the last part of `make_shard`.
+
+    Args:
+        maker: does the work.
+        block: one row of `DETECTED`.
+        landmarks: what this node must see, if anything.
+
+    Returns:
+        One row of `MADE`.
+    """
+
+    def work() -> dict[str, Any]:
+        _get_ready(maker, landmarks, "finish")
+        [row] = block.to_pylist()
+        rows = [
+            one
+            for faces, edges in zip(row["faces"], row["edges"], strict=True)
+            for one in maker.finish([_unpack(face) for face in faces], _squares(edges, np.float32, len(faces)))
+        ]
+        refused, notes = ([(one["key"], one["text"]) for one in row[name]] for name in ("refused", "notes"))
+        maker.write(row["shard"], rows, refused, notes)
+        return {"prepared": len(rows), "num_refused": len(refused), "began": row["began"], "ended": time.time()}
+
+    if block.column("error")[0].is_valid:
+        return pa.Table.from_pylist(block.select(["began", "error", "message"]).to_pylist(), MADE)
+    return _attempt(work, MADE)
+
+
+def _get_ready(maker: ShardMaker, landmarks: nodes.Landmarks | None, *stages: Stage) -> None:
+    if landmarks is not None:
+        landmarks.check()
+    maker.set_up(*stages)
+
+
+def _attempt(work: Callable[[], dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Return a row, of which what ended the work is all that is known where it fails."""
+    try:
+        row = work()
     except ScFeganError as raised:
-        error, message = type(raised).__name__, str(raised)
-    row = {"prepared": num_prepared, "refused": num_refused, "began": began, "ended": time.time()}
-    return pa.Table.from_pylist([row | {"error": error, "message": message}])
+        row = {"error": type(raised).__name__, "message": str(raised)}
+    return pa.Table.from_pylist([row], schema)
+
+
+def _pairs(texts: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"key": key, "text": text} for key, text in texts]
+
+
+def _pack(key: str, face: sources.Face) -> dict[str, Any]:
+    labels = None if face.labels is None else face.labels.tobytes()
+    return {"key": key, "image": face.image.tobytes(), "labels": labels, "eyes": face.eyes}
+
+
+def _unpack(packed: dict[str, Any]) -> tuple[str, sources.Face]:
+    [image] = _squares(packed["image"], np.uint8, 1, 3)
+    labels = None if packed["labels"] is None else _squares(packed["labels"], np.uint8, 1)[0]
+    return packed["key"], sources.Face(image, image, labels, np.asarray(packed["eyes"], np.float32))
+
+
+def _squares(pixels: bytes, kind: type[PixelT], count: int, *channels: int) -> NDArray[PixelT]:
+    """Return (count, W, W, *channels) pixels, whatever their side."""
+    values = np.frombuffer(pixels, kind)
+    side = math.isqrt(values.size // (count * math.prod(channels)))
+    return values.reshape(count, side, side, *channels)
 
 
 class ShardMaker:
@@ -380,10 +621,11 @@ class ShardMaker:
         """What labels photographs that nobody labelled, if anything."""
         return parsing.load_parser(self._config.parser) if self._config.parser.model else None
 
-    def set_up(self, device: torch.device | None = None) -> None:
+    def set_up(self, *stages: Stage, device: torch.device | None = None) -> None:
         """Make this process ready: load weights and libraries, and keep to one core, for every core has a process.
 
         Args:
+            stages: what it will do.
             device: where edges are detected. Default: the CPU.
 
         Raises:
@@ -394,12 +636,17 @@ class ShardMaker:
         self._device = device or self._device
         cv2.setNumThreads(1)
         torch.set_num_threads(1)
-        blank = np.full((self._config.size_px, self._config.size_px, 3), 128, np.uint8)
-        face = sources.Face(blank, blank, None, parsing.canonical_eyes(self._config.size_px))
+        size_px = self._config.size_px
+        blank = np.full((size_px, size_px, 3), 128, np.uint8)
         # The first face through takes a second longer: libraries load parts of themselves when they are first used.
-        self.encode("", face, self.sketch([face] * CHUNK_IMAGES)[0], self.color(face))
-        if self.parser is not None:
+        equalized = self.equalize([sources.Face(blank, blank)] * CHUNK_IMAGES)
+        if "load" in stages and self.parser is not None:
             self.parser(blank)
+        if "detect" in stages:
+            self.detect(equalized)
+        if "finish" in stages:
+            face = sources.Face(blank, blank, None, parsing.canonical_eyes(size_px))
+            self.finish([("", face)], np.zeros((1, *equalized.shape[1:3]), np.float32))
         self._is_set_up = True
 
     def make(self, number: int, keys: Sequence[str]) -> tuple[int, int]:
@@ -419,21 +666,38 @@ class ShardMaker:
         rows: list[dict[str, Any]] = []
         refused: list[tuple[str, str]] = []
         notes: list[tuple[str, str]] = []
+        for chunk in self.load_chunks(keys, refused, notes):
+            rows += self.finish(chunk, self.detect(self.equalize([face for _, face in chunk])))
+        self.write(number, rows, refused, notes)
+        return len(rows), len(refused)
+
+    def load_chunks(
+        self, keys: Sequence[str], refused: list[tuple[str, str]], notes: list[tuple[str, str]]
+    ) -> Iterator[list[tuple[str, sources.Face]]]:
+        """Read faces, a few at a time, each as `load` does.
+
+        Args:
+            keys: of the faces.
+            refused: takes (key, reason) of those that cannot be used.
+            notes: takes (key, note) of those whose files needed a guess.
+
+        Yields:
+            (key, face) of what can be used of the next `CHUNK_IMAGES`.
+
+        Raises:
+            StorageError: the source fails.
+        """
+        self._source.read_ahead(keys)
         for start in range(0, len(keys), CHUNK_IMAGES):
-            loaded: list[tuple[str, sources.Face]] = []
+            chunk: list[tuple[str, sources.Face]] = []
             for key in keys[start : start + CHUNK_IMAGES]:
                 try:
-                    loaded.append((key, self._patiently(functools.partial(self.load, key))))
+                    chunk.append((key, self._patiently(functools.partial(self.load, key))))
                 except DataError as error:
                     refused.append((key, " ".join(str(error).split())))
-            notes += [(key, note) for key, face in loaded for note in face.notes]
-            drawn = self.sketch([face for _, face in loaded])
-            rows += [
-                self.encode(key, face, sketch, self.color(face))
-                for (key, face), sketch in zip(loaded, drawn, strict=True)
-            ]
-        self._patiently(lambda: self.write(number, rows, refused, notes))
-        return len(rows), len(refused)
+            notes += [(key, note) for key, face in chunk for note in face.notes]
+            if chunk:
+                yield chunk
 
     def _patiently(self, work: Callable[[], ResultT]) -> ResultT:
         return storage.retrying(work, self._retry_seconds, logger.warning)
@@ -458,10 +722,24 @@ class ShardMaker:
             eyes = parsing.canonical_eyes(size_px, self._config.eyes)
         return replace(face, labels=labels, eyes=eyes)
 
-    def sketch(self, faces: Sequence[sources.Face]) -> NDArray[np.uint8]:
-        """Draw the lines of some faces: (N, S, S) uint8 in {0, 1}."""
-        photographs = [face.photograph for face in faces]
-        return sketches.make_sketches(photographs, self.detector, self._config.sketch, self._config.size_px)
+    def equalize(self, faces: Sequence[sources.Face]) -> NDArray[np.uint8]:
+        """Give what the edge detector is to see of some faces: (N, P, P, 3) uint8 RGB."""
+        return sketches.equalize([face.photograph for face in faces], self._config.sketch, self._config.size_px)
+
+    def detect(self, equalized: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Find the edges of what `equalize` gave: (N, P, P) float32 in [0, 1]."""
+        return self.detector(equalized)
+
+    def finish(self, faces: Sequence[tuple[str, sources.Face]], edges: NDArray[np.float32]) -> list[dict[str, Any]]:
+        """Draw, paint and encode: the rows of some (key, face), whose columns are documented in `dataset`."""
+        return [
+            self.encode(key, face, sketch, self.color(face))
+            for (key, face), sketch in zip(faces, self.draw(edges), strict=True)
+        ]
+
+    def draw(self, edges: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Draw the lines along edges: (N, S, S) uint8 in {0, 1}."""
+        return sketches.draw_lines(edges, self._config.sketch, self._config.size_px)
 
     def color(self, face: sources.Face) -> NDArray[np.uint8]:
         """Paint the segments of one face: (S, S, 3) uint8 RGB."""
@@ -487,12 +765,15 @@ class ShardMaker:
         Raises:
             StorageError: the dataset's place fails.
         """
-        write_shard(
-            self._uri,
-            number,
-            rows,
-            settings=self._settings,
-            settled={"detector": self._config.sketch.detector, "precision": self._config.sketch.precision},
-            refused=refused,
-            notes=notes,
+        settled = {"detector": self._config.sketch.detector, "precision": self._config.sketch.precision}
+        self._patiently(
+            lambda: write_shard(
+                self._uri,
+                number,
+                rows,
+                settings=self._settings,
+                settled=settled,
+                refused=refused,
+                notes=notes,
+            )
         )

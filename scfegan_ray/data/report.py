@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from scfegan_ray import images, pages, storage
@@ -276,15 +277,13 @@ def _write_page(
 def _odd(rows: pa.Table, count: int = 5) -> dict[str, list[str]]:
     """Return the keys of images whose maps differ most from the others."""
     chosen = {
-        "emptiest sketches": ("sketch_area", 1),
-        "fullest sketches": ("sketch_area", -1),
-        "colors least like the photograph": ("color_error", -1),
+        "emptiest sketches": ("sketch_area", "ascending"),
+        "fullest sketches": ("sketch_area", "descending"),
+        "colors least like the photograph": ("color_error", "descending"),
     }
     return {
-        what: rows.column("key")
-        .take(np.argsort(sign * rows.column(name).to_numpy(), kind="stable")[:count])
-        .to_pylist()
-        for what, (name, sign) in chosen.items()
+        what: rows.column("key").take(pc.select_k_unstable(rows, count, [by, ("key", "ascending")])).to_pylist()
+        for what, by in chosen.items()
     }
 
 

@@ -294,13 +294,27 @@ def make_sketches(
     Returns:
         (N, S, S) uint8 in {0, 1}; 1 is a line, one pixel wide.
     """
+    return draw_lines(detector(equalize(photographs, config, size_px)), config, size_px)
+
+
+def equalize(photographs: Sequence[NDArray[np.uint8]], config: SketchConfig, size_px: int) -> NDArray[np.uint8]:
+    """Bring photographs to what the edge detector is to see: the first step of `make_sketches`.
+
+    Returns:
+        (N, P, P, 3) uint8 RGB, P being `working_size_px`.
+    """
     working_px = working_size_px(config, size_px)
-    prepared = np.empty((len(photographs), working_px, working_px, 3), np.uint8)
-    for place, photograph in zip(prepared, photographs, strict=True):
+    equalized = np.empty((len(photographs), working_px, working_px, 3), np.uint8)
+    for place, photograph in zip(equalized, photographs, strict=True):
         place[:] = _equalize(_resize(photograph, working_px), config)
-    sketches = np.empty((len(photographs), size_px, size_px), np.uint8)
-    for sketch, edges in zip(sketches, detector(prepared), strict=True):
-        sketch[:] = _draw(edges, size_px, config)
+    return equalized
+
+
+def draw_lines(edges: NDArray[np.float32], config: SketchConfig, size_px: int) -> NDArray[np.uint8]:
+    """Turn (N, P, P) edge probabilities into (N, S, S) sketches: the last step of `make_sketches`."""
+    sketches = np.empty((len(edges), size_px, size_px), np.uint8)
+    for sketch, probabilities in zip(sketches, edges, strict=True):
+        sketch[:] = _draw(probabilities, size_px, config)
     return sketches
 
 

@@ -79,6 +79,10 @@ class Face:
 class FaceSource(Protocol):
     """Where raw faces come from."""
 
+    def read_ahead(self, keys: Iterable[str]) -> None:
+        """Take note of what will be loaded next, in this order, so that reading may begin before it is asked for."""
+        ...
+
     @property
     def name(self) -> str:
         """Kind of source, as the default place of its dataset is called."""
@@ -122,6 +126,9 @@ class EmbeddedFaces:
         """Return one key per portrait."""
         return columns.to_column(f"embedded/{seed}/{index:07d}" for index in range(count))
 
+    def read_ahead(self, keys: Iterable[str]) -> None:
+        """Do nothing: there is nothing to read."""
+
     def load(self, key: str, size_px: int, detail_px: int) -> Face:
         """Draw one portrait."""
         _, seed, index = key.split("/")
@@ -143,6 +150,10 @@ class ImageFolder:
     name: str = "folder"
     license: str = "unknown"
     has_labels: bool = False
+
+    def read_ahead(self, keys: Iterable[str]) -> None:
+        """Begin to read photographs; see `FaceSource`."""
+        self.tree.read_ahead(keys)
 
     def load(self, key: str, size_px: int, detail_px: int) -> Face:
         """Read, crop and resize one photograph; see `FaceSource`."""
@@ -184,21 +195,30 @@ class CelebAMaskHQ:
                 parts[mask.number] = start, bits | 1 << parsing.LABELS.index(mask.part)
         return cls(tree, root, max_megapixels, parts, suffix)
 
-    def load(self, key: str, size_px: int, detail_px: int) -> Face:
-        """Read one photograph with its labels; see `FaceSource`."""
+    def read_ahead(self, keys: Iterable[str]) -> None:
+        """Begin to read photographs and part masks; see `FaceSource`."""
+        self.tree.read_ahead(
+            self.root + name for key in keys for name in (*(mask for _, mask in self._part_masks(key)), key)
+        )
+
+    def _part_masks(self, key: str) -> list[tuple[str, str]]:
+        """Return part and path within the layout of each part mask of a face."""
         number = PurePosixPath(key).stem
         start, bits = self.parts.get(int(number), ("", 0)) if re.fullmatch(_NUMBER, number) else ("", 0)
-        if not bits:
+        return [(part, f"{start}_{part}{self.mask_suffix}") for at, part in enumerate(parsing.LABELS) if bits >> at & 1]
+
+    def load(self, key: str, size_px: int, detail_px: int) -> Face:
+        """Read one photograph with its labels; see `FaceSource`."""
+        part_masks = self._part_masks(key)
+        if not part_masks:
             raise DataError(f"no part masks NNNNN_part.png under {_PART_MASKS}")
         masks = {}
-        for at, part in enumerate(parsing.LABELS):
-            if bits >> at & 1:
-                name = f"{start}_{part}{self.mask_suffix}"
-                try:
-                    data = self.tree.read(self.root + name)
-                    masks[part] = _central_square(decoding.decode_mask(data, max_megapixels=self.max_megapixels))
-                except DataError as error:
-                    raise DataError(f"{name}: {error}") from error
+        for part, name in part_masks:
+            try:
+                data = self.tree.read(self.root + name)
+                masks[part] = _central_square(decoding.decode_mask(data, max_megapixels=self.max_megapixels))
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from error
         face = _face(self.tree.read(self.root + key), self.max_megapixels, size_px, detail_px)
         labels = parsing.merge_parts(masks, size_px)
         if not labels.any():
@@ -247,6 +267,9 @@ class ParquetImages:
                 )
             count: int = file.metadata.num_rows
         return count
+
+    def read_ahead(self, keys: Iterable[str]) -> None:
+        """Do nothing: rows that follow each other lie together, and are read together."""
 
     def load(self, key: str, size_px: int, detail_px: int) -> Face:
         """Read one row; rows that are asked for in their order are read in one go. See `FaceSource`."""

@@ -7,11 +7,14 @@ A tree tells trouble with one file (`DataError`, whose text is the reason) from 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import lzma
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -21,6 +24,9 @@ from scfegan_ray.errors import DataError, StorageError
 
 MAX_FILE_BYTES = 1 << 28
 """Largest encoded image that is read."""
+
+READ_AHEAD_FILES = 16
+"""Of a folder, that are read at a time or wait in memory for whoever is to use them next."""
 
 
 @contextlib.contextmanager
@@ -54,6 +60,10 @@ class FileTree(Protocol):
         """
         ...
 
+    def read_ahead(self, names: Iterable[str]) -> None:
+        """Take note of what will be read next, in this order, so that reading may begin before it is asked for."""
+        ...
+
     def read(self, name: str) -> bytes:
         """Read one file.
 
@@ -78,11 +88,63 @@ class Folder:
         """List the files; see `FileTree`."""
         return storage.describe_files(self.root, refuse=refuse)
 
+    def read_ahead(self, names: Iterable[str]) -> None:
+        """Begin to read files; see `FileTree`."""
+        self._ahead.begin(names)
+
     def read(self, name: str) -> bytes:
         """Read one file; see `FileTree`."""
+        return self._ahead.read(name)
+
+    @cached_property
+    def _ahead(self) -> _ReadAhead:
+        return _ReadAhead(self._read)
+
+    def _read(self, name: str) -> bytes:
         uri = storage.join(self.root, name)
         with errors_of_content(uri, "cannot be read"):
             return _checked(storage.read_bytes(uri, limit=MAX_FILE_BYTES + 1))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what is being read behind."""
+        return {"root": self.root}
+
+
+class _ReadAhead:
+    """Reads files before they are asked for, several at a time: on an object store each is a round trip."""
+
+    def __init__(self, read: Callable[[str], bytes]) -> None:
+        self._read = read
+        self._pool = ThreadPoolExecutor(READ_AHEAD_FILES, thread_name_prefix="read-ahead")
+        self._rest: Iterator[str] = iter(())
+        self._reading: deque[tuple[str, Future[bytes]]] = deque()
+
+    def begin(self, names: Iterable[str]) -> None:
+        self._reading.clear()
+        self._rest = iter(names)
+        self._go_on()
+
+    def read(self, name: str) -> bytes:
+        """Return a file that is being read, or else read it now.
+
+        What storage failed to give ahead of time is read again: whoever asks for it decides how patient to be.
+        """
+        if all(name != begun for begun, _ in self._reading):
+            return self._read(name)
+        while True:
+            # What was passed over is asked for no more: a face that cannot be used needs none of its other files.
+            begun, future = self._reading.popleft()
+            if begun == name:
+                break
+        self._go_on()
+        try:
+            return future.result()
+        except StorageError:
+            return self._read(name)
+
+    def _go_on(self) -> None:
+        for name in itertools.islice(self._rest, READ_AHEAD_FILES - len(self._reading)):
+            self._reading.append((name, self._pool.submit(self._read, name)))
 
 
 @dataclass(frozen=True)
@@ -111,6 +173,9 @@ class ZipArchive:
                 continue
             files[name] = storage.File(name, info.file_size, f"{info.CRC:08x}")
         return sorted(files.values())
+
+    def read_ahead(self, names: Iterable[str]) -> None:
+        """Do nothing: an archive is one file."""
 
     def read(self, name: str) -> bytes:
         """Read one file of the archive; see `FileTree`."""

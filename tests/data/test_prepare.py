@@ -194,14 +194,14 @@ def test_source_without_one_good_image(config: Config, cluster: Cluster, photogr
 
 
 def block(keys: list[str], shard: int = 3) -> pa.Table:
-    return pa.table({"shard": pa.array([shard] * len(keys), pa.int64()), "key": keys})
+    return pa.table({"shard": pa.array([shard], pa.int64()), "keys": [keys]})
 
 
 def test_stage_gives_one_line_about_its_shard(config: Config, tmp_path: Path) -> None:
     plan = make_plan(config)
     maker = prepare.ShardMaker(config.data, plan.source, plan.uri, plan.settings)
     [row] = prepare.make_shard(maker, block(plan.keys_of(0).to_pylist())).to_pylist()
-    assert (row["prepared"], row["refused"], row["error"], row["message"]) == (4, 0, "", "")
+    assert (row["prepared"], row["num_refused"], row["error"], row["message"]) == (4, 0, None, None)
     assert row["began"] <= row["ended"]
     assert (tmp_path / "made" / "data" / "part-00003.parquet").exists()
 
