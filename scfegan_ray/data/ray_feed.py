@@ -10,8 +10,8 @@ would hold up.
 | --- | --- | --- |
 | `_make` | first: int64 | first: int64; content: large_binary; error, message: string |
 
-`content` is a share of a batch as `feed_process.Layout` has it. `error` and `message` are empty, or class and text of what went
-wrong: Ray would pass it on as the text of a traceback.
+`content` is a share of a batch as `feed_process.Layout` has it. `error` and `message` are empty, or class and text of
+what went wrong: Ray would pass it on as the text of a traceback.
 
 Why not one dataset for all ranks, by `streaming_split`: it gives no order that can be relied on (ray#58658, ray#52005).
 Why not one pipeline for a whole run: Ray Data holds the inputs of all that it will ever do, 3 ms and 2 kB each, and a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -17,14 +18,19 @@ from running import run_code
 from test_examples import NUM, write_dataset
 
 from scfegan_ray import cache, storage
+from scfegan_ray.data import dataset
 from scfegan_ray.data.dataset import (
+    DIGEST,
+    INDEX,
     NUMBERED_PEOPLE,
     SCHEMA,
     DatasetInfo,
+    fingerprint,
     first_held_back,
     is_test_key,
     read_shard,
     settle_identity_pattern,
+    write_index,
 )
 from scfegan_ray.data.rows import PreparedDataset
 from scfegan_ray.errors import DataError, StorageError
@@ -222,3 +228,31 @@ def test_image_whose_name_tells_nobody_stands_for_itself() -> None:
     # Without a group all of the match is the person; an empty one is nobody.
     assert len({is_test_key(key, 0.5, "^face") for key in keys}) == 1
     assert [is_test_key(key, 0.5, "x*") for key in keys] == [is_test_key(key, 0.5) for key in keys]
+
+
+@pytest.mark.parametrize("lines_at_a_time", [1, 2, 3, 100])
+def test_fingerprint_is_that_of_sorted_lines(lines_at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "_LINES_AT_A_TIME", lines_at_a_time)
+    # Where one key goes on as another one does, with a blank or less, lines are not in the order of their keys.
+    keys = ["b", "a", "a b", "a!", "a\nb", "a b c", "ü 1.png", "ü.png", "a \t"]
+    for seed in range(8):
+        digests = [hashlib.sha256(f"{seed}{key}".encode()) for key in keys]
+        lines = sorted(f"{key} {digest.hexdigest()}" for key, digest in zip(keys, digests, strict=True))
+        rows = pa.table({"key": keys, "sha256": pa.array([one.digest() for one in digests], DIGEST)})
+        rows = pa.concat_tables([rows.slice(4), rows.slice(0, 4)])
+        assert fingerprint(rows) == hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    assert fingerprint(rows.slice(0, 0)) == hashlib.sha256(b"").hexdigest()
+
+
+def test_index_is_sorted_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "_INDEX_GROUP_ROWS", 2)
+    rows = [("b", 0, 0, True), ("c", 0, 1, False), ("a", 1, 0, False)]
+    table = pa.Table.from_pylist([dict(zip(INDEX.names, row, strict=True)) for row in rows], INDEX)
+    write_index(str(tmp_path), table.add_column(0, "hair_area", [[0.5] * 3]))
+    file = pq.ParquetFile(tmp_path / "index.parquet")
+    assert file.schema_arrow == INDEX and file.num_row_groups == 2
+    assert file.read().to_pylist() == [
+        {"key": "a", "shard": 1, "row": 0, "held_back": False},
+        {"key": "b", "shard": 0, "row": 0, "held_back": True},
+        {"key": "c", "shard": 0, "row": 1, "held_back": False},
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import subprocess
 import time
@@ -17,14 +18,14 @@ import pytest
 from test_parsing import color_parser
 
 from cluster import Cluster
-from scfegan_ray import faces, storage
+from scfegan_ray import faces, nodes, storage
 from scfegan_ray.config import Config, ParserConfig
 from scfegan_ray.data import prepare
 from scfegan_ray.data.codecs import encode_png
 from scfegan_ray.data.dataset import OTHER_FILES, DatasetInfo
 from scfegan_ray.data.plan import make_plan
 from scfegan_ray.data.rows import PreparedDataset
-from scfegan_ray.errors import ConfigError, DataError, StorageError
+from scfegan_ray.errors import ConfigError, DataError, ModelError, StorageError
 
 
 def content(uri: str) -> dict[str, bytes]:
@@ -212,6 +213,114 @@ def test_stage_names_what_ends_the_job(config: Config) -> None:
     [row] = prepare.make_shard(maker, block(plan.keys_of(0).to_pylist())).to_pylist()
     assert row["error"] == "StorageError"
     assert "cannot write /proc/nowhere/data/part-00003.parquet" in row["message"]
+
+
+def through_stages(maker: prepare.ShardMaker, keys: list[str]) -> dict[str, object]:
+    """Make a shard as three actors do, none of which has what another one loaded."""
+    first, second, third = (pickle.loads(pickle.dumps(maker)) for _ in range(3))
+    loaded = prepare.load_shard(first, block(keys))
+    detected = prepare.detect_edges(second, loaded)
+    assert (loaded.schema, detected.schema) == (prepare.LOADED, prepare.DETECTED)
+    made = prepare.finish_shard(third, detected)
+    assert made.schema == prepare.MADE
+    [row] = made.to_pylist()
+    return row
+
+
+@pytest.mark.parametrize("kind", ["embedded", "folder", "refused"])
+def test_three_stages_make_the_same_shard_as_one(config: Config, photographs: Path, tmp_path: Path, kind: str) -> None:
+    (photographs / "2.png").write_bytes(b"no")
+    twelve = faces.draw_face(0, 9, 48).image.astype(np.uint16) * 16
+    (photographs / "deep.png").write_bytes(cv2.imencode(".png", twelve)[1].tobytes())
+    if kind == "refused":
+        for path in photographs.iterdir():
+            path.write_bytes(b"no")
+    source = "embedded" if kind == "embedded" else str(photographs)
+    config = replace(config, data=replace(config.data, source=source, shard_images=12))
+    plan = make_plan(config)
+    keys = plan.keys_of(0).to_pylist()
+    assert len(keys) == (12 if kind == "embedded" else 7)
+    rows = []
+    for way, make in (("one", prepare.make_shard), ("three", None)):
+        maker = prepare.ShardMaker(config.data, plan.source, str(tmp_path / way), plan.settings)
+        rows.append(through_stages(maker, keys) if make is None else make(maker, block(keys)).to_pylist()[0])
+    assert all(row["error"] is None and row["began"] <= row["ended"] for row in rows)
+    assert [(row["prepared"], row["num_refused"]) for row in rows] == {
+        "embedded": [(12, 0)] * 2, "folder": [(6, 1)] * 2, "refused": [(0, 7)] * 2
+    }[kind]  # fmt: skip
+    one, three = (Path(tmp_path, way, "data", "part-00003.parquet").read_bytes() for way in ("one", "three"))
+    assert one == three
+
+
+def test_what_ends_a_stage_is_handed_on(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(config)
+    keys = plan.keys_of(0).to_pylist()
+    maker = prepare.ShardMaker(config.data, plan.source, "/proc/nowhere", plan.settings)
+    row = through_stages(maker, keys)
+    assert row["error"] == "StorageError" and "cannot write /proc/nowhere" in str(row["message"])
+
+    def fails(*_: object) -> None:
+        raise ModelError("no weights")
+
+    for name in ("detect", "load"):
+        monkeypatch.setattr(prepare.ShardMaker, name, fails)
+        row = through_stages(maker, keys)
+        assert (row["error"], row["message"]) == ("ModelError", "no weights")
+
+
+@pytest.mark.parametrize(
+    ("asked", "detector", "seen", "share", "said"),
+    [
+        (None, "hed", [], 0.0, "on CPUs: no node has a GPU"),
+        (None, "hed", [True, False], 0.0, "torch sees no GPU on 1 of the 2 nodes that have one"),
+        (None, "hed", [True, True], prepare.GPU_SHARE, "on the GPUs of 2 nodes, each by actors that take 0.5 of one"),
+        (None, "opencv", [True], 0.0, ""),
+        (0.25, "hed", [], 0.25, ""),
+        (0.0, "hed", [True], 0.0, ""),
+    ],
+)
+def test_where_edges_are_detected_is_said(
+    config: Config,
+    asked: float | None,
+    detector: str,
+    seen: list[bool],
+    share: float,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(nodes, "able", lambda needs: [str(at) for at in range(len(seen))])
+    monkeypatch.setattr(nodes, "ask", lambda question, them: seen)
+    sketch = replace(config.data.sketch, detector=detector)
+    with caplog.at_level("INFO", logger="scfegan_ray"):
+        assert prepare._choose_gpu_share(replace(config.data, gpus_per_actor=asked, sketch=sketch)) == share
+    assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
+def test_many_shards_come_in_few_blocks(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(replace(config, data=replace(config.data, num_embedded=22)))
+    assert plan.num_shards == 6 and plan.num_images([0, 5]) == 4 + 2
+    missing = [0, 2, 3, 4, 5]
+    for most, sizes in ((9, [1] * 5), (2, [3, 2])):
+        monkeypatch.setattr(prepare, "_MOST_BLOCKS", most)
+        blocks = list(prepare._blocks(plan, missing))
+        assert [table.num_rows for table in blocks] == sizes
+        shards = {row["shard"]: row["keys"] for table in blocks for row in table.to_pylist()}
+        assert list(shards) == missing
+        assert [shards[0][0], shards[2][0], shards[5][-1]] == [f"embedded/0/{at:07d}" for at in (0, 8, 21)]
+
+
+def test_index_says_where_each_row_is(config: Config, cluster: Cluster) -> None:
+    cluster.stop_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare(config)
+    cluster.stop_after = None
+    made = prepare.prepare(config)
+    index = pq.read_table(Path(made.uri, "index.parquet")).to_pylist()
+    assert [row["key"] for row in index] == [f"embedded/0/{at:07d}" for at in range(12)]
+    assert [(row["shard"], row["row"]) for row in index] == [divmod(at, 4) for at in range(12)]
+    assert [row["held_back"] for row in index] == [made.info.holds_back(row["key"]) for row in index]
+    assert sum(row["held_back"] for row in index) == made.info.num_test
 
 
 def test_ensure_prepared_checks_the_size(config: Config, cluster: Cluster) -> None:

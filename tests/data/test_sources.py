@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scfegan_ray.config import DataConfig
-from scfegan_ray.data import parsing, sources
+from scfegan_ray.data import parsing, sources, trees
 from scfegan_ray.errors import DataError
 
 
@@ -139,6 +139,25 @@ def test_official_layout(official: Path, kind: str) -> None:
     assert parsing.eye_positions(face.labels) == pytest.approx([17.5, 25.5, 41.5, 25.5], abs=0.6)
     other = source.load("CelebA-HQ-img/2007.jpg", 64, 64)
     assert other.labels is not None and (other.labels == parsing.LABELS.index("skin")).all()
+
+
+def test_what_is_read_ahead_is_what_is_loaded(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, listing = open_at(official)
+    announced: list[str] = []
+    loaded: list[str] = []
+    read = trees.Folder.read
+
+    def spy(tree: trees.Folder, name: str) -> bytes:
+        loaded.append(name)
+        return read(tree, name)
+
+    monkeypatch.setattr(trees.Folder, "read_ahead", lambda tree, names: announced.extend(names))
+    monkeypatch.setattr(trees.Folder, "read", spy)
+    keys = [key for key in listing.keys.to_pylist() if not key.endswith("/8.jpg")]
+    source.read_ahead(keys)
+    for key in keys:
+        source.load(key, 32, 32)
+    assert announced == loaded and len(loaded) == 1 + 1 + 4 + 1
 
 
 def test_photograph_without_labels_is_refused(official: Path) -> None:

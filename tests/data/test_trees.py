@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
 import tempfile
+import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,3 +173,73 @@ def test_no_archive(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(b"<html>sign in first</html>")
     with pytest.raises(DataError, match=r"x\.zip is no readable zip archive, copy it again: "):
         trees.ZipArchive(str(tmp_path / "x.zip")).files(never)
+
+
+class Slow:
+    """Reads files that take a while, and notes how many it reads at a time."""
+
+    def __init__(self, folder: trees.Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        self.at_once = self.most_at_once = 0
+        self.broken: set[str] = set()
+        lock, plain = threading.Lock(), storage.read_bytes
+
+        def read_bytes(uri: str, *, limit: int | None = None) -> bytes:
+            name = uri.rpartition("/")[2]
+            with lock:
+                self.names.append(name)
+                self.at_once += 1
+                self.most_at_once = max(self.most_at_once, self.at_once)
+            time.sleep(0.01)
+            with lock:
+                self.at_once -= 1
+                if name in self.broken:
+                    self.broken.remove(name)
+                    raise StorageError(f"cannot read {uri}: the server is away") from TimeoutError(errno.ETIMEDOUT, "")
+            return plain(uri, limit=limit)
+
+        monkeypatch.setattr(storage, "read_bytes", read_bytes)
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> trees.Folder:
+    for number in range(60):
+        (tmp_path / f"{number:02d}").write_bytes(bytes([number]))
+    return trees.Folder(str(tmp_path))
+
+
+def test_files_are_read_ahead_but_not_all_at_once(many: trees.Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow(many, monkeypatch)
+    names = [f"{number:02d}" for number in range(60)]
+    many.read_ahead(names)
+    for number, name in enumerate(names):
+        assert many.read(name) == bytes([number])
+        assert len(slow.names) <= number + 1 + trees.READ_AHEAD_FILES
+    assert sorted(slow.names) == names, "each is read once"
+    assert 1 < slow.most_at_once <= trees.READ_AHEAD_FILES
+    assert many.read("07") == bytes([7]), "what nobody announced is read when it is asked for"
+
+
+def test_what_is_passed_over_makes_room(many: trees.Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow(many, monkeypatch)
+    many.read_ahead(f"{number:02d}" for number in range(60))
+    assert many.read("10") == bytes([10])
+    assert many.read("11") == bytes([11])
+    many.read_ahead(["40", "41"])
+    assert many.read("41") == bytes([41])
+    assert slow.names.count("41") == 1
+
+
+def test_trouble_belongs_to_the_file_that_has_it(many: trees.Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow(many, monkeypatch)
+    slow.broken = {"03", "05"}
+    many.read_ahead(["01", "gone", "03", "04", "05"])
+    assert many.read("01") == bytes([1])
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        many.read("gone")
+    assert many.read("03") == bytes([3]), "what storage did not give ahead of time is read again"
+    assert many.read("04") == bytes([4])
+    time.sleep(0.1)
+    slow.broken = {"05"}
+    with pytest.raises(StorageError, match="the server is away"):
+        many.read("05")
