@@ -186,8 +186,9 @@ class DataConfig:
     shard_images: int = 64
     """Images per Parquet file; an interrupted preparation does at most this many per worker again."""
     gpus_per_actor: float | None = None
-    """Share of a GPU that each preparing actor takes for the edge detector, beside one CPU core: 0.25 puts four on one
-    GPU, and none on nodes without. Default: none, so that every core of every node prepares."""
+    """Share of a GPU that each actor takes which detects edges: 0.5 puts two on a GPU, and as many on each GPU that
+    joins later; all cores of all nodes do the rest. 0: cores do all of it. Default: 0.5 where HED detects and each node
+    that has GPUs sees them when the preparation starts, else 0; the log says which, and why."""
     feed: Literal["auto", "local", "ray"] = "auto"
     """Where training examples are made. local: by processes beside each worker, from this machine's copy of the
     dataset, or, with `train.window_images`, of the shards that it is about to need; ray: by Ray Data, on whatever CPUs

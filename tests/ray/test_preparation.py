@@ -19,8 +19,11 @@ import pytest
 from running import result_of, run, run_code, start, terminate_group
 
 from scfegan_ray import faces, storage
+from scfegan_ray.config import Config, DataConfig, ModelConfig, SketchConfig
 from scfegan_ray.data.codecs import encode_png
 from scfegan_ray.data.dataset import OTHER_FILES
+from scfegan_ray.data.plan import make_plan, settle
+from scfegan_ray.data.prepare import ShardMaker
 from scfegan_ray.data.rows import PreparedDataset
 
 pytestmark = pytest.mark.ray
@@ -227,45 +230,83 @@ def test_benchmark_prints_every_stage(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["cache"], "a benchmark keeps nothing"
 
 
-_ON_TWO_NODES = """
-import ray, ray.data
+_ON_NODES = """
+import os, pathlib, threading, time
+import ray
 from ray.cluster_utils import Cluster
 from scfegan_ray.config import Config, DataConfig, ModelConfig, SketchConfig
 from scfegan_ray.data import prepare
+place = pathlib.Path({folder!r})
+def told(stage):
+    class Told(getattr(prepare, stage)):
+        def __call__(self, block):
+            node = ray.get_runtime_context().get_node_id()
+            (place / f"{{stage}} {{node}} {{self._device.type}} {{os.getpid()}}").touch()
+            late = place / "late"
+            if stage == {slow!r} and not (late.exists() and list(place.glob(f"{{stage}} {{late.read_text()}} *"))):
+                time.sleep(1)
+            return super().__call__(block)
+    return Told
+for stage in ("_MakeShard", "_LoadShard", "_DetectEdges", "_FinishShard"):
+    setattr(prepare, stage, told(stage))
 cluster = Cluster()
-cluster.add_node(num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=10**8)
+cluster.add_node(num_cpus=1, num_gpus=1, include_dashboard=False, object_store_memory=10**8)
 cluster.add_node(num_cpus=2, object_store_memory=10**8)
 ray.init(address=cluster.address)
-class Told(prepare._MakeShard):
-    def __call__(self, block):
-        import os, pathlib, time
-        node = ray.get_runtime_context().get_node_id()
-        pathlib.Path({folder!r}, f"{{node}} {{self._device.type}} {{os.getpid()}}").touch()
-        time.sleep(1)
-        return super().__call__(block)
-prepare._MakeShard = Told
-data = DataConfig(size_px=32, num_embedded=12, shard_images=1, sketch=SketchConfig(detector="opencv"), {share})
-made = prepare.prepare(Config(model=ModelConfig(num_downsamples=2), data=data))
-print(made.info.num_images)
-gpu_nodes = [n["NodeID"] for n in ray.nodes() if n["Resources"].get("GPU")]
-print(*gpu_nodes, flush=True)
+data = DataConfig(
+    size_px=32, num_embedded=60, shard_images=1, sketch=SketchConfig(detector="opencv"), prepared={made!r}, {share}
+)
+made = []
+work = threading.Thread(
+    target=lambda: made.append(prepare.prepare(Config(model=ModelConfig(num_downsamples=2), data=data)))
+)
+work.start()
+while work.is_alive() and not list(place.glob("{slow} *")):
+    time.sleep(0.1)
+if {late}:
+    (place / "late").write_text(cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=10**8).node_id)
+work.join()
+print(made[0].info.num_images)
+print(*[n["NodeID"] for n in ray.nodes() if n["Resources"].get("GPU")])
+print(*[n["NodeID"] for n in ray.nodes() if not n["Resources"].get("GPU")], flush=True)
 ray.shutdown()
 cluster.shutdown()
 """
 
 
-@pytest.mark.parametrize(
-    ("share", "on_gpu_node", "on_other_node"), [("", {"cpu"}, {"cpu"}), ("gpus_per_actor=0.5", {"cuda"}, set())]
-)
-def test_device_is_what_ray_assigned(
-    share: str, on_gpu_node: set[str], on_other_node: set[str], tmp_path: Path
-) -> None:
+def stages_seen(tmp_path: Path, share: str, slow: str, late: bool) -> tuple[list[list[str]], set[str], set[str]]:
+    """Prepare on a node with a GPU and one without; return (stage, node, device, process) each, and the nodes."""
     (tmp_path / "seen").mkdir()
-    code = _ON_TWO_NODES.format(folder=str(tmp_path / "seen"), share=share)
+    names = {"folder": str(tmp_path / "seen"), "made": str(tmp_path / "made")}
+    code = _ON_NODES.format(**names, share=share, slow=slow, late=late)
     environment = {"RAY_TMPDIR": f"/tmp/scfegan-{os.getuid()}", "RAY_AUTH_MODE": "disabled"}
-    num_images, gpu_node = run_code(code, tmp_path, environment).splitlines()[-2:]
-    assert num_images == "12"
-    seen = [path.name.split() for path in (tmp_path / "seen").iterdir()]
-    assert {device for node, device, _ in seen if node == gpu_node} == on_gpu_node
-    assert {device for node, device, _ in seen if node != gpu_node} == on_other_node
-    assert len({process for node, device, process in seen if device == "cuda"}) <= 2
+    num_images, with_gpu, without = run_code(code, tmp_path, environment, 300.0).splitlines()[-3:]
+    assert num_images == "60"
+    seen = [path.name.split() for path in (tmp_path / "seen").iterdir() if path.name != "late"]
+    return seen, set(with_gpu.split()), set(without.split())
+
+
+def test_every_node_makes_shards_where_no_gpu_is_used(tmp_path: Path) -> None:
+    seen, with_gpu, without = stages_seen(tmp_path, "", "_MakeShard", late=False)
+    assert {(stage, device) for stage, _, device, _ in seen} == {("_MakeShard", "cpu")}
+    assert {node for _, node, _, _ in seen} == with_gpu | without
+
+
+def test_gpus_detect_edges_and_every_core_does_the_rest(tmp_path: Path) -> None:
+    seen, with_gpu, without = stages_seen(tmp_path, "gpus_per_actor=0.5", "_DetectEdges", late=True)
+    nodes = {
+        at: {node for stage, node, _, _ in seen if stage == at} for at in ("_LoadShard", "_DetectEdges", "_FinishShard")
+    }
+    assert nodes["_DetectEdges"] == with_gpu and len(with_gpu) == 2, "the GPU that came late, too"
+    assert without <= nodes["_LoadShard"] and without <= nodes["_FinishShard"]
+    devices = {(stage, device) for stage, _, device, _ in seen}
+    assert devices == {("_LoadShard", "cpu"), ("_DetectEdges", "cuda"), ("_FinishShard", "cpu")}
+    assert len({process for stage, _, _, process in seen if stage == "_DetectEdges"}) <= 4, "two on each GPU"
+
+    data = DataConfig(size_px=32, num_embedded=60, shard_images=1, sketch=SketchConfig(detector="opencv"))
+    plan = make_plan(Config(model=ModelConfig(num_downsamples=2), data=data))
+    maker = ShardMaker(settle(data, "", None), plan.source, str(tmp_path / "one"), plan.settings)
+    for number in range(plan.num_shards):
+        maker.make(number, plan.keys_of(number).to_pylist())
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "one" / "data").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "made" / "data").iterdir()} == expected
