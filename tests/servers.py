@@ -29,6 +29,15 @@ def free_port() -> int:
     return port
 
 
+def answers(url: str) -> bool:
+    """Return whether a server answers a request as it should."""
+    try:
+        urllib.request.urlopen(url, timeout=5).close()
+    except (urllib.error.URLError, OSError):
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def postgresql(folder: Path) -> Iterator[str]:
     """Run a PostgreSQL server on loopback; give the URI of its database as SQLAlchemy wants it."""
@@ -91,13 +100,11 @@ class Mlflow:
             )
         end = time.monotonic() + _PATIENCE_SECONDS
         while True:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+            if answers(f"{self.uri}/health"):
                 return
-            except (urllib.error.URLError, OSError):
-                if self._process.poll() is not None or time.monotonic() > end:
-                    raise RuntimeError(f"MLflow does not start: {self._log.read_text()[-2000:]}") from None
-                time.sleep(0.3)
+            if self._process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"MLflow does not start: {self._log.read_text()[-2000:]}")
+            time.sleep(0.3)
 
     def stop(self) -> None:
         """Kill it with all its processes."""
