@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Stops the Ray of this machine once its head has not answered for half a minute: stop_without_head.sh ADDRESS PORT
 #
-# `ray down` of cluster/onprem.yaml stops the head alone. A worker's Ray then takes a minute or two to give up, and leaves
-# its log monitor behind for good.
+# `ray down` of cluster/onprem.yaml stops the head alone. A worker's Ray then takes a minute or two to give up, and
+# leaves its log monitor behind for good.
 set -u
 
 missed=0
