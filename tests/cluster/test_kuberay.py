@@ -132,7 +132,7 @@ def test_it_has_the_gpus_that_the_job_wants() -> None:
     assert first["resources"] == container["resources"]
     gpus = int(container["resources"]["limits"]["nvidia.com/gpu"])
     python, program, *arguments = shlex.split(job["entrypoint"])
-    assert (python, program) == ("python", "jobs/train.py")
+    assert (python, program) == ("python", "/home/ray/scfegan_ray/jobs/train.py")
     config = cli.parse("", cli.Arguments, arguments).config
     assert config.train.use_gpu and config.train.wait_for_nodes
     assert config.train.num_workers == group["maxReplicas"] * gpus

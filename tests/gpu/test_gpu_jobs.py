@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from running import TINY_ARGUMENTS, descendants, kill, positions, result_of, run, start, wait_for
+from running import ROOT, TINY_ARGUMENTS, descendants, kill, positions, result_of, run, run_code, start, wait_for
 
 from scfegan_ray import faces
 from scfegan_ray.data.rows import PreparedDataset
@@ -93,3 +93,9 @@ def test_edges_found_on_the_gpu_are_the_cpus(tmp_path: Path) -> None:
         sketches.append(np.stack([dataset.row(at)["sketch"] for at in range(dataset.info.num_train)]))
     assert sketches[0].any()
     assert (sketches[0] != sketches[1]).mean() < 0.002
+
+
+def test_driver_sits_on_no_gpu(tmp_path: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from jobs import train; import torch; "
+    code += f"assert train.main({[*ON_GPU, '--run-name', 'driver']!r}) == 0; print(torch.cuda.is_initialized())"
+    assert run_code(code, tmp_path, seconds=300).splitlines()[-1] == "False"
