@@ -127,8 +127,9 @@ def test_machines_are_brought_up_train_and_are_left_clean(tmp_path: Path) -> Non
         ray("get-auth-token", "--generate", log="token")
         with mlflow_server(machines, tmp_path / "mlflow.log"):
             ray("up", "-y", "--no-config-cache", file, log="up", seconds=240)
-            all_there = f" {len(ADDRESSES)} local.cluster.node"
-            wait_until(lambda: all_there in ray("exec", file, "ray status", log="status"), 120)
+            all_there, status = f" {len(ADDRESSES)} local.cluster.node", "sleep 3; ray status"
+            wait_until(lambda: all_there in machines.ssh(ADDRESSES[0], status).stdout, 180)
+            assert all_there in ray("exec", file, "ray status", log="status")
 
             # Wide enough that no machine holds two of the three workers.
             workers = ("--train.num-workers", "3", "--train.cpus-per-worker", str(0.6 * (os.cpu_count() or 1)))
@@ -140,6 +141,7 @@ def test_machines_are_brought_up_train_and_are_left_clean(tmp_path: Path) -> Non
                 said = ray(*submit, "--", *job, "--run-name", "first", log="job", seconds=400)
                 [line] = [line for line in said.splitlines() if line.startswith('{"run_name"')]
                 result = json.loads(line)
+                assert said.count("train 16/16 images") == 1, "one rank tells, wherever it is"
                 assert result["images_seen"] == 16
                 assert result["model_uri"] == "models:/scfegan-generator/1"
                 assert Path(result["checkpoint"]).is_relative_to(machines.shared)

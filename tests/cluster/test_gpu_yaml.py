@@ -8,7 +8,6 @@ import shlex
 import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +15,9 @@ import torch
 import yaml
 from ray.autoscaler._private.aws.config import _check_ami
 from ray.autoscaler._private.util import prepare_config, validate_config
+from running import ROOT
 
-FILE = Path(__file__).parent.parent / "cluster" / "gpu.yaml"
+FILE = ROOT / "cluster" / "gpu.yaml"
 
 
 @pytest.fixture
@@ -44,6 +44,15 @@ def test_head_has_no_work_and_both_kinds_of_workers_can_grow(cluster: dict[str, 
     assert types["gpu_worker"]["resources"]["GPU"] > 0
     assert types["cpu_worker"]["resources"]["GPU"] == 0
     assert sum(t.get("max_workers", 0) for t in types.values()) <= cluster["max_workers"]
+
+
+def test_object_stores_have_room(cluster: dict[str, Any]) -> None:
+    sizes = [
+        int(re.findall(r"--object-store-memory=(\d+)", cluster[f"{kind}_start_ray_commands"][-1])[0])
+        for kind in ("head", "worker")
+    ]
+    [shared] = [int(option[11:-1]) for option in cluster["docker"]["run_options"] if option.startswith("--shm-size=")]
+    assert all(size < 0.95 * shared * 1024**3 for size in sizes), "Ray takes no more of /dev/shm"
 
 
 def test_nothing_is_open_to_the_world(cluster: dict[str, Any]) -> None:
@@ -92,7 +101,7 @@ def test_gpu_node_without_a_gpu_fails_in_its_set_up(cluster: dict[str, Any]) -> 
 
 
 def test_a_job_that_is_stopped_has_time_for_its_checkpoint(cluster: dict[str, Any]) -> None:
-    readme = (FILE.parent.parent / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
     [setting] = re.findall(r"RAY_JOB_STOP_WAIT_TIME_S=\d+", cluster["head_start_ray_commands"][-1])
     assert int(setting.partition("=")[2]) >= 300
     assert setting in readme.partition("ray start --head")[0]
