@@ -111,6 +111,7 @@ def answers(machines: Hosts, url: str) -> bool:
 
 @pytest.mark.ray
 @pytest.mark.cluster
+@pytest.mark.timeout(1200)
 def test_machines_are_brought_up_train_and_are_left_clean(tmp_path: Path) -> None:
     with hosts(tmp_path) as machines:
         file = str(filled_in(machines))
@@ -126,7 +127,7 @@ def test_machines_are_brought_up_train_and_are_left_clean(tmp_path: Path) -> Non
 
         ray("get-auth-token", "--generate", log="token")
         with mlflow_server(machines, tmp_path / "mlflow.log"):
-            ray("up", "-y", "--no-config-cache", file, log="up", seconds=240)
+            ray("up", "-y", "--no-config-cache", file, log="up", seconds=400)
             all_there, status = f" {len(ADDRESSES)} local.cluster.node", "sleep 3; ray status"
             wait_until(lambda: all_there in machines.ssh(ADDRESSES[0], status).stdout, 180)
             assert all_there in ray("exec", file, "ray status", log="status")
