@@ -7,12 +7,14 @@ import json
 import os
 import site
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hosts import ADDRESSES, CLIENT, Hosts, hosts
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -40,10 +42,34 @@ def test_every_machine_is_named_where_its_address_is_wanted() -> None:
 
 def test_it_is_closed_to_strangers_and_stops_jobs_patiently() -> None:
     values: dict[str, Any] = yaml.safe_load(FILE.read_text())
-    head, worker = values["head_start_ray_commands"][-1], values["worker_start_ray_commands"][-1]
+    starts = [
+        [one for one in values[f"{kind}_start_ray_commands"] if "ray start" in one] for kind in ("head", "worker")
+    ]
+    [head], [worker] = starts
     assert "RAY_AUTH_MODE=token" in head and "RAY_AUTH_MODE=token" in worker
     assert "--dashboard-host=127.0.0.1" in head
     assert "RAY_JOB_STOP_WAIT_TIME_S=600" in head
+
+
+def test_machine_whose_gpu_torch_cannot_use_fails_in_its_set_up(tmp_path: Path) -> None:
+    python = tmp_path / "scfegan_ray.venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    command = yaml.safe_load(FILE.read_text())["setup_commands"][-1]
+    environment = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+
+    def set_up() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+
+    assert set_up().returncode == 0, "a machine without GPUs is as good"
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200'\n")
+    driver.chmod(0o755)
+    done = set_up()
+    assert (done.returncode == 0) == torch.cuda.is_available()
+    if done.returncode:
+        assert "sees no GPU: check the driver" in done.stderr.splitlines()[-1]
 
 
 def filled_in(machines: Hosts) -> Path:
