@@ -13,6 +13,7 @@ from tiny import DATASET
 
 from scfegan_ray.data.codecs import encode_png
 from scfegan_ray.data.dataset import SCHEMA
+from scfegan_ray.data.rows import PreparedDataset
 
 NUM, SIZE = 20, 32
 
@@ -51,3 +52,7 @@ def write_dataset(root: Path, *, num_images: int = NUM, fingerprint: str = "abc"
     )
     (root / "dataset.json").write_bytes(info.to_json())
     return str(root)
+
+
+def keys_of(dataset: PreparedDataset) -> list[str]:
+    return [dataset.key(at) for at in range(len(dataset))]

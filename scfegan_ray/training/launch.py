@@ -478,10 +478,9 @@ def _open_run(
     """Return what `run.json` knows of a run: written when it starts, so that a resume goes on with the same."""
     record = storage.join(place, _RECORD)
     if storage.exists(record):
-        known = read_record(place)
+        known = {"window_images": 0} | read_record(place)  # of a version that knew no windows
         _check_same(config, known, dataset)
         said = tracking.resume_run(config, known["run_id"])
-        known.setdefault("window_images", 0)  # of a version that knew no windows
         if "precision" not in known:
             # Of version 0.1.0, whose workers settled `auto` for themselves, and said so in a tag.
             started = known["config"]["train"]["precision"]

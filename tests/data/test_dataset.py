@@ -21,7 +21,7 @@ from scfegan_ray import cache, storage
 from scfegan_ray.data import dataset
 from scfegan_ray.data.dataset import (
     DIGEST,
-    INDEX,
+    INDEX_SCHEMA,
     NUMBERED_PEOPLE,
     SCHEMA,
     DatasetInfo,
@@ -245,12 +245,12 @@ def test_fingerprint_is_that_of_sorted_lines(lines_at_a_time: int, monkeypatch: 
 
 
 def test_index_is_sorted_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "_INDEX_GROUP_ROWS", 2)
+    monkeypatch.setattr(dataset, "_INDEX_ROWS", 2)
     rows = [("b", 0, 0, True), ("c", 0, 1, False), ("a", 1, 0, False)]
-    table = pa.Table.from_pylist([dict(zip(INDEX.names, row, strict=True)) for row in rows], INDEX)
+    table = pa.Table.from_pylist([dict(zip(INDEX_SCHEMA.names, row, strict=True)) for row in rows], INDEX_SCHEMA)
     write_index(str(tmp_path), table.add_column(0, "hair_area", [[0.5] * 3]))
     file = pq.ParquetFile(tmp_path / "index.parquet")
-    assert file.schema_arrow == INDEX and file.num_row_groups == 2
+    assert file.schema_arrow == INDEX_SCHEMA and file.num_row_groups == 2
     assert file.read().to_pylist() == [
         {"key": "a", "shard": 1, "row": 0, "held_back": False},
         {"key": "b", "shard": 0, "row": 0, "held_back": True},

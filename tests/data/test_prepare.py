@@ -38,7 +38,7 @@ def test_dataset_holds_every_image_once(config: Config, cluster: Cluster) -> Non
     made = prepare.prepare(config, session=cluster.session)
     assert cluster.made == [0, 1, 2]
     dataset = PreparedDataset.open(made.uri)
-    assert dataset.keys == [f"embedded/0/{at:07d}" for at in range(12)]
+    assert keys_of(dataset) == [f"embedded/0/{at:07d}" for at in range(12)]
     info = dataset.info
     assert info == made.info
     assert (info.num_images, info.num_rejected, info.num_shards) == (12, 0, 3)
@@ -379,7 +379,7 @@ def test_everything_in_an_object_store(
     if kind != "parquet":
         assert prepare.prepare(local).info.fingerprint == made.info.fingerprint
     dataset = PreparedDataset.open(made.uri)
-    assert len(dataset.keys) == 5 and dataset.row(0)["image"].shape == (32, 32, 3)
+    assert len(dataset) == 5 and dataset.row(0)["image"].shape == (32, 32, 3)
     assert prepare.prepare(config).info == made.info
 
 

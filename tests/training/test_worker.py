@@ -21,6 +21,7 @@ def run(config: Config, dataset: str, folder: Path, run_id: str | None) -> Outco
     settings = {
         "config": config.to_dict(),
         "dataset": dataset,
+        "feed": "local",
         "checkpoints": str(folder / "checkpoints"),
         "tracking_uri": f"sqlite:///{folder}/mlflow.db",
         "run_id": run_id,
