@@ -146,7 +146,7 @@ def debian() -> Iterator[Debian]:
 
 @pytest.mark.cluster
 @pytest.mark.network
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3000)
 def test_its_lines_run_in_a_bare_debian(debian: Debian) -> None:
     for kind, rest in instructions():
         if kind == "RUN":
