@@ -197,8 +197,10 @@ def _make(config: Config, plan: Plan, session: Callable[[], contextlib.AbstractC
             logger.info("going on with the %d of %d shards that are there", len(there.numbers), plan.num_shards)
         with session():
             if share := config.data.gpus_per_actor:
-                cure = "give no --data.gpus-per-actor"
-                nodes.require({"GPU": share}, "an actor needs", cure, may_wait=config.train.wait_for_nodes)
+                cure = "give --data.gpus-per-actor 0, or none"
+                nodes.require(
+                    {"GPU": share}, "an actor that detects edges needs", cure, may_wait=config.train.wait_for_nodes
+                )
             busy_seconds, num_made = _run(plan, settled, missing)
         there = _patiently(config, functools.partial(read_planned, plan, missing, there))
         settled = settle(config.data, plan.uri, there.settled)

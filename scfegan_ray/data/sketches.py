@@ -258,7 +258,7 @@ def make_detector(config: SketchConfig, device: torch.device | None = None) -> E
     if settled.detector == "opencv":
         return OpenCvDetector()
     device = device or torch.device("cpu")
-    check_available(device, "give no --data.gpus-per-actor")
+    check_available(device, "give --data.gpus-per-actor 0")
     try:
         arrays = hed_arrays()
     except ModelError as error:

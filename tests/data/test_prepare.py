@@ -64,7 +64,8 @@ def test_gpus_that_the_cluster_lacks_are_not_waited_for(
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
     on_gpus = replace(config, data=replace(config.data, gpus_per_actor=0.5))
     with pytest.raises(
-        ConfigError, match=r"an actor needs 0\.5 GPU, the cluster has 0; give no --data\.gpus-per-actor"
+        ConfigError,
+        match=r"an actor that detects edges needs 0\.5 GPU, the cluster has 0; give --data\.gpus-per-actor 0",
     ):
         prepare.prepare(on_gpus, session=cluster.session)
     assert cluster.made == []

@@ -332,7 +332,7 @@ def test_hed_computes_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     make_detector(config, torch.device("cuda:1"))
     assert made == [(torch.bfloat16, torch.device("cpu")), (torch.bfloat16, torch.device("cuda:1"))]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"torch \S+ sees no GPU on .*, or give no --data\.gpus-per-actor"):
+    with pytest.raises(ConfigError, match=r"torch \S+ sees no GPU on .*, or give --data\.gpus-per-actor 0"):
         make_detector(config, torch.device("cuda:0"))
 
 
