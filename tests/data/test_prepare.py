@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prepared_set import keys_of
 from test_parsing import color_parser
 
 from cluster import Cluster
