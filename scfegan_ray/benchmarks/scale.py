@@ -77,11 +77,11 @@ def run(config: Config, *, session: Callable[[], contextlib.AbstractContextManag
                     found["prepare"][nodes].append(made.num_made / made.busy_seconds)
                     with_data = _placed(config, made.uri)
                     dataset = PreparedDataset.open(made.uri)
-                    found["feed"][nodes].append(_fed_by_ray(with_data, dataset, number))
+                    found["feed"][nodes].append(_fed_by_ray(with_data, dataset))
                     if number == 1:
                         found["feed"]["plain"].append(_fed_by_a_process(with_data, dataset, cores[0]))
                     wanted = _EATEN * found["feed"]["one_node"][-1]
-                    found["eater"][nodes].append(_waited(with_data, dataset, number, wanted))
+                    found["eater"][nodes].append(_waited(with_data, dataset, wanted))
                     found["train"][nodes].append(_trained(with_data, number, f"{turn}-{number}"))
             found["train"]["plain"].append(_updates(with_data, cores[0]))
     result: dict[str, Any] = {
@@ -140,9 +140,11 @@ def _nodes(cores: list[int], session: Callable[[], contextlib.AbstractContextMan
 
 
 @contextlib.contextmanager
-def _by_ray(config: Config, dataset: PreparedDataset, num_nodes: int) -> Iterator[Feed]:
+def _by_ray(config: Config, dataset: PreparedDataset) -> Iterator[Feed]:
     made = TrainingExamples(dataset, config.masks, config.seed)
-    pool = functools.partial(RayPool, made.said(), batch_size=config.train.batch_size, budget=Budget(num_nodes, 1.0))
+    pool = functools.partial(
+        RayPool, made.said(), batch_size=config.train.batch_size, budget=Budget(num_workers=1, cpus_per_worker=0)
+    )
     with contextlib.closing(_feed(config, made, make_pool=pool)) as feed:
         yield feed
 
@@ -152,8 +154,8 @@ def _feed(config: Config, made: TrainingExamples, **how: Any) -> Feed:
     return Feed(made, batch_size=config.train.batch_size, rank=0, num_workers=1, device=torch.device("cpu"), **settings)
 
 
-def _fed_by_ray(config: Config, dataset: PreparedDataset, num_nodes: int) -> float:
-    with _by_ray(config, dataset, num_nodes) as feed:
+def _fed_by_ray(config: Config, dataset: PreparedDataset) -> float:
+    with _by_ray(config, dataset) as feed:
         return _rate(feed, config.train.batch_size)
 
 
@@ -178,10 +180,10 @@ def _rate(feed: Feed, batch_size: int) -> float:
     return done / (time.perf_counter() - began)
 
 
-def _waited(config: Config, dataset: PreparedDataset, num_nodes: int, wanted: float) -> float:
+def _waited(config: Config, dataset: PreparedDataset, wanted: float) -> float:
     """Return which share of its time a trainer waits for batches who would take so many images per second."""
     pause, waited = config.train.batch_size / wanted, 0.0
-    with _by_ray(config, dataset, num_nodes) as feed:
+    with _by_ray(config, dataset) as feed:
         batches = feed.batches(0)
         for _ in range(_SETTLING_BATCHES):
             next(batches)

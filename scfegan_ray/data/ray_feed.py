@@ -25,6 +25,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import queue
 import threading
 import traceback
@@ -49,7 +50,10 @@ from scfegan_ray import errors, nodes
 from scfegan_ray.data.examples import TrainingExamples
 from scfegan_ray.data.feed_pool import NUM_SLOTS
 from scfegan_ray.data.feed_process import Layout
-from scfegan_ray.errors import FeedError, ScFeganError
+from scfegan_ray.errors import ConfigError, FeedError, ScFeganError
+
+FEWEST_CPUS = 0.1
+"""For each rank, if no more are left."""
 
 _TERM_BLOCKS = 256
 _BLOCK_IMAGES = 16
@@ -60,17 +64,41 @@ _SPARE = 4
 """Blocks for which Ray Data is given memory, besides three for each that is made at once."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """What the feed of one rank may take of the cluster.
+    """What the feed of one rank may take, so that ranks, feeds and trials fit the cluster that is there.
 
     Attributes:
-        at_once: blocks that are made at the same time.
-        cpus: that Ray reserves for each.
+        num_workers: ranks.
+        cpus_per_worker: that Ray reserves for each.
+        num_trials: trainings that share the cluster evenly.
+        fewest: blocks that are made at the same time even where no CPU is left, for the cluster is said to grow.
     """
 
-    at_once: int
-    cpus: float
+    num_workers: int
+    cpus_per_worker: float
+    num_trials: int = 1
+    fewest: int = 0
+
+    def now(self) -> tuple[int, float]:
+        """Return how many blocks may be made at the same time by now, and the CPUs that Ray reserves for each.
+
+        Raises:
+            ConfigError: none.
+        """
+        there = ray.cluster_resources().get("CPU", 0.0)
+        left = there / self.num_trials / self.num_workers - self.cpus_per_worker
+        if left >= 1:
+            return int(left), 1.0
+        if left >= FEWEST_CPUS:
+            return 1, math.floor(left * 100) / 100
+        if self.fewest:
+            return self.fewest, 1.0  # Ray Data asks the cluster to grow
+        raise ConfigError(
+            f"--data.feed ray finds no CPUs: the cluster has {there:g}, {self.num_workers} workers take "
+            f"{self.num_workers * self.cpus_per_worker:g}; lower --train.cpus-per-worker or --train.num-workers, or "
+            "give --data.feed local"
+        )
 
 
 class RayPool:
@@ -183,12 +211,9 @@ class _Source:
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
         self._block_batches = max(1, _BLOCK_IMAGES // work[1])
-        num_bytes *= self._block_batches
-        context.execution_options.resource_limits = ExecutionResources.for_limits(
-            cpu=budget.at_once * budget.cpus, object_store_memory=(3 * budget.at_once + _SPARE) * num_bytes
-        )
+        self._block_bytes = num_bytes * self._block_batches
         # By which Ray Data estimates what it does not know yet; and a block is never cut.
-        context.target_max_block_size = 2 * num_bytes
+        context.target_max_block_size = 2 * self._block_bytes
         self._work, self._reseeded_at, self._budget = work, reseeded_at, budget
         self._positions = itertools.count(first, batch_size)
         self._brought: queue.Queue[Any] = queue.Queue(_BROUGHT)
@@ -222,7 +247,11 @@ class _Source:
                 term = following.result()
 
     def _begin(self) -> Iterator[Any]:
-        """Begin to make a term's blocks; return references to them."""
+        """Begin to make a term's blocks, with what the cluster has by now; return references to them."""
+        at_once, cpus = self._budget.now()
+        DataContext.get_current().execution_options.resource_limits = ExecutionResources.for_limits(
+            cpu=at_once * cpus, object_store_memory=(3 * at_once + _SPARE) * self._block_bytes
+        )
         positions = [
             pa.table({"first": list(itertools.islice(self._positions, self._block_batches))})
             for _ in range(_TERM_BLOCKS)
@@ -232,8 +261,8 @@ class _Source:
             fn_args=[*self._work, self._reseeded_at],
             batch_size=None,
             batch_format="pyarrow",
-            compute=TaskPoolStrategy(self._budget.at_once),
-            num_cpus=self._budget.cpus,
+            compute=TaskPoolStrategy(at_once),
+            num_cpus=cpus,
         )
         bundles = made.iter_internal_ref_bundles()
         first = next(bundles)  # which makes it begin

@@ -13,12 +13,7 @@ import ray
 from scfegan_ray import cache, nodes
 from scfegan_ray.config import Config
 from scfegan_ray.data.dataset import DatasetInfo
-from scfegan_ray.data.ray_feed import Budget
-from scfegan_ray.errors import ConfigError
-
-_FEWEST_CPUS = 0.1
-"""That a feed by Ray Data takes for each worker, if no more are left."""
-_CURE = "lower --train.cpus-per-worker or --train.num-workers, or give --data.feed local"
+from scfegan_ray.data.ray_feed import FEWEST_CPUS, Budget
 
 
 def choose(config: Config, dataset: DatasetInfo, window_images: int) -> tuple[Literal["local", "ray"], str]:
@@ -62,12 +57,12 @@ def local_bytes(dataset: DatasetInfo, window_images: int) -> int:
 
 def fewest_cpus(config: Config, num_workers: int) -> float:
     """Return how many CPUs some workers of a run take, and their feed at least."""
-    feed = _FEWEST_CPUS if config.data.feed == "ray" else 0.0
+    feed = FEWEST_CPUS if config.data.feed == "ray" else 0.0
     return num_workers * (config.train.cpus_per_worker + feed)
 
 
 def budget(config: Config, num_workers: int) -> Budget:
-    """Return what the feed of each worker may take, so that workers, feeds and trials fit the cluster that is there.
+    """Return what the feed of each worker may take.
 
     Args:
         config: of the run.
@@ -76,19 +71,14 @@ def budget(config: Config, num_workers: int) -> Budget:
     Raises:
         ConfigError: the workers leave nothing.
     """
-    there = ray.cluster_resources().get("CPU", 0.0)
-    share = there / max(1, config.tune.max_concurrent_trials)
-    left = share / num_workers - config.train.cpus_per_worker
-    if left >= 1:
-        return Budget(int(left), 1.0)
-    if left >= _FEWEST_CPUS:
-        return Budget(1, math.floor(left * 100) / 100)
-    if config.train.wait_for_nodes:
-        return Budget(max(1, config.train.loader_processes), 1.0)  # Ray Data asks the cluster to grow
-    raise ConfigError(
-        f"--data.feed ray finds no CPUs: the cluster has {there:g}, {num_workers} workers take "
-        f"{num_workers * config.train.cpus_per_worker:g}; {_CURE}"
+    found = Budget(
+        num_workers=num_workers,
+        cpus_per_worker=config.train.cpus_per_worker,
+        num_trials=max(1, config.tune.max_concurrent_trials),
+        fewest=max(1, config.train.loader_processes) if config.train.wait_for_nodes else 0,
     )
+    found.now()
+    return found
 
 
 def _cost(feed: str, dataset: DatasetInfo, window_images: int) -> str:

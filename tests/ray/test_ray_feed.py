@@ -28,6 +28,8 @@ from scfegan_ray.errors import DataError, FeedError
 
 pytestmark = pytest.mark.ray
 
+BUDGET = Budget(num_workers=2, cpus_per_worker=0.5)
+"""Of two CPUs: one block at a time, for half of one."""
 MASKS, SEED, WINDOW = MaskConfig(hair_probability=0.5), 3, 6
 PATIENCE_SECONDS = 60.0
 
@@ -58,7 +60,7 @@ def feeding(made: examples.TrainingExamples, **changes: Any) -> Iterator[Feed]:
     settings = {"batch_size": 8, "rank": 0, "num_workers": 1} | changes
 
     def pool(share: int, layout: Any) -> RayPool:
-        return RayPool(made.said(), share, layout, batch_size=settings["batch_size"], budget=Budget(1, 0.5))
+        return RayPool(made.said(), share, layout, batch_size=settings["batch_size"], budget=BUDGET)
 
     with contextlib.closing(
         Feed(made, num_processes=0, device=torch.device("cpu"), make_pool=pool, **settings)
@@ -128,9 +130,7 @@ class _Marking(ray_feed._Source):
 def ray_source(made: examples.TrainingExamples, *, term_blocks: int = 256, marks: str = "") -> Iterator[Any]:
     work = json.dumps(made.said()), 8
     num_bytes = ray_feed.Layout(8, made.dataset.info.size_px).num_bytes
-    source = (
-        ray.remote(_Marking).options(num_cpus=0).remote(term_blocks, marks, work, 40, (), 8, Budget(1, 0.5), num_bytes)
-    )
+    source = ray.remote(_Marking).options(num_cpus=0).remote(term_blocks, marks, work, 40, (), 8, BUDGET, num_bytes)
     try:
         yield source
     finally:

@@ -12,7 +12,6 @@ from tiny import DATASET, TINY
 
 from scfegan_ray import nodes
 from scfegan_ray.config import Config
-from scfegan_ray.data.ray_feed import Budget
 from scfegan_ray.errors import ConfigError
 from scfegan_ray.presets import preset
 from scfegan_ray.training import feeding, launch
@@ -90,27 +89,27 @@ def test_what_is_asked_for_says_its_cost(cluster: Build) -> None:
 @pytest.mark.parametrize(
     ("found", "train", "budget"),
     [
-        ([(2, 0)], {}, Budget(1, 0.5)),
-        ([(4, 2), (32, 0)], GPU, Budget(16, 1.0)),
-        ([(4, 1)], {"use_gpu": True, "num_workers": 1, "cpus_per_worker": 2.5}, Budget(1, 1.0)),
-        ([(4, 1)], {"use_gpu": True, "num_workers": 1, "cpus_per_worker": 3.67}, Budget(1, 0.33)),
+        ([(2, 0)], {}, (1, 0.5)),
+        ([(4, 2), (32, 0)], GPU, (16, 1.0)),
+        ([(4, 1)], {"use_gpu": True, "num_workers": 1, "cpus_per_worker": 2.5}, (1, 1.0)),
+        ([(4, 1)], {"use_gpu": True, "num_workers": 1, "cpus_per_worker": 3.67}, (1, 0.33)),
     ],
 )
 def test_feeds_take_what_workers_leave(
-    cluster: Build, found: list[tuple[float, float]], train: dict[str, Any], budget: Budget
+    cluster: Build, found: list[tuple[float, float]], train: dict[str, Any], budget: tuple[int, float]
 ) -> None:
     cluster(*found)
     settings = config(**train)
-    assert feeding.budget(settings, settings.train.num_workers) == budget
+    assert feeding.budget(settings, settings.train.num_workers).now() == budget
     workers = settings.train.num_workers
-    taken = workers * (settings.train.cpus_per_worker + budget.at_once * budget.cpus)
+    taken = workers * (settings.train.cpus_per_worker + budget[0] * budget[1])
     assert taken <= sum(cpus for cpus, _ in found)
 
 
 def test_trials_share_the_cluster(cluster: Build) -> None:
     cluster((8, 0))
     trial = replace(config(num_workers=2, cpus_per_worker=1), tune=replace(TINY.tune, max_concurrent_trials=2))
-    assert feeding.budget(trial, 2) == Budget(1, 1.0), "4 CPUs each: two workers, and one for the feed of either"
+    assert feeding.budget(trial, 2).now() == (1, 1.0), "4 CPUs each: two workers, and one for the feed of either"
 
 
 def test_one_gpu_with_four_cores_says_what_lacks(cluster: Build) -> None:
@@ -123,12 +122,15 @@ def test_one_gpu_with_four_cores_says_what_lacks(cluster: Build) -> None:
         launch.check_resources(small)
     with pytest.raises(ConfigError, match=r"finds no CPUs: the cluster has 4, 1 workers take 4; lower .*, or"):
         feeding.budget(small, 1)
-    assert feeding.budget(small.changed({"train.cpus_per_worker": 2.0}), 1) == Budget(2, 1.0)
+    assert feeding.budget(small.changed({"train.cpus_per_worker": 2.0}), 1).now() == (2, 1.0)
 
 
 def test_cluster_that_grows_from_nothing_is_waited_for(cluster: Build) -> None:
     cluster((0, 0))
     small = preset("small_256").changed({"data.feed": "ray", "train.wait_for_nodes": True})
     launch.check_resources(small)
-    assert feeding.budget(small, 1) == Budget(2, 1.0), "Ray Data asks for them"
+    assert feeding.budget(small, 1).now() == (2, 1.0), "Ray Data asks for them"
     assert feeding.choose(small.changed({"data.feed": "auto"}), DATASET, 0)[0] == "local"
+    budget = feeding.budget(small, 1)
+    cluster((8, 1), (32, 0))
+    assert budget.now() == (36, 1.0), "what has come by now is used from the next term on"
