@@ -92,9 +92,7 @@ def test_every_rank_says_who_is_slow_and_the_record_by_how_much(
     ranks: Ranks, tiny_dataset: str, tmp_path: Path
 ) -> None:
     config = changed(log_every_images=8)
-    calm = ranks.train(2, config, tiny_dataset, str(tmp_path / "calm"))
-    found = ranks.train(2, config, tiny_dataset, str(tmp_path / "run"), on=1, slow=0.4, fed_late=0.2)
-    assert [one.outcome.weights_sha256 for one in found] == [one.outcome.weights_sha256 for one in calm]
+    found = ranks.train(2, config, tiny_dataset, str(tmp_path), on=1, slow=0.4, fed_late=0.2)
     last = [one.observed[-1] for one in found]
     assert all(set(one.observed[-1]) == set(GAUGES) for one in found)
     assert [one["images_seen"] for one in found[1].observed] == [4, 8, 16, 24, 32]
