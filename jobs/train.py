@@ -24,12 +24,13 @@ class Arguments(cli.Arguments):
     promote: bool = False
     """At the end let the new version be the champion, if it is better than the present one; see jobs/register.py. It is
     measured on the images that were held back."""
-    benchmark: Literal["step", "ray", "feed", "scale"] | None = None
+    benchmark: Literal["step", "ray", "feed", "scale", "rows"] | None = None
     """Train nothing to keep, but time something. step: one update of the configured networks and one edit on one
     device, without Ray, against the same written straight from the paper, with FLOPs, share of the machine's peak and
     calls of ATen, on a GPU also MFU and memory. ray: the loop of one and of two Ray Train workers against updates
     alone. feed: what a second process that decodes and draws adds, and what such a process costs an update beside
-    it. scale: preparation, Ray Data's feed and training on one node and on two, a core each."""
+    it. scale: preparation, Ray Data's feed and training on one node and on two, a core each. rows: what
+    `data.num_embedded` images cost whoever must know of all of them."""
     plan: bool = False
     """Start nothing, but say what preparing and training this config would take on clusters, in hours and dollars, from
     costs of one image that were measured elsewhere, and where the bottleneck is; see --cluster.workers."""
@@ -58,6 +59,10 @@ def job(arguments: Arguments) -> dict[str, Any]:
         from scfegan_ray.benchmarks import scale
 
         return scale.run(arguments.config, session=cli.ray_session)
+    if arguments.benchmark == "rows":
+        from scfegan_ray.benchmarks import rows
+
+        return rows.run(arguments.config)
     from scfegan_ray.training import launch
 
     config = cli.named(arguments.config, launch.default_run_name(arguments.preset))
