@@ -48,6 +48,7 @@ import ray
 import ray.data
 import torch
 from numpy.typing import NDArray
+from ray.data.read_api import from_blocks
 
 from scfegan_ray import errors, locks, nodes, room, storage
 from scfegan_ray.allocation import KEEP_MEMORY
@@ -266,7 +267,7 @@ def _run(plan: Plan, config: DataConfig, missing: list[int]) -> tuple[float, int
     source = None if plan.address == sources.EMBEDDED else plan.address
     with nodes.seen_by_all({"data.prepared or storage.path": plan.uri}, {"data.source": source}) as landmarks:
         maker = ShardMaker(config, plan.source, plan.uri, plan.settings, plan.retry_seconds)
-        shards = ray.data.from_arrow(list(_blocks(plan, missing)))
+        shards = from_blocks(list(_blocks(plan, missing)))
         made = _in_stages(shards, maker, landmarks, len(missing), gpu_share)
         return _collect(made, total)
 

@@ -14,9 +14,9 @@ would hold up.
 what went wrong: Ray would pass it on as the text of a traceback.
 
 Why not one dataset for all ranks, by `streaming_split`: it gives no order that can be relied on (ray#58658, ray#52005).
-Why not one pipeline for a whole run: Ray Data holds the inputs of all that it will ever do, 3 ms and 2 kB each, and a
-read task for each hangs beside a limit of memory (both tried with 2.60). So a run is cut into terms, of which the next
-one begins before the last one ends.
+Why not one pipeline for a whole run: Ray Data holds the inputs of all that it will ever do, and a read task for each
+hangs beside a limit of memory (tried with 2.60). So a run is cut into terms, of which the next one begins before the
+last one ends. `from_blocks` and not `from_arrow`, which starts a task for each block, whose CPU there may not be.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ import ray.data
 import torch
 from numpy.typing import NDArray
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+from ray.data.read_api import from_blocks
 from ray.exceptions import RayError
 from torch import Tensor
 
@@ -256,7 +257,7 @@ class _Source:
             pa.table({"first": list(itertools.islice(self._positions, self._block_batches))})
             for _ in range(_TERM_BLOCKS)
         ]
-        made = ray.data.from_arrow(positions).map_batches(
+        made = from_blocks(positions).map_batches(
             _make,
             fn_args=[*self._work, self._reseeded_at],
             batch_size=None,

@@ -33,6 +33,7 @@ import pyarrow as pa
 import ray
 import ray.data
 import torch
+from ray.data.read_api import from_blocks
 from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 
@@ -408,7 +409,7 @@ def _make_parts(
     """Make parts on the cluster; return how many images they hold, and how many a second were measured."""
     number = num_workers or (int(ray.cluster_resources().get("GPU", 1)) if work.use_gpu else num_cores())
     pool = ray.data.ActorPoolStrategy(size=max(1, min(number, len(missing))), enable_true_multi_threading=True)
-    dataset = ray.data.from_arrow([pa.table({"part": pa.array([one], pa.int64())}) for one in missing])
+    dataset = from_blocks([pa.table({"part": pa.array([one], pa.int64())}) for one in missing])
     progress: Progress | None = None
     done, first, began = 0, 0, time.monotonic()
     with nodes.seen_by_all({"storage.path": work.place}, {"data.prepared": work.dataset}) as landmarks:
