@@ -13,6 +13,7 @@ WITH_RAY = {
     "data.ray_feed",
     "benchmarks.data",
     "benchmarks.ray",
+    "benchmarks.rows",
     "benchmarks.scale",
     "benchmarks.step",
     "training.feeding",

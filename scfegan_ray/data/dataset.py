@@ -161,17 +161,17 @@ class DatasetInfo:
     @property
     def is_large(self) -> bool:
         """Whether a machine is not to copy all of it, unless it is told to."""
-        return self.most_bytes > _LARGE_BYTES
+        return self.window_images > 0
 
     @property
     def most_bytes(self) -> int:
         """What its pictures take at most; two thirds of that are usual."""
-        return self.num_images * self.size_px**2 * _MOST_BYTES_PER_PIXEL
+        return most_bytes(self.num_images, self.size_px)
 
     @property
     def window_images(self) -> int:
         """Images within which a run on it shuffles, unless it is told otherwise; see `TrainConfig.window_images`."""
-        return _WINDOW_IMAGES if self.is_large else 0
+        return window_images(self.num_images, self.size_px)
 
     def holds_back(self, key: str) -> bool:
         """Tell whether an image is held back."""
@@ -239,6 +239,16 @@ class Shard:
     refused: list[tuple[str, str]]
     num_bytes: int
     notes: list[tuple[str, str]] = field(default_factory=list)
+
+
+def most_bytes(num_images: int, size_px: int) -> int:
+    """Return what the pictures of a dataset take at most."""
+    return num_images * size_px**2 * _MOST_BYTES_PER_PIXEL
+
+
+def window_images(num_images: int, size_px: int) -> int:
+    """Return within how many images a run shuffles that is told nothing else: 0, all, unless they are too many."""
+    return _WINDOW_IMAGES if most_bytes(num_images, size_px) > _LARGE_BYTES else 0
 
 
 def is_test_key(key: str, test_fraction: float, identity_pattern: str | None = None) -> bool:

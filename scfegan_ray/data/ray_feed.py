@@ -48,6 +48,7 @@ from ray.exceptions import RayError
 from torch import Tensor
 
 from scfegan_ray import errors, nodes
+from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.data.examples import TrainingExamples
 from scfegan_ray.data.feed_pool import NUM_SLOTS
 from scfegan_ray.data.feed_process import Layout
@@ -57,12 +58,14 @@ FEWEST_CPUS = 0.1
 """For each rank, if no more are left."""
 
 _TERM_BLOCKS = 256
-_BLOCK_IMAGES = 16
-"""In a block at least: a task of Ray takes some 20 ms besides its work."""
+BLOCK_ROWS = 1 << 13
+"""Rows of pixels in a block: 16 images of 512 px, 128 of 64, a tenth of a second's work. A block takes Ray some 30 ms
+besides its work."""
 _BROUGHT = 2
 """Blocks that are brought to the rank's machine before it asks for them."""
 _SPARE = 4
-"""Blocks for which Ray Data is given memory, besides three for each that is made at once."""
+"""Blocks for which Ray Data is given memory, besides four for each that is made at once: it expects two of a task, and
+keeps half of what it is given for what is done."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +123,7 @@ class RayPool:
         self.slots = torch.zeros((NUM_SLOTS, layout.num_bytes), dtype=torch.uint8)
         self._work = json.dumps(said), share
         self._batch_size, self._budget = batch_size, budget
+        self._batches = max(1, BLOCK_ROWS // said["info"]["size_px"] // share)
         self._source: Any = None
         self._rows: Iterator[dict[str, pa.Scalar]] = iter(())
         self._bringing = ThreadPoolExecutor(1, "feed")
@@ -136,7 +140,15 @@ class RayPool:
             self._source = (
                 ray.remote(_Source)
                 .options(num_cpus=0, scheduling_strategy=nodes.this_node())
-                .remote(self._work, first, reseeded_at, self._batch_size, self._budget, self.slots[slot].nbytes)
+                .remote(
+                    self._work,
+                    first,
+                    reseeded_at,
+                    self._batch_size,
+                    self._budget,
+                    self._batches,
+                    self.slots[slot].nbytes,
+                )  # fmt: skip
             )
         self._asked[slot] = self._bringing.submit(self._bring, self._source, slot, first)
 
@@ -204,6 +216,7 @@ class _Source:
         reseeded_at: tuple[int, ...],
         batch_size: int,
         budget: Budget,
+        block_batches: int,
         num_bytes: int,
     ) -> None:
         logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -211,10 +224,9 @@ class _Source:
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
-        self._block_batches = max(1, _BLOCK_IMAGES // work[1])
-        self._block_bytes = num_bytes * self._block_batches
+        self._block_batches, self._block_bytes = block_batches, num_bytes * block_batches
         # By which Ray Data estimates what it does not know yet; and a block is never cut.
-        context.target_max_block_size = 2 * self._block_bytes
+        context.target_max_block_size = self._block_bytes
         self._work, self._reseeded_at, self._budget = work, reseeded_at, budget
         self._positions = itertools.count(first, batch_size)
         self._brought: queue.Queue[Any] = queue.Queue(_BROUGHT)
@@ -251,7 +263,7 @@ class _Source:
         """Begin to make a term's blocks, with what the cluster has by now; return references to them."""
         at_once, cpus = self._budget.now()
         DataContext.get_current().execution_options.resource_limits = ExecutionResources.for_limits(
-            cpu=at_once * cpus, object_store_memory=(3 * at_once + _SPARE) * self._block_bytes
+            cpu=at_once * cpus, object_store_memory=(4 * at_once + _SPARE) * self._block_bytes
         )
         positions = [
             pa.table({"first": list(itertools.islice(self._positions, self._block_batches))})
@@ -264,6 +276,7 @@ class _Source:
             batch_format="pyarrow",
             compute=TaskPoolStrategy(at_once),
             num_cpus=cpus,
+            runtime_env={"env_vars": KEEP_MEMORY},
         )
         bundles = made.iter_internal_ref_bundles()
         first = next(bundles)  # which makes it begin

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from scfegan_ray.config import Config
+from scfegan_ray.data.dataset import window_images
 from scfegan_ray.planning.costs import STAGES, Figure
 from scfegan_ray.planning.options import ClusterConfig
 
@@ -72,7 +73,7 @@ class Training:
         images_per_second: over all ranks.
         efficiency: share of what as many single workers would reach.
         feed_cpus: CPUs that make as many images as training takes.
-        copy_hours: until every node has its copy of the dataset.
+        copy_hours: until every node has its copy of the dataset, or of a large one's first window.
         hours: of the whole run, with its start and the copy.
         price: of it, in dollars.
         bottleneck: the largest part.
@@ -223,7 +224,10 @@ def train(
     if not cluster.images_per_worker:
         single_rate = batch_size / sum(update_parts(config, cluster, figures, alone, batch_size).values())
     rate = batch_size / seconds
-    copying = photographs * figures["row of the dataset"].value * 8 / (1e9 * figures["storage of a node"].value)
+    window = config.train.window_images
+    window = window_images(photographs, config.data.size_px) if window is None else window
+    first = min(photographs, window) if window else photographs
+    copying = first * figures["row of the dataset"].value * 8 / (1e9 * figures["storage of a node"].value)
     copy_hours = 0.0 if cluster.cpu_nodes else copying / 3600
     hours = config.train.images / rate / 3600 + copy_hours + figures["start"].value / 3600
     hourly = shape.workers * figures["price of a worker's hour"].value

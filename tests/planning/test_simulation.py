@@ -216,3 +216,10 @@ def test_it_bends_where_workers_first_reach_too_little() -> None:
     plans = [plan(64, 0.2), plan(1, 1.0), plan(8, 0.6)]
     assert simulation.bend(plans) == plans[2]
     assert simulation.bend(plans[1:2]) is None
+
+
+def test_of_a_large_dataset_the_first_window_is_copied() -> None:
+    large = simulation.train(CONFIG, CLUSTER, known(), 3_600_000, Shape(8, 2))
+    assert large.copy_hours == pytest.approx(0.01 * 4096 / 36_000), "the default order of 3.6 million"
+    whole = replace(CONFIG, train=replace(CONFIG.train, window_images=0))
+    assert simulation.train(whole, CLUSTER, known(), 3_600_000, Shape(8, 2)).copy_hours == pytest.approx(1.0)

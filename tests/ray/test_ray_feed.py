@@ -34,6 +34,12 @@ MASKS, SEED, WINDOW = MaskConfig(hair_probability=0.5), 3, 6
 PATIENCE_SECONDS = 60.0
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have two batches of eight images in a block."""
+    monkeypatch.setattr(ray_feed, "BLOCK_ROWS", 16 * 32)
+
+
 @pytest.fixture(scope="module")
 def two_cpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Run Ray in this process, with a cache for its workers."""
@@ -130,7 +136,7 @@ class _Marking(ray_feed._Source):
 def ray_source(made: examples.TrainingExamples, *, term_blocks: int = 256, marks: str = "") -> Iterator[Any]:
     work = json.dumps(made.said()), 8
     num_bytes = ray_feed.Layout(8, made.dataset.info.size_px).num_bytes
-    source = ray.remote(_Marking).options(num_cpus=0).remote(term_blocks, marks, work, 40, (), 8, BUDGET, num_bytes)
+    source = ray.remote(_Marking).options(num_cpus=0).remote(term_blocks, marks, work, 40, (), 8, BUDGET, 2, num_bytes)
     try:
         yield source
     finally:
