@@ -148,7 +148,7 @@ class RayPool:
                     self._budget,
                     self._batches,
                     self.slots[slot].nbytes,
-                )  # fmt: skip
+                )
             )
         self._asked[slot] = self._bringing.submit(self._bring, self._source, slot, first)
 
