@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from tiny import DATASET
 
 from scfegan_ray.data.codecs import encode_png
-from scfegan_ray.data.dataset import SCHEMA
+from scfegan_ray.data.dataset import SCHEMA, DatasetInfo
 from scfegan_ray.data.rows import PreparedDataset
 
 NUM, SIZE = 20, 32
@@ -56,3 +56,9 @@ def write_dataset(root: Path, *, num_images: int = NUM, fingerprint: str = "abc"
 
 def keys_of(dataset: PreparedDataset) -> list[str]:
     return [dataset.key(at) for at in range(len(dataset))]
+
+
+def copy_name(uri: str) -> str:
+    info = DatasetInfo.read(uri)
+    assert info is not None
+    return info.copy_name

@@ -173,6 +173,13 @@ class DatasetInfo:
         """Images within which a run on it shuffles, unless it is told otherwise; see `TrainConfig.window_images`."""
         return window_images(self.num_images, self.size_px)
 
+    @property
+    def copy_name(self) -> str:
+        """What this machine's copies are named by: contents, and what else says which row is where and held back."""
+        shaped_by = [self.preparation, self.test_fraction, self.identity_pattern, self.num_shards, self.num_rejected]
+        digest = hashlib.sha256(json.dumps(shaped_by, sort_keys=True).encode()).hexdigest()[:8]
+        return f"{self.fingerprint}-{digest}"
+
     def holds_back(self, key: str) -> bool:
         """Tell whether an image is held back."""
         return is_test_key(key, self.test_fraction, self.identity_pattern)

@@ -2,10 +2,11 @@
 
 | copy | holds |
 | --- | --- |
-| `FINGERPRINT.index.arrow` | the dataset's `index.parquet`: which rows there are, where, and which are held back |
-| `FINGERPRINT.arrow` | all shards, one after the other: of a dataset that is read as a whole |
-| `FINGERPRINT.NNNNN.arrow` | one shard: of a dataset that is read shard by shard, as long as training needs it |
+| `NAME.index.arrow` | the dataset's `index.parquet`: which rows there are, where, and which are held back |
+| `NAME.arrow` | all shards, one after the other: of a dataset that is read as a whole |
+| `NAME.NNNNN.arrow` | one shard: of a dataset that is read shard by shard, as long as training needs it |
 
+NAME is `DatasetInfo.copy_name`: the same contents cut into other shards, or split otherwise, have copies of their own.
 What is known of each row lies in columns of the index: a row costs a process 9 bytes of its own, and no Python object.
 """
 
@@ -228,7 +229,7 @@ class _Place:
 
     def path(self, name: str) -> Path:
         """Return where a copy lies."""
-        return self.folder / f"{self.info.fingerprint}.{name}"
+        return self.folder / f"{self.info.copy_name}.{name}"
 
     def patiently(self, work: Callable[[], ResultT]) -> ResultT:
         """Do something with the dataset's storage, again while it fails."""
@@ -394,7 +395,7 @@ class ShardCopies:
                 os.close(held)
             self._delete(self._path(shard))
         if is_first:
-            for path in self.folder.glob(f"{self._place.info.fingerprint}.[0-9]*.arrow"):
+            for path in self.folder.glob(f"{self._place.info.copy_name}.[0-9]*.arrow"):
                 if path not in {self._path(shard) for shard in self._wanted}:
                     self._delete(path)  # a process left it that was killed
             for _ in range(_THREADS):

@@ -40,7 +40,7 @@ def choose(config: Config, dataset: DatasetInfo, window_images: int) -> tuple[Li
     if cores < wanted:
         return "ray", f"{cores:g} cores beside each worker are fewer than {wanted}, and other nodes have {others:g}"
     num_bytes = local_bytes(dataset, window_images)
-    room = min(nodes.ask(functools.partial(_room, cache.cache_dir(), dataset.fingerprint), sorted(able)), default=0)
+    room = min(nodes.ask(functools.partial(_room, cache.cache_dir(), dataset.copy_name), sorted(able)), default=0)
     if room < num_bytes:
         return "ray", f"a worker's disk has {room / 1e9:.3g} GB free, its copies take up to {num_bytes / 1e9:.3g} GB"
     return "local", f"{cores:g} cores beside each worker are enough"
@@ -89,9 +89,9 @@ def _cost(feed: str, dataset: DatasetInfo, window_images: int) -> str:
     return f"as asked for; each machine that makes examples copies up to {size:.3g} GB, for {what}"
 
 
-def _room(folder: Path, fingerprint: str) -> float:
+def _room(folder: Path, name: str) -> float:
     """Return the bytes that are free here, and those of the copies that are there already."""
-    there = sum(file.stat().st_size for file in (folder / "prepared").glob(f"{fingerprint}.*arrow"))
+    there = sum(file.stat().st_size for file in (folder / "prepared").glob(f"{name}.*arrow"))
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free + there

@@ -340,7 +340,7 @@ def _references_place(config: Config, dataset: PreparedDataset) -> Path:
         "opencv": cv2.__version__,
     }
     digest = hashlib.sha256(json.dumps(shaped_by, sort_keys=True).encode()).hexdigest()[:16]
-    return cache.cache_dir() / "prepared" / f"{dataset.info.fingerprint}.references-{digest}.json"
+    return cache.cache_dir() / "prepared" / f"{dataset.info.copy_name}.references-{digest}.json"
 
 
 def _read_json(place: Path) -> dict[str, float]:

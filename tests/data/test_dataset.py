@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prepared_set import NUM, copy_name, write_dataset
 from running import run_code
-from test_examples import NUM, write_dataset
 
 from scfegan_ray import cache, storage
 from scfegan_ray.data import dataset
@@ -42,8 +42,8 @@ def uri(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    return tmp_path / "cache" / "prepared" / "abc.arrow"
+def copy(uri: str, tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "prepared" / f"{copy_name(uri)}.arrow"
 
 
 def test_copy_has_the_permissions_of_any_other_file(uri: str, copy: Path) -> None:
@@ -68,12 +68,8 @@ def test_damaged_copy_is_made_again(uri: str, copy: Path, damage: Any) -> None:
     copy.write_bytes(damage(whole))
     assert len(PreparedDataset.open(uri)) == NUM
     assert copy.read_bytes() == whole
-    assert sorted(path.name for path in copy.parent.iterdir()) == [
-        "abc.arrow",
-        "abc.arrow.lock",
-        "abc.index.arrow",
-        "abc.index.arrow.lock",
-    ]
+    names = [f"{copy.stem}.{name}" for name in ("arrow", "arrow.lock", "index.arrow", "index.arrow.lock")]
+    assert sorted(path.name for path in copy.parent.iterdir()) == names
 
 
 def test_copy_of_fewer_rows_is_made_again(uri: str, copy: Path) -> None:

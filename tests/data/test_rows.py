@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from prepared_set import NUM, write_dataset
+from prepared_set import NUM, copy_name, write_dataset
 from running import run_code, wait_until
 
 from scfegan_ray import cache, storage
@@ -37,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def shards_in(folder: Path) -> set[int]:
-    return {int(path.name.split(".")[1]) for path in folder.glob("abc.0*.arrow")}
+    return {int(path.name.split(".")[1]) for path in folder.glob("abc-*.0*.arrow")}
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -137,7 +139,7 @@ def test_damaged_shard_is_fetched_anew(uri: str, folder: Path) -> None:
     dataset = PreparedDataset.open(uri, whole=False)
     row = dataset.train_row(0)
     [shard] = shards_in(folder)
-    path = folder / f"abc.{shard:05d}.arrow"
+    path = folder / f"{copy_name(uri)}.{shard:05d}.arrow"
     path.write_bytes(path.read_bytes().replace(b"\x89PNG", b"\0\0\0\0"))
     with pytest.raises(DataError, match="is damaged here: this machine's copy"):
         PreparedDataset.open(uri, whole=False).train_row(0)
@@ -196,3 +198,18 @@ def test_process_does_not_wait_for_what_is_ahead(uri: str, tmp_path: Path) -> No
     began = time.monotonic()
     run_code(code, tmp_path)
     assert time.monotonic() - began < 40
+
+
+def test_another_split_and_other_shards_have_copies_of_their_own(uri: str, tmp_path: Path) -> None:
+    """Contents are the same, and so is the fingerprint."""
+    first = PreparedDataset.open(uri, whole=True)
+    described = Path(uri, "dataset.json")
+    values = json.loads(described.read_text())
+    described.write_text(json.dumps(values | {"test_fraction": 1.0, "num_train": 0, "num_test": NUM}))
+    assert len(PreparedDataset.open(uri, whole=True).test_rows) == NUM > len(first.test_rows)
+    shutil.move(Path(uri, "data", "part-00000.parquet"), Path(uri, "data", "part-00004.parquet"))
+    shutil.move(Path(uri, "data", "part-00003.parquet"), Path(uri, "data", "part-00000.parquet"))
+    shutil.move(Path(uri, "data", "part-00004.parquet"), Path(uri, "data", "part-00003.parquet"))
+    described.write_text(json.dumps(values | {"preparation": {"data.shard_images": 5}}))
+    other = PreparedDataset.open(uri, whole=True)
+    assert all(same(other.row(at), first.row(at)) for at in range(NUM))
