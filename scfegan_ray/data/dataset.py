@@ -40,16 +40,17 @@ no other record.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
 import io
 import itertools
 import json
 import re
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -62,6 +63,8 @@ from scfegan_ray.config import DataConfig
 from scfegan_ray.data import columns
 from scfegan_ray.data.codecs import decode_row
 from scfegan_ray.errors import DataError
+
+ResultT = TypeVar("ResultT")
 
 SCHEMA_VERSION = 2
 """To be raised whenever other files or columns are written, or other contents come from the same photographs' pixels;
@@ -356,6 +359,18 @@ def shard_place(uri: str, number: int) -> str:
     return storage.join(uri, "data", shard_name(number))
 
 
+@contextlib.contextmanager
+def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
+    """Open one of a dataset's Parquet files, to read parts of it.
+
+    Raises:
+        StorageError: it cannot be read, now or within the context.
+    """
+    stream = storage.open_seekable(uri)
+    with stream, storage.errors_of_reading(uri), pq.ParquetFile(stream) as file:
+        yield file
+
+
 def read_shard(uri: str) -> Shard:
     """Read what a shard's file says of itself.
 
@@ -389,46 +404,57 @@ def read_index(uri: str, info: DatasetInfo) -> Iterator[pa.Table]:
     """
     place = storage.join(uri, "index.parquet")
     if storage.exists(place):
-        stream = storage.open_seekable(place)
-        with stream, storage.errors_of_reading(place), pq.ParquetFile(stream) as file:
+        with open_parquet(place) as file:
             for batch in file.iter_batches(_INDEX_ROWS):
                 yield pa.Table.from_batches([batch]).cast(INDEX_SCHEMA)
         return
-    keys = list(_keys([shard_place(uri, number) for number in range(info.num_shards)]))
-    index = {
-        "key": [key for shard in keys for key in shard],
-        "shard": [number for number, shard in enumerate(keys) for _ in shard],
-        "row": [row for shard in keys for row in range(len(shard))],
-        "held_back": [info.holds_back(key) for shard in keys for key in shard],
+    shards = _read_in_order(_read_keys, [shard_place(uri, number) for number in range(info.num_shards)])
+    located = (
+        pa.table({"key": keys} | locate(number, keys, info.holds_back), INDEX_SCHEMA)
+        for number, keys in enumerate(shards)
+    )
+    yield columns.gather(located, INDEX_SCHEMA).sort_by("key")
+
+
+def locate(number: int, keys: Sequence[str], holds_back: Callable[[str], bool]) -> dict[str, Sequence[Any]]:
+    """Return the columns of the index, but for the keys, of one shard.
+
+    Args:
+        number: of the shard.
+        keys: of its rows.
+        holds_back: tells whether an image is held back, by its key.
+    """
+    return {
+        "shard": [number] * len(keys),
+        "row": range(len(keys)),
+        "held_back": [holds_back(key) for key in keys],
     }
-    yield pa.table(index, schema=INDEX_SCHEMA).sort_by("key")
 
 
-def _keys(shards: Sequence[str]) -> Iterator[list[str]]:
-    """Give the keys of each of some shards."""
-
-    def read(place: str) -> list[str]:
-        stream = storage.open_seekable(place)
-        with stream, storage.errors_of_reading(place):
-            try:
-                with pq.ParquetFile(stream) as file:
-                    keys: list[str] = file.read(columns=["key"]).column("key").to_pylist()
-            except (pa.ArrowInvalid, KeyError) as error:
-                raise DataError(f"{place} is damaged ({error}); delete the dataset and prepare anew") from error
-        return keys
-
-    with ThreadPoolExecutor(_READING_THREADS) as pool:
-        yield from pool.map(read, shards)
+def _read_keys(uri: str) -> list[str]:
+    stream = storage.open_seekable(uri)
+    with stream, storage.errors_of_reading(uri):
+        try:
+            with pq.ParquetFile(stream) as file:
+                keys: list[str] = file.read(columns=["key"]).column("key").to_pylist()
+        except (pa.ArrowInvalid, KeyError) as error:
+            raise DataError(f"{uri} is damaged ({error}); delete the dataset and prepare anew") from error
+    return keys
 
 
 def read_shards(uris: Sequence[str]) -> Iterator[Shard]:
     """Give what several shards' files say of themselves, in order, read some at a time; see `read_shard`."""
+    return _read_in_order(read_shard, uris)
+
+
+def _read_in_order(read: Callable[[str], ResultT], uris: Sequence[str]) -> Iterator[ResultT]:
+    """Give what is read of several files, of which some are read at a time, and few wait."""
     with ThreadPoolExecutor(_READING_THREADS) as pool:
         rest = iter(uris)
-        reading = deque(pool.submit(read_shard, uri) for uri in itertools.islice(rest, _READING_AHEAD))
+        reading = deque(pool.submit(read, uri) for uri in itertools.islice(rest, _READING_AHEAD))
         while reading:
             yield reading.popleft().result()
-            reading.extend(pool.submit(read_shard, uri) for uri in itertools.islice(rest, 1))
+            reading.extend(pool.submit(read, uri) for uri in itertools.islice(rest, 1))
 
 
 def trains_on(uri: str, info: DatasetInfo, keys: Collection[str]) -> int:
@@ -454,8 +480,7 @@ def read_rows(uri: str, count: int) -> list[dict[str, Any]]:
     Raises:
         StorageError: it cannot be read.
     """
-    stream = storage.open_seekable(uri)
-    with stream, storage.errors_of_reading(uri), pq.ParquetFile(stream) as file:
+    with open_parquet(uri) as file:
         rows: list[dict[str, Any]] = file.read_row_group(0).slice(0, count).to_pylist() if file.num_row_groups else []
     return rows
 
@@ -556,9 +581,7 @@ def first_held_back(uri: str, info: DatasetInfo) -> dict[str, Any]:
     """
     first: dict[str, Any] | None = None
     for name in storage.list_files(storage.join(uri, "data")):
-        place = storage.join(uri, "data", name)
-        stream = storage.open_seekable(place)
-        with stream, storage.errors_of_reading(place), pq.ParquetFile(stream) as file:
+        with open_parquet(storage.join(uri, "data", name)) as file:
             for group in range(file.num_row_groups):
                 keys = file.read_row_group(group, columns=["key"]).column("key").to_pylist()
                 held_back = [at for at, key in enumerate(keys) if info.holds_back(key)]

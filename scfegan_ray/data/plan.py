@@ -25,6 +25,7 @@ from scfegan_ray.data.dataset import (
     DatasetInfo,
     fingerprint,
     is_test_key,
+    locate,
     read_shards,
     settle_identity_pattern,
     shard_name,
@@ -283,12 +284,8 @@ def read_planned(plan: Plan, numbers: Sequence[int], before: Made | None = None)
                 )
             refused.extend(shard.refused)
             notes.extend(shard.notes)
-            added = {
-                "shard": [number] * len(keys),
-                "row": range(len(keys)),
-                "held_back": [plan.holds_back(key) for key in keys],
-            }
-            yield pa.table({name: shard.rows.column(name) for name in SUMMARY.names} | added, ROWS)
+            summary = {name: shard.rows.column(name) for name in SUMMARY.names}
+            yield pa.table(summary | locate(number, keys, plan.holds_back), ROWS)
 
     rows = columns.gather(read(), ROWS)
     return Made(before.numbers.union(numbers), rows, tuple(refused), tuple(notes), settled)

@@ -27,12 +27,19 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from scfegan_ray import cache, storage
 from scfegan_ray.data.codecs import decode_row
-from scfegan_ray.data.dataset import INDEX_SCHEMA, SCHEMA, DatasetInfo, read_index, read_parquet, shard_place
+from scfegan_ray.data.dataset import (
+    INDEX_SCHEMA,
+    SCHEMA,
+    DatasetInfo,
+    open_parquet,
+    read_index,
+    read_parquet,
+    shard_place,
+)
 from scfegan_ray.errors import DataError, StorageError
 
 logger = logging.getLogger(__name__)
@@ -53,19 +60,19 @@ class PreparedDataset:
         uri: of the dataset.
         info: its description.
         index: table of `INDEX_SCHEMA`.
+        bounds: see `bounds_of`.
         copies: how its rows are brought here.
     """
 
-    def __init__(self, uri: str, info: DatasetInfo, index: pa.Table, copies: Copies) -> None:
+    def __init__(self, uri: str, info: DatasetInfo, index: pa.Table, bounds: NDArray[np.int32], copies: Copies) -> None:
         self.uri = uri
         self.info = info
         self._keys = index.column("key")
         self._copies = copies
-        shards = index.column("shard").to_numpy()
-        self._sizes = np.bincount(shards, minlength=info.num_shards)
-        self._begins = np.cumsum(self._sizes) - self._sizes
-        # Where each row is among those of all shards in turn.
-        self._places: NDArray[np.int32] = self._begins.astype(np.int32)[shards] + index.column("row").to_numpy()
+        self._bounds = bounds
+        # Where each row is among those of all shards in turn: its place.
+        shards, rows = index.column("shard").to_numpy(), index.column("row").to_numpy()
+        self._places: NDArray[np.int32] = bounds[shards] + rows
         self._is_held_back: NDArray[np.bool_] = index.column("held_back").to_numpy()
 
     @classmethod
@@ -96,11 +103,11 @@ class PreparedDataset:
         if info is None:
             raise DataError(f"no prepared dataset at {uri}; make one with jobs/prepare_data.py")
         folder = (cache_dir or cache.cache_dir()) / "prepared"
-        place = _Place(uri, info, folder, retry_seconds)
-        index, held = place.index()
-        sizes = np.bincount(index.column("shard").to_numpy(), minlength=info.num_shards)
+        origin = _Origin(uri, info, folder, retry_seconds)
+        index, held = origin.index()
+        bounds = bounds_of(index, info.num_shards)
         whole = not info.is_large if whole is None else whole
-        dataset = cls(uri, info, index, WholeCopy(place, sizes) if whole else ShardCopies(place, sizes))
+        dataset = cls(uri, info, index, bounds, WholeCopy(origin) if whole else ShardCopies(origin, bounds))
         weakref.finalize(dataset, os.close, held)
         return dataset
 
@@ -140,8 +147,8 @@ class PreparedDataset:
             DataError: a picture is damaged.
             StorageError: it cannot be read.
         """
-        shard, at = self._find(int(self._places[index]))
-        row = self._decode(shard, at, self._copies.lone(shard, at))
+        place = int(self._places[index])
+        row = self._decode(place, self._copies.lone(place))
         if row["key"] != self.key(index):
             raise DataError(
                 f"{self.uri} holds {row['key']} where its index says {self.key(index)}; delete the dataset and prepare "
@@ -156,7 +163,7 @@ class PreparedDataset:
             name: of the column.
             rows: positions among the sorted keys.
         """
-        return self._copies.said(name, [self._find(int(self._places[row])) for row in rows])
+        return self._copies.said(name, [int(self._places[row]) for row in rows])
 
     def held_back(self, count: int) -> list[int]:
         """Return rows for evaluation, of the test split only: none where that is empty."""
@@ -169,30 +176,25 @@ class PreparedDataset:
     @cached_property
     def train_sizes(self) -> NDArray[np.int64]:
         """Images to train on in each shard."""
-        ends = np.searchsorted(self._train_places, [*self._begins, len(self)])
-        return np.diff(ends)
+        return np.diff(np.searchsorted(self._train_places, self._bounds))
 
     def train_row(self, number: int) -> dict[str, Any]:
         """Decode one row to train on, as `row`, by its number among those of all shards in turn."""
-        shard, at = self._find(int(self._train_places[number]))
-        return self._decode(shard, at, self._copies.shared(shard, at))
+        place = int(self._train_places[number])
+        return self._decode(place, self._copies.shared(place))
 
     def expect(self, now: Sequence[int], later: Sequence[int]) -> None:
         """Say which shards `train_row` is about to be asked for, and which ones after them; others may go."""
         self._copies.expect(now, later)
 
-    def _find(self, place: int) -> tuple[int, int]:
-        shard = int(np.searchsorted(self._begins, place, side="right")) - 1
-        return shard, place - int(self._begins[shard])
-
-    def _decode(self, shard: int, at: int, values: Mapping[str, pa.Scalar]) -> dict[str, Any]:
+    def _decode(self, place: int, values: Mapping[str, pa.Scalar]) -> dict[str, Any]:
         # Encoded pictures are decoded where they lie in the mapped file: hundreds of kilobytes that need no copy.
         try:
             return decode_row(
                 {name: value.as_buffer() if name in _PICTURES else value.as_py() for name, value in values.items()}
             )
         except DataError as error:
-            self._copies.discard(shard)
+            self._copies.discard(place)
             raise DataError(
                 f"{values['key'].as_py()} of {self.uri} is damaged here: this machine's copy of the dataset is deleted "
                 "now, run it again; where it says so again, delete the dataset and prepare it anew"
@@ -200,27 +202,33 @@ class PreparedDataset:
 
 
 class Copies(Protocol):
-    """How rows are brought to this machine; a row is named by its shard and its number there."""
+    """How rows are brought to this machine; a row is named by its place among those of all shards in turn."""
 
     folder: Path
 
-    def lone(self, shard: int, at: int) -> Mapping[str, pa.Scalar]:
+    def lone(self, place: int) -> Mapping[str, pa.Scalar]:
         """Return the encoded columns of one row."""
 
-    def shared(self, shard: int, at: int) -> Mapping[str, pa.Scalar]:
+    def shared(self, place: int) -> Mapping[str, pa.Scalar]:
         """Return the encoded columns of one row of a shard of which others are asked for, too."""
 
-    def said(self, name: str, rows: Sequence[tuple[int, int]]) -> list[Any]:
+    def said(self, name: str, places: Sequence[int]) -> list[Any]:
         """Return one column of some rows."""
 
     def expect(self, now: Sequence[int], later: Sequence[int]) -> None:
         """Bring shards here ahead of need, and let others go."""
 
-    def discard(self, shard: int) -> None:
-        """Delete the copy that holds a shard, for it is damaged."""
+    def discard(self, place: int) -> None:
+        """Delete the copy that holds a row, for it is damaged."""
 
 
-class _Place:
+def bounds_of(index: pa.Table, num_shards: int) -> NDArray[np.int32]:
+    """Return where each shard's rows begin among those of all shards in turn, and where the last one's end."""
+    sizes = np.bincount(index.column("shard").to_numpy(), minlength=num_shards)
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+
+
+class _Origin:
     """Makes and opens this machine's copies of one dataset."""
 
     def __init__(self, uri: str, info: DatasetInfo, folder: Path, retry_seconds: float) -> None:
@@ -298,34 +306,31 @@ class WholeCopy:
     """All shards in one file.
 
     Args:
-        place: whose.
-        sizes: rows of each shard.
+        origin: of the rows.
     """
 
-    def __init__(self, place: _Place, sizes: NDArray[np.int64]) -> None:
-        self.folder = place.folder
-        self._path = place.path("arrow")
-        self._begins = np.cumsum(sizes) - sizes
-        numbers = range(place.info.num_shards)
-        self._table, held = place.open("arrow", SCHEMA, place.info.num_images, lambda: map(place.shard, numbers))
+    def __init__(self, origin: _Origin) -> None:
+        self.folder = origin.folder
+        self._path = origin.path("arrow")
+        numbers = range(origin.info.num_shards)
+        self._table, held = origin.open("arrow", SCHEMA, origin.info.num_images, lambda: map(origin.shard, numbers))
         weakref.finalize(self, os.close, held)
 
-    def lone(self, shard: int, at: int) -> Mapping[str, pa.Scalar]:
+    def lone(self, place: int) -> Mapping[str, pa.Scalar]:
         """Return the encoded columns of one row."""
-        where = int(self._begins[shard]) + at
-        return {name: self._table.column(name)[where] for name in _READ}
+        return {name: self._table.column(name)[place] for name in _READ}
 
     shared = lone
 
-    def said(self, name: str, rows: Sequence[tuple[int, int]]) -> list[Any]:
+    def said(self, name: str, places: Sequence[int]) -> list[Any]:
         """Return one column of some rows."""
         column = self._table.column(name)
-        return [column[int(self._begins[shard]) + at].as_py() for shard, at in rows]
+        return [column[place].as_py() for place in places]
 
     def expect(self, now: Sequence[int], later: Sequence[int]) -> None:
         """Do nothing: all is here."""
 
-    def discard(self, shard: int) -> None:
+    def discard(self, place: int) -> None:
         """Delete the copy."""
         self._path.unlink(missing_ok=True)
 
@@ -334,13 +339,13 @@ class ShardCopies:
     """One file for each shard that is needed now or next; processes of one machine share them.
 
     Args:
-        place: whose.
-        sizes: rows of each shard.
+        origin: of the rows.
+        bounds: see `bounds_of`.
     """
 
-    def __init__(self, place: _Place, sizes: NDArray[np.int64]) -> None:
-        self.folder = place.folder
-        self._place, self._sizes = place, sizes
+    def __init__(self, origin: _Origin, bounds: NDArray[np.int32]) -> None:
+        self.folder = origin.folder
+        self._origin, self._bounds = origin, bounds
         self._open: dict[int, tuple[pa.Table, int]] = {}
         self._locks: dict[int, Lock] = defaultdict(Lock)
         self._wanted: set[int] | None = None
@@ -348,14 +353,18 @@ class ShardCopies:
         self.lone = lru_cache(_LONE_ROWS)(self._read_lone)
         weakref.finalize(self, _close, self._open, self._asked)
 
-    def _read_lone(self, shard: int, at: int) -> Mapping[str, pa.Scalar]:
+    def _find(self, place: int) -> tuple[int, int]:
+        """Return the shard of a row, and its number there."""
+        shard = int(np.searchsorted(self._bounds, place, side="right")) - 1
+        return shard, place - int(self._bounds[shard])
+
+    def _read_lone(self, place: int) -> Mapping[str, pa.Scalar]:
         """Return the encoded columns of one row, for which no copy is made."""
-        return self._place.patiently(lambda: self._read_group(shard, at))
+        return self._origin.patiently(lambda: self._read_group(*self._find(place)))
 
     def _read_group(self, shard: int, at: int) -> Mapping[str, pa.Scalar]:
-        uri = shard_place(self._place.uri, shard)
-        stream = storage.open_seekable(uri)
-        with stream, storage.errors_of_reading(uri), pq.ParquetFile(stream) as file:
+        uri = shard_place(self._origin.uri, shard)
+        with open_parquet(uri) as file:
             for group in range(file.num_row_groups):
                 count = file.metadata.row_group(group).num_rows
                 if at < count:
@@ -364,24 +373,24 @@ class ShardCopies:
                 at -= count
         raise DataError(f"{uri} holds fewer images than its index says; delete the dataset and prepare it anew")
 
-    def shared(self, shard: int, at: int) -> Mapping[str, pa.Scalar]:
+    def shared(self, place: int) -> Mapping[str, pa.Scalar]:
         """Return the encoded columns of one row; its shard is brought here first, where it is not yet."""
+        shard, at = self._find(place)
         table = self._table(shard)
         return {name: table.column(name)[at] for name in _READ}
 
-    def said(self, name: str, rows: Sequence[tuple[int, int]]) -> list[Any]:
+    def said(self, name: str, places: Sequence[int]) -> list[Any]:
         """Return one column of some rows, of which only that column is read."""
+        rows = [self._find(place) for place in places]
         shards = sorted({shard for shard, _ in rows})
 
         def column(shard: int) -> list[Any]:
-            uri = shard_place(self._place.uri, shard)
-            stream = storage.open_seekable(uri)
-            with stream, storage.errors_of_reading(uri), pq.ParquetFile(stream) as file:
+            with open_parquet(shard_place(self._origin.uri, shard)) as file:
                 values: list[Any] = file.read(columns=[name]).column(name).to_pylist()
             return values
 
         with ThreadPoolExecutor(_THREADS) as pool:
-            read = pool.map(lambda shard: self._place.patiently(lambda: column(shard)), shards)
+            read = pool.map(lambda shard: self._origin.patiently(lambda: column(shard)), shards)
             columns = dict(zip(shards, read, strict=True))
         return [columns[shard][at] for shard, at in rows]
 
@@ -395,7 +404,7 @@ class ShardCopies:
                 os.close(held)
             self._delete(self._path(shard))
         if is_first:
-            for path in self.folder.glob(f"{self._place.info.copy_name}.[0-9]*.arrow"):
+            for path in self.folder.glob(f"{self._origin.info.copy_name}.[0-9]*.arrow"):
                 if path not in {self._path(shard) for shard in self._wanted}:
                     self._delete(path)  # a process left it that was killed
             for _ in range(_THREADS):
@@ -411,9 +420,9 @@ class ShardCopies:
             with contextlib.suppress(StorageError, DataError):
                 self._table(shard)
 
-    def discard(self, shard: int) -> None:
-        """Delete a shard's copy."""
-        self._path(shard).unlink(missing_ok=True)
+    def discard(self, place: int) -> None:
+        """Delete the copy of a row's shard."""
+        self._path(self._find(place)[0]).unlink(missing_ok=True)
 
     def _table(self, shard: int) -> pa.Table:
         found = self._open.get(shard)
@@ -421,13 +430,13 @@ class ShardCopies:
             with self._locks[shard]:
                 found = self._open.get(shard)
                 if found is None:
-                    name, place = f"{shard:05d}.arrow", self._place
-                    found = place.open(name, SCHEMA, int(self._sizes[shard]), lambda: iter([place.shard(shard)]))
+                    origin, num_rows = self._origin, int(self._bounds[shard + 1] - self._bounds[shard])
+                    found = origin.open(f"{shard:05d}.arrow", SCHEMA, num_rows, lambda: iter([origin.shard(shard)]))
                     self._open[shard] = found
         return found[0]
 
     def _path(self, shard: int) -> Path:
-        return self._place.path(f"{shard:05d}.arrow")
+        return self._origin.path(f"{shard:05d}.arrow")
 
     @staticmethod
     def _delete(path: Path) -> None:

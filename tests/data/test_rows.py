@@ -157,7 +157,7 @@ def test_a_written_index_is_the_one_of_the_shards(uri: str, monkeypatch: pytest.
     parts = list(read_index(uri, info))
     assert [part.num_rows for part in parts] == [7, 7, 6]
     assert pa.concat_tables(parts).equals(by_shards)
-    monkeypatch.setattr(dataset_module, "_keys", lambda shards: pytest.fail("no shard is read for it"))
+    monkeypatch.setattr(dataset_module, "_read_keys", lambda uri: pytest.fail("no shard is read for it"))
     dataset = PreparedDataset.open(uri, tmp_path / "other")
     assert [dataset.row(at)["key"] for at in range(NUM)] == [f"face-{at:02d}" for at in range(NUM)]
 
