@@ -8,7 +8,7 @@ follows has other randomness.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,23 @@ class TrainingExamples:
         reseeds = sum(one <= position for one in reseeded_at)
         entropy = [self._seed, epoch, key_number(row["key"])] + ([reseeds] if reseeds else [])
         return make_example(row, self._masks, np.random.default_rng(entropy))
+
+    def fill(self, maps: Example, rows: Iterable[int], first: int, reseeded_at: tuple[int, ...] = ()) -> None:
+        """Make some examples of a batch, each in its row.
+
+        Args:
+            maps: of the batch, stacked.
+            rows: which.
+            first: position of the batch's first example.
+            reseeded_at: as in `at`.
+
+        Raises:
+            DataError: an image is damaged.
+            StorageError: one cannot be read.
+        """
+        for row in rows:
+            for name, array in self.at(first + row, reseeded_at).items():
+                maps[name][row] = array
 
     def _expect(self, window: int) -> None:
         if window != self._window:

@@ -162,10 +162,7 @@ class Feed:
     def _made_here(self, positions: Iterator[int], reseeded_at: tuple[int, ...]) -> Iterator[dict[str, Tensor]]:
         for first in positions:
             block = torch.empty(self._layout.num_bytes, dtype=torch.uint8)
-            arrays = self._layout.arrays(block.numpy())
-            for at in range(self._share):
-                for name, array in self._examples.at(first + at, reseeded_at).items():
-                    arrays[name][at] = array
+            self._examples.fill(self._layout.arrays(block.numpy()), range(self._share), first, reseeded_at)
             yield self._maps(block.to(self._device))
 
     def _made_ahead(

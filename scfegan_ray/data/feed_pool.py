@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scfegan_ray import errors
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.data.examples import TrainingExamples
-from scfegan_ray.data.feed_process import MOST_BYTES, Layout
+from scfegan_ray.data.feed_process import MOST_BYTES, Layout, Trouble, error_of
 from scfegan_ray.errors import FeedError
 
 NUM_SLOTS = 5
@@ -53,7 +52,7 @@ class FeedPool:
     ) -> None:
         self._share = share
         self._missing = [0] * NUM_SLOTS
-        self._troubles: list[tuple[str, str] | None] = [None] * NUM_SLOTS
+        self._troubles: list[Trouble | None] = [None] * NUM_SLOTS
         self._children: list[subprocess.Popen[bytes]] = []
         handle = os.memfd_create("scfegan-feed")
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -129,8 +128,7 @@ class FeedPool:
         self._await(slot)
         trouble = self._troubles[slot]
         if trouble is not None:
-            kind, text = trouble
-            raise getattr(errors, kind)(text) if kind else RuntimeError(f"a process of the feed failed: {text}")
+            raise error_of(trouble)
         return self.slots[slot]
 
     def settle(self) -> None:

@@ -7,16 +7,19 @@ ends when the other end of its socket is gone, however the trainer ended.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import mmap
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import cv2
 import numpy as np
 
+from scfegan_ray import errors
 from scfegan_ray.data.examples import Example, TrainingExamples
 from scfegan_ray.errors import ScFeganError
 
@@ -55,6 +58,27 @@ class Layout:
         }
 
 
+Trouble = tuple[str, str]
+"""What ended some work: the class of a deliberate error, or nothing, and what it says."""
+
+
+def trouble_of(work: Callable[[], object]) -> Trouble | None:
+    """Do some work; return what ended it, for whoever waits for it to say, or None."""
+    try:
+        work()
+    except ScFeganError as error:
+        return type(error).__name__, str(error)
+    except Exception:
+        return "", traceback.format_exc()[-MOST_BYTES // 8 :]
+    return None
+
+
+def error_of(trouble: Trouble) -> Exception:
+    """Return the error to raise where some work is waited for."""
+    kind, text = trouble
+    return getattr(errors, kind)(text) if kind else RuntimeError(f"a process of the feed failed: {text}")
+
+
 def main(arguments: str) -> None:
     """Make examples until the trainer is gone.
 
@@ -72,20 +96,12 @@ def main(arguments: str) -> None:
     def make(slot: int, begin: int, end: int, first: int, reseeded_at: list[int]) -> None:
         nonlocal opened
         opened = opened or TrainingExamples.open(settings["examples"], settings["cache_dir"])
-        for at in range(begin, end):
-            for name, array in opened.at(first + at, tuple(reseeded_at)).items():
-                slots[slot][name][at] = array
+        opened.fill(slots[slot], range(begin, end), first, tuple(reseeded_at))
 
     with socket.socket(fileno=settings["socket"]) as trainer, contextlib.suppress(ConnectionError):
         while request := trainer.recv(MOST_BYTES):
             slot, *what = json.loads(request)
-            trouble = None
-            try:
-                make(slot, *what)
-            except ScFeganError as error:
-                trouble = type(error).__name__, str(error)
-            except Exception:  # the trainer is to say it, not this process
-                trouble = "", traceback.format_exc()[-MOST_BYTES // 8 :]
+            trouble = trouble_of(functools.partial(make, slot, *what))
             trainer.send(json.dumps([slot, trouble]).encode())
 
 

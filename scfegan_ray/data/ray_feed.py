@@ -22,13 +22,13 @@ last one ends. `from_blocks` and not `from_arrow`, which starts a task for each 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
 import math
 import queue
 import threading
-import traceback
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,12 +47,12 @@ from ray.data.read_api import from_blocks
 from ray.exceptions import RayError
 from torch import Tensor
 
-from scfegan_ray import errors, nodes
+from scfegan_ray import nodes
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.data.examples import TrainingExamples
 from scfegan_ray.data.feed_pool import NUM_SLOTS
-from scfegan_ray.data.feed_process import Layout
-from scfegan_ray.errors import ConfigError, FeedError, ScFeganError
+from scfegan_ray.data.feed_process import Layout, error_of, trouble_of
+from scfegan_ray.errors import ConfigError, FeedError
 
 FEWEST_CPUS = 0.1
 """For each rank, if no more are left."""
@@ -193,9 +193,8 @@ class RayPool:
                 row = next(self._rows)
         except RayError as error:
             raise FeedError(f"Ray Data makes no more training images: {error}") from error
-        kind, message = row["error"].as_py(), row["message"].as_py()
-        if message:
-            raise getattr(errors, kind)(message) if kind else RuntimeError(f"a task of the feed failed: {message}")
+        if row["message"].as_py():
+            raise error_of((row["error"].as_py(), row["message"].as_py()))
         assert row["first"].as_py() == first, "blocks keep their order"
         self.slots[slot].numpy()[:] = np.frombuffer(row["content"].as_buffer(), np.uint8)
 
@@ -285,35 +284,24 @@ class _Source:
 
 def _make(block: pa.Table, said: str, share: int, reseeded_at: tuple[int, ...]) -> pa.Table:
     """Make shares of some batches; see the module's docstring."""
-    made = [_make_one(first, said, share, reseeded_at) for first in block.column("first").to_pylist()]
-    contents = [content for content, _, _ in made]
-    ends = np.cumsum([0, *(len(one) for one in contents)], dtype=np.int64)
-    buffers = [None, pa.py_buffer(ends), pa.py_buffer(contents[0] if len(contents) == 1 else np.concatenate(contents))]
+    layout = Layout(share, json.loads(said)["info"]["size_px"])
+    contents = np.zeros((block.num_rows, layout.num_bytes), np.uint8)
+
+    def fill(content: NDArray[np.uint8], first: int) -> None:
+        _opened(said).fill(layout.arrays(content), range(share), first, reseeded_at)
+
+    firsts = block.column("first").to_pylist()
+    troubles = [trouble_of(functools.partial(fill, *one)) or ("", "") for one in zip(contents, firsts, strict=True)]
+    ends = np.arange(block.num_rows + 1, dtype=np.int64) * layout.num_bytes
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(contents.reshape(-1))]
     return pa.table(
         {
             "first": block.column("first"),
-            "content": pa.Array.from_buffers(pa.large_binary(), len(made), buffers),
-            "error": [error for _, error, _ in made],
-            "message": [message for _, _, message in made],
+            "content": pa.Array.from_buffers(pa.large_binary(), block.num_rows, buffers),
+            "error": [error for error, _ in troubles],
+            "message": [message for _, message in troubles],
         }
     )
-
-
-def _make_one(first: int, said: str, share: int, reseeded_at: tuple[int, ...]) -> tuple[NDArray[np.uint8], str, str]:
-    """Return the bytes of a share, or class and text of what went wrong."""
-    try:
-        examples = _opened(said)
-        layout = Layout(share, examples.dataset.info.size_px)
-        content = np.zeros(layout.num_bytes, np.uint8)
-        arrays = layout.arrays(content)
-        for at in range(share):
-            for name, array in examples.at(first + at, reseeded_at).items():
-                arrays[name][at] = array
-        return content, "", ""
-    except ScFeganError as error:
-        return np.empty(0, np.uint8), type(error).__name__, str(error)
-    except Exception:  # the rank is to say it
-        return np.empty(0, np.uint8), "", traceback.format_exc()
 
 
 @lru_cache(maxsize=1)
