@@ -31,11 +31,13 @@ def _check_not_blank(name: str, value: str | None, cure: str) -> None:
     _check(value is None or value.strip(), f"{name} is empty; {cure}")
 
 
-def _check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: float) -> None:
+    """Refuse a setting, which the text names, that is not above 0, by a `ConfigError`."""
     _check(value > 0, f"{name} is {value}; give a value above 0")
 
 
-def _check_not_negative(name: str, value: float) -> None:
+def check_not_negative(name: str, value: float) -> None:
+    """Refuse a setting, which the text names, that is below 0, by a `ConfigError`."""
     _check(value >= 0, f"{name} is {value}; give 0 or more")
 
 
@@ -79,9 +81,9 @@ class SketchConfig:
         for name, choices in (("detector", ("auto", "hed", "opencv")), ("precision", ("auto", "float32", "bfloat16"))):
             _check_choice(f"data.sketch.{name}", getattr(self, name), choices)
         _check_fraction("data.sketch.threshold", self.threshold)
-        _check_positive("data.sketch.clahe_tiles", self.clahe_tiles)
+        check_positive("data.sketch.clahe_tiles", self.clahe_tiles)
         for name in ("clahe_clip", "smoothing_sigma", "min_component_px"):
-            _check_not_negative(f"data.sketch.{name}", getattr(self, name))
+            check_not_negative(f"data.sketch.{name}", getattr(self, name))
         _check(
             self.working_size_px == 0 or (self.working_size_px >= 32 and self.working_size_px % 16 == 0),
             f"data.sketch.working_size_px is {self.working_size_px}; give 0, or a multiple of 16 of at least 32",
@@ -108,7 +110,7 @@ class ColorConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _check(self.median_px % 2 == 1, f"data.color.median_px is {self.median_px}; give an odd number")
-        _check_positive("data.color.num_superpixels", self.num_superpixels)
+        check_positive("data.color.num_superpixels", self.num_superpixels)
 
 
 CELEBA_HQ_EYES = (0.3796, 0.4780, 0.6216, 0.4790)
@@ -150,7 +152,7 @@ class ParserConfig:
             values = getattr(self, name)
             _check(len(values) == 3, f"data.parser.{name} has {len(values)} values; give 3, one for each channel")
         for value in self.std:
-            _check_positive("a value of data.parser.std", value)
+            check_positive("a value of data.parser.std", value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,9 +224,9 @@ class DataConfig:
             "left and right are the image's: swap them",
         )
         _check_pattern("data.identity_pattern", self.identity_pattern)
-        _check_positive("data.num_embedded", self.num_embedded)
+        check_positive("data.num_embedded", self.num_embedded)
         _check(self.max_images is None or self.max_images > 0, f"data.max_images is {self.max_images}; give 1 or more")
-        _check_positive("data.shard_images", self.shard_images)
+        check_positive("data.shard_images", self.shard_images)
         _check(
             0 < self.max_megapixels <= 170,
             f"data.max_megapixels is {self.max_megapixels}; give a value above 0, up to 170 (what Pillow takes)",
@@ -262,7 +264,7 @@ class StrokeConfig:
         for name in ("sketch_absent_probability", "wobble", "missing", "thickness"):
             _check_fraction(f"masks.strokes.{name}", getattr(self, name))
         for name in ("added_lines", "color_shift"):
-            _check_not_negative(f"masks.strokes.{name}", getattr(self, name))
+            check_not_negative(f"masks.strokes.{name}", getattr(self, name))
 
 
 WOBBLY = StrokeConfig(wobble=0.02, missing=0.3, added_lines=2.0, thickness=0.02, color_shift=12.0)
@@ -320,7 +322,7 @@ class MaskConfig:
         ):
             _check_fraction(f"masks.{name}", getattr(self, name))
         for name in ("max_lines", "max_vertices", "max_length", "min_brush"):
-            _check_positive(f"masks.{name}", getattr(self, name))
+            check_positive(f"masks.{name}", getattr(self, name))
         _check(
             self.min_brush <= self.max_brush,
             f"masks.min_brush {self.min_brush} exceeds masks.max_brush {self.max_brush}; swap them",
@@ -357,12 +359,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         for name in ("base_channels", "num_downsamples", "discriminator_base_channels", "discriminator_num_layers"):
-            _check_positive(f"model.{name}", getattr(self, name))
+            check_positive(f"model.{name}", getattr(self, name))
         _check(self.stages in (1, 2), f"model.stages is {self.stages}; give 1 or 2")
         _check(self.output in ("direct", "residual"), f"model.output is {self.output!r}; give direct or residual")
         _check(self.num_downsamples <= 16, f"model.num_downsamples is {self.num_downsamples}; give at most 16")
         for dilation in self.dilations:
-            _check_positive("one of model.dilations", dilation)
+            check_positive("one of model.dilations", dilation)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -436,10 +438,10 @@ class OptimizationConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check_positive("optimization.generator_learning_rate", self.generator_learning_rate)
-        _check_positive("optimization.discriminator_learning_rate", self.discriminator_learning_rate)
+        check_positive("optimization.generator_learning_rate", self.generator_learning_rate)
+        check_positive("optimization.discriminator_learning_rate", self.discriminator_learning_rate)
         _check_fraction("optimization.final_rate_fraction", self.final_rate_fraction)
-        _check_not_negative("optimization.warmup_images", self.warmup_images)
+        check_not_negative("optimization.warmup_images", self.warmup_images)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -531,7 +533,7 @@ class TrainConfig:
             "checkpoints_to_keep",
             "cpus_per_worker",
         ):
-            _check_positive(f"train.{name}", getattr(self, name))
+            check_positive(f"train.{name}", getattr(self, name))
         for name in (
             "max_images_per_pass",
             "gradient_norms_every_images",
@@ -539,7 +541,7 @@ class TrainConfig:
             "threads_per_worker",
             "loader_processes",
         ):
-            _check_not_negative(f"train.{name}", getattr(self, name))
+            check_not_negative(f"train.{name}", getattr(self, name))
         _check(
             self.window_images is None or self.window_images >= 0,
             f"train.window_images is {self.window_images}; give 0 or more",
@@ -576,9 +578,9 @@ class SentinelConfig:
             self.explosion_factor > 1,
             f"sentinel.explosion_factor is {self.explosion_factor}; give a value above 1",
         )
-        _check_positive("sentinel.max_skipped", self.max_skipped)
+        check_positive("sentinel.max_skipped", self.max_skipped)
         _check(0 < self.rate_fraction <= 1, f"sentinel.rate_fraction is {self.rate_fraction}; give up to 1, above 0")
-        _check_not_negative("sentinel.max_rollbacks", self.max_rollbacks)
+        check_not_negative("sentinel.max_rollbacks", self.max_rollbacks)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -595,7 +597,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         for f in dataclasses.fields(self):
-            _check_positive(f"evaluation.{f.name}", getattr(self, f.name))
+            check_positive(f"evaluation.{f.name}", getattr(self, f.name))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -617,8 +619,8 @@ class TuneConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _check_choice("tune.sampler", self.sampler, ("random", "optuna"))
-        _check_positive("tune.num_trials", self.num_trials)
-        _check_positive("tune.reports", self.reports)
+        check_positive("tune.num_trials", self.num_trials)
+        check_positive("tune.reports", self.reports)
         _check(
             self.reduction_factor >= 2,
             f"tune.reduction_factor is {self.reduction_factor}; give 2 or more",
@@ -639,7 +641,7 @@ class StorageConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _check_not_blank("storage.path", self.path, "give a folder or s3:// prefix, or leave it out for ./runs")
-        _check_not_negative("storage.retry_seconds", self.retry_seconds)
+        check_not_negative("storage.retry_seconds", self.retry_seconds)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -659,7 +661,7 @@ class TrackingConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _check_not_blank("tracking.uri", self.uri, "give a server's URI, or leave it out for the default")
-        _check_not_negative("tracking.patience_seconds", self.patience_seconds)
+        check_not_negative("tracking.patience_seconds", self.patience_seconds)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -685,7 +687,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check what concerns several sections."""
-        _check_not_negative("seed", self.seed)
+        check_not_negative("seed", self.seed)
         name = self.run_name
         _check(
             name is None or (re.fullmatch(r"\w[\w.-]*", name, re.ASCII) and name not in ("prepared", "mlartifacts")),

@@ -24,11 +24,8 @@ def require(uri: str, num_bytes: int, what: str, cure: str) -> None:
     place = storage.absolute(uri)
     if not storage.is_local(place):
         return
-    folder = Path(place)
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
     try:
-        free = shutil.disk_usage(folder).free
+        free = free_bytes(Path(place))
     except OSError as error:
         raise StorageError(f"cannot use {place}: {error}; {cure}") from error
     if num_bytes > free:
@@ -36,6 +33,17 @@ def require(uri: str, num_bytes: int, what: str, cure: str) -> None:
             f"{place} needs room for {what}, {readable(num_bytes)} in all, and has {readable(free)}; free space, or "
             f"{cure}"
         )
+
+
+def free_bytes(place: Path) -> int:
+    """Return how many bytes are free where a place is, or would be made.
+
+    Raises:
+        OSError: its disk cannot be asked.
+    """
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return shutil.disk_usage(place).free
 
 
 def readable(num_bytes: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tiny import DATASET
+from torch import Tensor
 
+from scfegan_ray.data import examples
 from scfegan_ray.data.codecs import encode_png
 from scfegan_ray.data.dataset import SCHEMA, DatasetInfo
 from scfegan_ray.data.rows import PreparedDataset
@@ -62,3 +65,21 @@ def copy_name(uri: str) -> str:
     info = DatasetInfo.read(uri)
     assert info is not None
     return info.copy_name
+
+
+def spoil(uri: str) -> str:
+    """Make one image of a written dataset no image; return its key."""
+    path = Path(uri, "data", "part-00002.parquet")
+    table = pq.read_table(path)
+    images = [b"no image", *table.column("image").to_pylist()[1:]]
+    at = table.schema.get_field_index("image")
+    pq.write_table(table.set_column(at, table.schema.field(at), pa.array(images, pa.binary())), path)
+    return str(table.column("key")[0].as_py())
+
+
+def same(found: Mapping[str, Tensor], wanted: examples.Example) -> bool:
+    """Tell whether a batch of a feed is the one that was made here."""
+    arrays = {name: tensor.numpy() for name, tensor in found.items()}
+    return arrays.keys() == wanted.keys() and all(
+        arrays[name].dtype == wanted[name].dtype and np.array_equal(arrays[name], wanted[name]) for name in wanted
+    )

@@ -10,9 +10,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import boto3
 from botocore.config import Config
@@ -85,19 +85,25 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _create_bucket(environment: dict[str, str], process: subprocess.Popen[bytes], log: Path) -> None:
-    client = boto3.client(
+def client(environment: Mapping[str, str], **options: Any) -> Any:
+    """Return boto3's client of a server, by the AWS variables that reach it."""
+    return boto3.client(
         "s3",
         endpoint_url=environment["AWS_ENDPOINT_URL"],
         aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
         region_name=environment["AWS_REGION"],
-        config=Config(retries={"total_max_attempts": 1}),  # its own pauses are longer than the start
+        **options,
     )
+
+
+def _create_bucket(environment: dict[str, str], process: subprocess.Popen[bytes], log: Path) -> None:
+    # Its own pauses are longer than the start.
+    found = client(environment, config=Config(retries={"total_max_attempts": 1}))
     end = time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
-            client.create_bucket(Bucket=BUCKET)
+            found.create_bucket(Bucket=BUCKET)
             return
         except (BotoCoreError, ClientError) as error:
             if process.poll() is not None or time.monotonic() > end:

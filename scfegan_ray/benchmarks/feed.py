@@ -122,7 +122,7 @@ def _measure_rates(config: Config, dataset: PreparedDataset) -> dict[str, Any]:
 
 def _rate(config: Config, dataset: PreparedDataset, cores: list[int]) -> tuple[float, float, float]:
     """Return images per second of a process on each core; of their own time; the share of time they waited for one."""
-    with _feeding(config, dataset, cores, torch.device("cpu")) as feed:
+    with feeding(config, dataset, cores, torch.device("cpu")) as feed:
         batches = feed.batches(0)
         for _ in range(_SETTLING_BATCHES):
             next(batches)
@@ -138,7 +138,7 @@ def _rate(config: Config, dataset: PreparedDataset, cores: list[int]) -> tuple[f
 
 
 @contextlib.contextmanager
-def _feeding(config: Config, dataset: PreparedDataset, cores: list[int], device: torch.device) -> Iterator[Feed]:
+def feeding(config: Config, dataset: PreparedDataset, cores: list[int], device: torch.device) -> Iterator[Feed]:
     """Give a feed with a process on each core."""
     feed = Feed(
         TrainingExamples(dataset, config.masks, config.seed),
@@ -169,7 +169,7 @@ def _measure_updates(
     trainer, other = sorted(os.sched_getaffinity(0))[:2]
     seconds: dict[str, list[float]] = defaultdict(list)
     costs, own_costs = [], []
-    with _feeding(config, dataset, [other], device) as feed, _one_thread_on(trainer):
+    with feeding(config, dataset, [other], device) as feed, one_thread_on(trainer):
         batches = feed.batches(0)
         same = {name: maps.clone() for name, maps in next(batches).items()}
         for turn in range(_ROUNDS + 1):
@@ -188,7 +188,8 @@ def _measure_updates(
 
 
 @contextlib.contextmanager
-def _one_thread_on(core: int) -> Iterator[None]:
+def one_thread_on(core: int) -> Iterator[None]:
+    """Keep this process, and those that it starts, to one core, and torch to one thread."""
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {core})

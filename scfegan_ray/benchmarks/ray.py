@@ -62,24 +62,14 @@ def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContex
         with session():
             config = replace(config, data=replace(config.data, prepared=prepare.ensure_prepared(config)))
         for turn in range(_ROUNDS):
-            alone, variation = _updates_in_a_process(config)
+            alone, variation = updates_in_a_process(config)
             rates["alone"].append(alone)
             shares["variation"].append(variation)
             updates = max(_FEWEST_UPDATES, int(_LOOP_SECONDS * alone / config.train.batch_size))
             with session():
-                rates["beside_ray"].append(_updates_in_a_process(config)[0])
+                rates["beside_ray"].append(updates_in_a_process(config)[0])
                 for name, number in workers.items():
-                    train = replace(
-                        config.train,
-                        num_workers=number,
-                        images=updates * config.train.batch_size,
-                        checkpoint_every_images=1 << 40,
-                        gradient_norms_every_images=0,
-                    )
-                    made = launch.train(
-                        replace(config, run_name=f"benchmark-{number}-{turn}", train=train), register=False
-                    )
-                    rates[name].append(made.images_per_second)
+                    rates[name].append(loop_rate(config, f"benchmark-{number}-{turn}", number, updates))
             last = {name: values[-1] for name, values in rates.items()}
             shares["ray_share"].append(last["one_worker"] / last["alone"])
             shares["loop_share"].append(last["one_worker"] / last["beside_ray"])
@@ -95,7 +85,19 @@ def run_loops(config: Config, *, session: Callable[[], contextlib.AbstractContex
     }
 
 
-def _updates_in_a_process(config: Config) -> tuple[float, float]:
+def loop_rate(config: Config, run_name: str, num_workers: int, updates: int) -> float:
+    """Return images per second of training's loop, which does nothing else but record; Ray must run."""
+    train = replace(
+        config.train,
+        num_workers=num_workers,
+        images=updates * config.train.batch_size,
+        checkpoint_every_images=1 << 40,
+        gradient_norms_every_images=0,
+    )
+    return launch.train(replace(config, run_name=run_name, train=train), register=False).images_per_second
+
+
+def updates_in_a_process(config: Config) -> tuple[float, float]:
     """Return what `updates_alone` does, in a process with the memory settings of a worker."""
     found = json.loads(step.in_a_process("ray.updates_alone", config, failure="the loop without Ray failed"))
     return found["images_per_second"], found["variation"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import statistics
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 
 from scfegan_ray import places
-from scfegan_ray.benchmarks import step
+from scfegan_ray.benchmarks import feed, ray, step
 from scfegan_ray.config import Config
 from scfegan_ray.data import prepare
 from scfegan_ray.data.examples import TrainingExamples
@@ -30,7 +29,6 @@ from scfegan_ray.data.feed import Feed
 from scfegan_ray.data.ray_feed import Budget, RayPool
 from scfegan_ray.data.rows import PreparedDataset
 from scfegan_ray.errors import ConfigError
-from scfegan_ray.training import launch
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +61,7 @@ def run(config: Config, *, session: Callable[[], contextlib.AbstractContextManag
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         raise ConfigError("two nodes are measured, each on a core of its own: give two cores")
+    batch_size = config.train.batch_size
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory(prefix="scfegan-benchmark-") as scratch:
         config = replace(
@@ -72,7 +71,8 @@ def run(config: Config, *, session: Callable[[], contextlib.AbstractContextManag
             train=replace(config.train, threads_per_worker=1, cpus_per_worker=1, window_images=0),
         )
         for turn in range(_ROUNDS):
-            alone = _updates(config, cores[0])
+            with feed.one_thread_on(cores[0]):
+                alone, _ = ray.updates_in_a_process(config)
             found["train"]["plain"].append(alone)
             for number, nodes in ((1, "one_node"), (2, "two_nodes")):
                 with _nodes(cores[:number], session):
@@ -80,13 +80,18 @@ def run(config: Config, *, session: Callable[[], contextlib.AbstractContextManag
                     found["prepare"][nodes].append(made.num_made / made.busy_seconds)
                     with_data = _placed(config, made.uri)
                     dataset = PreparedDataset.open(made.uri)
-                    found["feed"][nodes].append(_fed_by_ray(with_data, dataset))
+                    with _by_ray(with_data, dataset) as one:
+                        found["feed"][nodes].append(_take(one, batch_size)[0])
                     if number == 1:
-                        found["feed"]["plain"].append(_fed_by_a_process(with_data, dataset, cores[0]))
-                    wanted = _EATEN * found["feed"]["one_node"][-1]
-                    found["eater"][nodes].append(_waited(with_data, dataset, wanted))
-                    images = _FEWEST_UPDATES * config.train.batch_size + int(_TRAIN_SECONDS * number * alone)
-                    found["train"][nodes].append(_trained(with_data, number, f"benchmark-{turn}-{number}", images))
+                        with feed.feeding(with_data, dataset, cores[:1], torch.device("cpu")) as one:
+                            found["feed"]["plain"].append(_take(one, batch_size)[0])
+                    pause = batch_size / (_EATEN * found["feed"]["one_node"][-1])
+                    with _by_ray(with_data, dataset) as one:
+                        found["eater"][nodes].append(_take(one, batch_size, pause)[1])
+                    updates = _FEWEST_UPDATES + int(_TRAIN_SECONDS * number * alone / batch_size)
+                    found["train"][nodes].append(
+                        ray.loop_rate(with_data, f"benchmark-{turn}-{number}", number, updates)
+                    )
     result: dict[str, Any] = {
         name: {one: statistics.median(values) for one, values in rates.items()} for name, rates in found.items()
     }
@@ -148,76 +153,37 @@ def _by_ray(config: Config, dataset: PreparedDataset) -> Iterator[Feed]:
     pool = functools.partial(
         RayPool, made.said(), batch_size=config.train.batch_size, budget=Budget(num_workers=1, cpus_per_worker=0)
     )
-    with contextlib.closing(_feed(config, made, make_pool=pool)) as feed:
+    device = torch.device("cpu")
+    feed = Feed(
+        made,
+        batch_size=config.train.batch_size,
+        rank=0,
+        num_workers=1,
+        num_processes=0,
+        device=device,
+        make_pool=pool,
+    )
+    with contextlib.closing(feed):
         yield feed
 
 
-def _feed(config: Config, made: TrainingExamples, **how: Any) -> Feed:
-    settings = {"num_processes": 0} | how
-    return Feed(made, batch_size=config.train.batch_size, rank=0, num_workers=1, device=torch.device("cpu"), **settings)
+def _take(feed: Feed, batch_size: int, pause: float = 0.0) -> tuple[float, float]:
+    """Return images per second of a feed that is at work, and the share of time for which batches were waited for.
 
-
-def _fed_by_ray(config: Config, dataset: PreparedDataset) -> float:
-    with _by_ray(config, dataset) as feed:
-        return _rate(feed, config.train.batch_size)
-
-
-def _fed_by_a_process(config: Config, dataset: PreparedDataset, core: int) -> float:
-    """Return images per second of one process of a local feed on a core."""
-    made = TrainingExamples(dataset, config.masks, config.seed)
-    with contextlib.closing(_feed(config, made, num_processes=1)) as feed:
-        for process in feed.process_ids:
-            os.sched_setaffinity(process, {core})
-        return _rate(feed, config.train.batch_size)
-
-
-def _rate(feed: Feed, batch_size: int) -> float:
-    """Return images per second of a feed, once it is at work."""
+    Args:
+        feed: whose batches are taken.
+        batch_size: images of each.
+        pause: seconds that whoever takes a batch has use for it.
+    """
     batches = feed.batches(0)
     for _ in range(_SETTLING_BATCHES):
         next(batches)
-    began, done = time.perf_counter(), 0
+    began, done, waited = time.perf_counter(), 0, 0.0
     while time.perf_counter() - began < _FEED_SECONDS:
+        asked = time.perf_counter()
         next(batches)
+        waited += time.perf_counter() - asked
         done += batch_size
-    return done / (time.perf_counter() - began)
-
-
-def _waited(config: Config, dataset: PreparedDataset, wanted: float) -> float:
-    """Return which share of its time a trainer waits for batches who would take so many images per second."""
-    pause, waited = config.train.batch_size / wanted, 0.0
-    with _by_ray(config, dataset) as feed:
-        batches = feed.batches(0)
-        for _ in range(_SETTLING_BATCHES):
-            next(batches)
-        began = time.perf_counter()
-        while time.perf_counter() - began < _FEED_SECONDS:
-            asked = time.perf_counter()
-            next(batches)
-            waited += time.perf_counter() - asked
-            time.sleep(pause)
-        return waited / (time.perf_counter() - began)
-
-
-def _trained(config: Config, num_nodes: int, name: str, images: int) -> float:
-    """Return images per second of training's loop, by a worker on each node."""
-    train = replace(
-        config.train,
-        num_workers=num_nodes,
-        images=images,
-        checkpoint_every_images=1 << 40,
-        gradient_norms_every_images=0,
-    )
-    return launch.train(replace(config, run_name=name, train=train), register=False).images_per_second
-
-
-def _updates(config: Config, core: int) -> float:
-    """Return images per second of nothing but updates, by one thread on a core."""
-    all_cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        with places.variables({"OMP_NUM_THREADS": "1"}):
-            answer = step.in_a_process("ray.updates_alone", config, failure="updates could not be timed")
-            return float(json.loads(answer)["images_per_second"])
-    finally:
-        os.sched_setaffinity(0, all_cores)
+        time.sleep(pause)
+    seconds = time.perf_counter() - began
+    return done / seconds, waited / seconds

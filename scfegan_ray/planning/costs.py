@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scfegan_ray.config import Config
+from scfegan_ray.data.sketches import working_size_px
 from scfegan_ray.planning.options import ClusterConfig
 
 
@@ -143,7 +144,7 @@ def _of_data(config: Config, cluster: ClusterConfig, counted: Counted) -> dict[s
     size = config.data.size_px
     found = {f"prepare: {name}": _sized(_STAGE_MS[name], size, "ms", _XEON) for name in STAGES}
     if config.data.gpus_per_actor:
-        side = config.data.sketch.working_size_px or min(size + 128, 384)
+        side = working_size_px(config.data.sketch, size)
         found["prepare: sketch"] = Figure(
             _HED_FLOPS * (side / 256) ** 2 / _GPU_FLOPS_PER_SECOND * 1000 / cluster.gpu_speed,
             *("ms", "assumed", "HED on a GPU, at the FLOP/s of an update of paper_512 on an H200"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scfegan_ray.config import check_not_negative, check_positive
 from scfegan_ray.errors import ConfigError
 
 
@@ -54,10 +55,6 @@ class ClusterConfig:
             *("workers_per_node", "cpus_per_worker", "cpus_per_cpu_node", "objects_per_photograph"),
             *("gpu_speed", "network_gbps", "storage_gbps"),
         ):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"cluster.{name} is {getattr(self, name)}; give a value above 0")
-        for name in (
-            *("cpu_nodes", "images_per_worker", "variation", "price_per_worker_hour", "price_per_cpu_node_hour"),
-        ):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"cluster.{name} is {getattr(self, name)}; give 0 or more")
+            check_positive(f"cluster.{name}", getattr(self, name))
+        for name in ("cpu_nodes", "images_per_worker", "variation", "price_per_worker_hour", "price_per_cpu_node_hour"):
+            check_not_negative(f"cluster.{name}", getattr(self, name))

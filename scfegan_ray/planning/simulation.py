@@ -218,11 +218,8 @@ def train(
     parts = update_parts(config, cluster, figures, shape, batch_size)
     parts["checkpoints, evaluations"] = _pause_seconds(config, figures, shape, batch_size, sum(parts.values()))
     seconds = sum(parts.values())
-    alone = Shape(1, 1)
-    single = sum(update_parts(config, cluster, figures, alone, max(1, batch_size // shape.workers)).values())
-    single_rate = max(1, batch_size // shape.workers) / single
-    if not cluster.images_per_worker:
-        single_rate = batch_size / sum(update_parts(config, cluster, figures, alone, batch_size).values())
+    alone = cluster.images_per_worker or config.train.batch_size
+    single_rate = alone / sum(update_parts(config, cluster, figures, Shape(1, 1), alone).values())
     rate = batch_size / seconds
     window = config.train.window_images
     window = window_images(photographs, config.data.size_px) if window is None else window

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-import shutil
 from pathlib import Path
 from typing import Literal
 
 import ray
 
-from scfegan_ray import cache, nodes
+from scfegan_ray import cache, nodes, room
 from scfegan_ray.config import Config
 from scfegan_ray.data.dataset import DatasetInfo
 from scfegan_ray.data.ray_feed import FEWEST_CPUS, Budget
@@ -26,8 +25,7 @@ def choose(config: Config, dataset: DatasetInfo, window_images: int) -> tuple[Li
     """
     if config.data.feed != "auto":
         return config.data.feed, _cost(config.data.feed, dataset, window_images)
-    each = {"CPU": config.train.cpus_per_worker} | ({"GPU": 1} if config.train.use_gpu else {})
-    able = set(nodes.able(each))
+    able = set(nodes.able(worker_resources(config)))
     resources = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     others = sum(found.get("CPU", 0.0) for node, found in resources.items() if node not in able)
     if not able or others < config.train.num_workers:
@@ -40,9 +38,10 @@ def choose(config: Config, dataset: DatasetInfo, window_images: int) -> tuple[Li
     if cores < wanted:
         return "ray", f"{cores:g} cores beside each worker are fewer than {wanted}, and other nodes have {others:g}"
     num_bytes = local_bytes(dataset, window_images)
-    room = min(nodes.ask(functools.partial(_room, cache.cache_dir(), dataset.copy_name), sorted(able)), default=0)
-    if room < num_bytes:
-        return "ray", f"a worker's disk has {room / 1e9:.3g} GB free, its copies take up to {num_bytes / 1e9:.3g} GB"
+    question = functools.partial(_available_bytes, cache.cache_dir(), dataset.copy_name)
+    there = min(nodes.ask(question, sorted(able)), default=0)
+    if there < num_bytes:
+        return "ray", f"a worker's disk has {there / 1e9:.3g} GB free, its copies take up to {num_bytes / 1e9:.3g} GB"
     return "local", f"{cores:g} cores beside each worker are enough"
 
 
@@ -53,6 +52,11 @@ def local_bytes(dataset: DatasetInfo, window_images: int) -> int:
     # Both windows begin and end within a shard.
     images = 2 * window_images + 2 * math.ceil(dataset.num_images / dataset.num_shards)
     return min(dataset.most_bytes, dataset.most_bytes * images // dataset.num_images)
+
+
+def worker_resources(config: Config) -> dict[str, float]:
+    """Return what Ray reserves for each worker."""
+    return {"CPU": config.train.cpus_per_worker} | ({"GPU": 1} if config.train.use_gpu else {})
 
 
 def fewest_cpus(config: Config, num_workers: int) -> float:
@@ -89,9 +93,7 @@ def _cost(feed: str, dataset: DatasetInfo, window_images: int) -> str:
     return f"as asked for; each machine that makes examples copies up to {size:.3g} GB, for {what}"
 
 
-def _room(folder: Path, name: str) -> float:
+def _available_bytes(folder: Path, name: str) -> float:
     """Return the bytes that are free here, and those of the copies that are there already."""
     there = sum(file.stat().st_size for file in (folder / "prepared").glob(f"{name}.*arrow"))
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free + there
+    return room.free_bytes(folder) + there

@@ -334,7 +334,7 @@ def _fit(
         scaling_config=ray.train.ScalingConfig(
             num_workers=(train.min_workers, train.num_workers) if train.min_workers else train.num_workers,
             use_gpu=train.use_gpu,
-            resources_per_worker=_resources(config),
+            resources_per_worker=feeding.worker_resources(config),
         ),
         run_config=ray.train.RunConfig(
             # Another one each time: under a name that it knows Ray would go on from checkpoints of its own.
@@ -374,10 +374,6 @@ class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
         """Register none."""
 
 
-def _resources(config: Config) -> dict[str, float]:
-    return {"CPU": config.train.cpus_per_worker} | ({"GPU": 1} if config.train.use_gpu else {})
-
-
 def _fewest_workers(config: Config) -> int:
     return config.train.min_workers or config.train.num_workers
 
@@ -389,7 +385,7 @@ def check_resources(config: Config) -> None:
         ConfigError: the cluster lacks CPUs or GPUs for all workers, and is not said to grow; or torch sees no GPU on a
             node that has one to give.
     """
-    needs, fewest = _resources(config), _fewest_workers(config)
+    needs, fewest = feeding.worker_resources(config), _fewest_workers(config)
     with_feed = config.data.feed == "ray"
     nodes.require(
         {name: each * fewest for name, each in needs.items()} | {"CPU": feeding.fewest_cpus(config, fewest)},
@@ -429,7 +425,7 @@ def settle_precision(config: Config) -> Literal["float32", "bfloat16"]:
     """Return the precision for all workers of a run; what is left to `auto` is what all nodes compute natively."""
     if config.train.precision != "auto":
         return config.train.precision
-    each = _resources(config)
+    each = feeding.worker_resources(config)
     fitting = nodes.able(each)
     kind = torch.device("cuda" if config.train.use_gpu else "cpu")
     if fitting == [ray.get_runtime_context().get_node_id()] and not config.train.use_gpu:
@@ -449,7 +445,7 @@ def check_logins(config: Config) -> None:
     """
     here = places.logins(tracking.tracking_uri(config))
     # Where no node takes a worker yet, those that are there stand for those to come.
-    asked = nodes.able(_resources(config)) or nodes.able({})
+    asked = nodes.able(feeding.worker_resources(config)) or nodes.able({})
     answers = nodes.ask(functools.partial(places.present, here), asked) if here else []
     missing = [name for name in here if any(name not in present for present in answers)]
     if missing:

@@ -20,7 +20,7 @@ from scfegan_ray.training import launch
 
 
 def test_one_gpu_has_no_place_for_two_workers(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "_updates_in_a_process", lambda config: (20.0, 0.1))
+    monkeypatch.setattr(ray, "updates_in_a_process", lambda config: (20.0, 0.1))
     monkeypatch.setattr(prepare, "ensure_prepared", lambda config: "somewhere")
     monkeypatch.setattr(launch, "train", lambda config, register: SimpleNamespace(images_per_second=10.0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -55,7 +55,7 @@ def test_loops_are_compared_within_their_round(tiny: Config, monkeypatch: pytest
         return SimpleNamespace(images_per_second=next(workers))
 
     monkeypatch.setattr(ray, "_ROUNDS", 2)
-    monkeypatch.setattr(ray, "_updates_in_a_process", alone)
+    monkeypatch.setattr(ray, "updates_in_a_process", alone)
     monkeypatch.setattr(prepare, "ensure_prepared", lambda config: "somewhere")
     monkeypatch.setattr(launch, "train", train)
     assert ray.run_loops(tiny, session=session) == {

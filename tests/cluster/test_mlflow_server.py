@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import s3 as s3_of_tests
 import yaml
@@ -84,14 +83,7 @@ def test_server_keeps_runs_and_artifacts_and_knows_its_names(
             run = client.create_run(client.create_experiment("tried")).info
             client.log_text(run.run_id, "kept", "note.txt")
             assert run.artifact_uri.startswith("mlflow-artifacts:/")
-            bucket = boto3.client(
-                "s3",
-                endpoint_url=s3["AWS_ENDPOINT_URL"],
-                region_name=s3["AWS_REGION"],
-                aws_access_key_id=s3["AWS_ACCESS_KEY_ID"],
-                aws_secret_access_key=s3["AWS_SECRET_ACCESS_KEY"],
-            )
-            kept = bucket.list_objects_v2(Bucket=s3_of_tests.BUCKET, Prefix="mlflow/")["Contents"]
+            kept = s3_of_tests.client(s3).list_objects_v2(Bucket=s3_of_tests.BUCKET, Prefix="mlflow/")["Contents"]
             assert [one["Key"].rpartition("/")[2] for one in kept] == ["note.txt"]
 
             other = urllib.request.Request(f"{address}/api/2.0/mlflow/experiments/get", headers={"Host": "elsewhere"})

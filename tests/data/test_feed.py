@@ -16,13 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from prepared_set import write_dataset
+from prepared_set import same, spoil, write_dataset
 from running import kill, run_code, wait_until
-from torch import Tensor
 
 from scfegan_ray import cache
 from scfegan_ray.config import MaskConfig, StrokeConfig
@@ -60,13 +57,6 @@ def feeding(dataset: PreparedDataset, num_processes: int, **changes: Any) -> Ite
 def expected(dataset: PreparedDataset, first: int, count: int, reseeded_at: tuple[int, ...] = ()) -> examples.Example:
     positions = range(first, first + count)
     return examples.stack([training(dataset).at(one, reseeded_at) for one in positions])
-
-
-def same(found: dict[str, Tensor], wanted: examples.Example) -> bool:
-    arrays = {name: tensor.numpy() for name, tensor in found.items()}
-    return arrays.keys() == wanted.keys() and all(
-        arrays[name].dtype == wanted[name].dtype and np.array_equal(arrays[name], wanted[name]) for name in wanted
-    )
 
 
 def is_running(process: int) -> bool:
@@ -124,20 +114,11 @@ def test_a_batch_stays_while_the_next_one_is_looked_at(dataset: PreparedDataset)
             assert same(before, expected(dataset, 16 * (step - 1), 8)), step
 
 
-def damaged(root: Path) -> tuple[PreparedDataset, str]:
-    """Return a dataset one of whose images cannot be decoded, and its key."""
-    uri = write_dataset(root / "broken", fingerprint="broken")
-    path = Path(uri, "data", "part-00002.parquet")
-    table = pq.read_table(path)
-    images = [b"no image", *table.column("image").to_pylist()[1:]]
-    at = table.schema.get_field_index("image")
-    pq.write_table(table.set_column(at, table.schema.field(at), pa.array(images, pa.binary())), path)
-    return PreparedDataset.open(uri), table.column("key")[0].as_py()
-
-
 @pytest.mark.parametrize("num_processes", [0, 2])
 def test_error_of_an_example_is_raised_where_its_batch_is_taken(tmp_path: Path, num_processes: int) -> None:
-    dataset, spoiled = damaged(tmp_path)
+    uri = write_dataset(tmp_path / "broken", fingerprint="broken")
+    spoiled = spoil(uri)
+    dataset = PreparedDataset.open(uri)
 
     def is_good(position: int) -> bool:
         row = dataset.train_rows[training(dataset).order.at(position)[1]]
