@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
+from types import FrameType
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -30,6 +31,7 @@ DEFAULT_PRESET = "quickstart"
 _INTERRUPTED = "error: interrupted; run the same command again to go on"
 _INTERRUPTED_CODE = 130
 
+_POSTPONED_SECONDS = 0.1
 _ANSWER_SECONDS = 10.0
 _REASON_CHARACTERS = 400
 
@@ -141,6 +143,8 @@ def _write(text: str) -> None:
 class _Interruptions:
     """Within the context Ctrl-C and SIGTERM raise a KeyboardInterrupt, unless this process was started to ignore them.
 
+    While a module is imported it waits: raised amid torch's it ends the process in C++, `terminate called`.
+
     Attributes:
         came: there was one.
     """
@@ -148,6 +152,7 @@ class _Interruptions:
     def __init__(self) -> None:
         self.came = False
         self._before: dict[int, Any] = {}
+        self._again: threading.Timer | None = None
 
     def __enter__(self) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -157,12 +162,27 @@ class _Interruptions:
                 self._before[number] = signal.signal(number, self._on_signal)
 
     def __exit__(self, *_: object) -> None:
+        if self._again:
+            self._again.cancel()
+            self._again.join()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _on_signal(self, number: int, frame: object) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.came = True
-        raise KeyboardInterrupt
+        if not _is_importing(frame):
+            raise KeyboardInterrupt
+        if self._again:
+            self._again.cancel()
+        main = threading.main_thread().ident
+        self._again = threading.Timer(_POSTPONED_SECONDS, signal.pthread_kill, (main, number))
+        self._again.start()
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def parse(description: str, kind: type[ArgumentsT], argv: Sequence[str]) -> ArgumentsT:

@@ -150,6 +150,13 @@ def descendants(process: int) -> list[int]:
     return [process, *(one for child in children.stdout.split() for one in descendants(int(child)))]
 
 
+def is_running(process: int) -> bool:
+    """Tell whether there is a process that has not ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
 def terminate_group(process: int) -> None:
     """Send SIGTERM as `timeout` does: to a process and to what it has started that shares its process group."""
     group = os.getpgid(process)

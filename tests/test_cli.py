@@ -177,6 +177,27 @@ def test_sigterm_acts_like_ctrl_c(number: signal.Signals, capsys: pytest.Capture
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_an_interruption_waits_for_an_import(goes_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is forgotten where the job ends with it."""
+    (tmp_path / "half_a_module.py").write_text("import signal\nsignal.raise_signal(signal.SIGTERM)\nwhole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    imported: list[bool] = []
+
+    def job(arguments: cli.Arguments) -> dict[str, Any]:
+        try:
+            imported.append(importlib.import_module("half_a_module").whole)
+        finally:
+            sys.modules.pop("half_a_module", None)
+        if goes_on:
+            time.sleep(60)
+        return {}
+
+    assert cli.run_job("", cli.Arguments, job, []) == (130 if goes_on else 0)
+    assert imported == [True]
+    time.sleep(0.3)
+
+
 def test_a_signal_that_was_ignored_stays_so() -> None:
     def job(arguments: cli.Arguments) -> dict[str, Any]:
         signal.raise_signal(signal.SIGINT)

@@ -1,10 +1,10 @@
 """Feeds one rank by Ray Data: examples are made on whatever CPUs the cluster has, and come in order.
 
 What Ray Data carries are positions of the global order: a row for each batch, which says where this rank's share of it
-begins, and in each block a few of them. One stage makes the shares' bytes, and since those follow from the positions
-alone, it does not matter where, or how often, as after the loss of a node. Ray Data keeps the blocks' order, and makes
-as many ahead as the memory allows that it is given for them. It runs in an actor beside the rank, whose own threads it
-would hold up.
+begins. One stage makes the shares' bytes, in tasks that give several blocks each, and since those follow from the
+positions alone, it does not matter where, or how often, as after the loss of a node. Ray Data keeps the blocks' order,
+and makes as many ahead as the memory allows that it is given for them. It runs in an actor beside the rank, whose own
+threads it would hold up.
 
 | stage | reads columns | gives columns |
 | --- | --- | --- |
@@ -29,6 +29,7 @@ import logging
 import math
 import queue
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ import ray.data
 import torch
 from numpy.typing import NDArray
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.read_api import from_blocks
 from ray.exceptions import RayError
 from torch import Tensor
@@ -57,15 +59,18 @@ from scfegan_ray.errors import ConfigError, FeedError
 FEWEST_CPUS = 0.1
 """For each rank, if no more are left."""
 
-_TERM_BLOCKS = 256
 BLOCK_ROWS = 1 << 13
-"""Rows of pixels in a block: 16 images of 512 px, 128 of 64, a tenth of a second's work. A block takes Ray some 30 ms
-besides its work."""
+"""Rows of pixels in a block: 16 images of 512 px, 128 of 64, a tenth of a second's work."""
+TASK_BLOCKS = 8
+"""Blocks that a task makes. After one ends, its core waits up to a fifth of a second for the next: Ray Data waits a
+tenth for all tasks that are under way, and learns separately of the last block and of the end."""
+_TERM_TASKS = 32
+"""Of a term, or four times as many as run at once."""
 _BROUGHT = 2
 """Blocks that are brought to the rank's machine before it asks for them."""
 _SPARE = 4
-"""Blocks for which Ray Data is given memory, besides four for each that is made at once: it expects two of a task, and
-keeps half of what it is given for what is done."""
+"""Blocks for which Ray Data is given memory, besides all of the tasks that run at once."""
+_REST_SECONDS = 0.02
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,6 +210,21 @@ def _rows(block: pa.Table) -> Iterator[dict[str, pa.Scalar]]:
         yield {name: block.column(name)[at] for name in block.column_names}
 
 
+class _Rest(ExecutionCallback):  # type: ignore[misc]
+    """Lets Ray Data's loop rest where nothing happens: it would take a whole core while it may make no more."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[Any, ...]] = []
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Wait where this step began, ended and passed on nothing."""
+        metrics = [operator.metrics for operator in executor._topology]
+        now = [(one.num_tasks_submitted, one.num_tasks_finished, one.num_outputs_taken) for one in metrics]
+        if now == self._seen:
+            time.sleep(_REST_SECONDS)
+        self._seen = now
+
+
 class _Source:
     """Actor beside a rank that runs Ray Data, and gives blocks in order."""
 
@@ -223,6 +243,7 @@ class _Source:
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
+        context.custom_execution_callback_classes.append(_Rest)
         self._block_batches, self._block_bytes = block_batches, num_bytes * block_batches
         # By which Ray Data estimates what it does not know yet; and a block is never cut.
         context.target_max_block_size = self._block_bytes
@@ -248,29 +269,34 @@ class _Source:
 
     def _blocks(self) -> Iterator[Any]:
         with ThreadPoolExecutor(1) as beside:
-            term = self._begin()
+            num_tasks, term = self._begin()
             while True:
-                following: Future[Iterator[Any]] | None = None
+                following: Future[tuple[int, Iterator[Any]]] | None = None
                 for number, block in enumerate(term):
-                    if number == _TERM_BLOCKS // 2:
+                    if number == num_tasks * TASK_BLOCKS // 2:
                         following = beside.submit(self._begin)
                     yield block
                 assert following is not None, "a term has all its blocks"
-                term = following.result()
+                num_tasks, term = following.result()
 
-    def _begin(self) -> Iterator[Any]:
-        """Begin to make a term's blocks, with what the cluster has by now; return references to them."""
+    def _begin(self) -> tuple[int, Iterator[Any]]:
+        """Begin to make a term's blocks, with what the cluster has by now.
+
+        Returns:
+            How many tasks make them, references to them.
+        """
         at_once, cpus = self._budget.now()
+        num_tasks = max(_TERM_TASKS, 4 * at_once)
         DataContext.get_current().execution_options.resource_limits = ExecutionResources.for_limits(
-            cpu=at_once * cpus, object_store_memory=(4 * at_once + _SPARE) * self._block_bytes
+            cpu=at_once * cpus, object_store_memory=(TASK_BLOCKS * at_once + _SPARE) * self._block_bytes
         )
         positions = [
-            pa.table({"first": list(itertools.islice(self._positions, self._block_batches))})
-            for _ in range(_TERM_BLOCKS)
+            pa.table({"first": list(itertools.islice(self._positions, TASK_BLOCKS * self._block_batches))})
+            for _ in range(num_tasks)
         ]
         made = from_blocks(positions).map_batches(
             _make,
-            fn_args=[*self._work, self._reseeded_at],
+            fn_args=[*self._work, self._reseeded_at, self._block_batches],
             batch_size=None,
             batch_format="pyarrow",
             compute=TaskPoolStrategy(at_once),
@@ -279,11 +305,18 @@ class _Source:
         )
         bundles = made.iter_internal_ref_bundles()
         first = next(bundles)  # which makes it begin
-        return (block for bundle in itertools.chain([first], bundles) for block in bundle.block_refs)
+        return num_tasks, (block for bundle in itertools.chain([first], bundles) for block in bundle.block_refs)
 
 
-def _make(block: pa.Table, said: str, share: int, reseeded_at: tuple[int, ...]) -> pa.Table:
-    """Make shares of some batches; see the module's docstring."""
+def _make(
+    task: pa.Table, said: str, share: int, reseeded_at: tuple[int, ...], block_batches: int
+) -> Iterator[pa.Table]:
+    """Make shares of a task's batches, a block after the other; see the module's docstring."""
+    for at in range(0, task.num_rows, block_batches):
+        yield _block(task.slice(at, block_batches), said, share, reseeded_at)
+
+
+def _block(block: pa.Table, said: str, share: int, reseeded_at: tuple[int, ...]) -> pa.Table:
     layout = Layout(share, json.loads(said)["info"]["size_px"])
     contents = np.zeros((block.num_rows, layout.num_bytes), np.uint8)
 

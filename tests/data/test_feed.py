@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from prepared_set import same, spoil, write_dataset
-from running import kill, run_code, wait_until
+from running import is_running, kill, run_code, wait_until
 
 from scfegan_ray import cache
 from scfegan_ray.config import MaskConfig, StrokeConfig
@@ -57,12 +57,6 @@ def feeding(dataset: PreparedDataset, num_processes: int, **changes: Any) -> Ite
 def expected(dataset: PreparedDataset, first: int, count: int, reseeded_at: tuple[int, ...] = ()) -> examples.Example:
     positions = range(first, first + count)
     return examples.stack([training(dataset).at(one, reseeded_at) for one in positions])
-
-
-def is_running(process: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 @pytest.mark.parametrize("num_processes", [0, 1, 2])

@@ -24,6 +24,7 @@ from running import (
     TINY_ARGUMENTS,
     Run,
     descendants,
+    is_running,
     kill,
     positions,
     result_of,
@@ -31,6 +32,7 @@ from running import (
     start,
     terminate_group,
     wait_for,
+    wait_until,
 )
 
 from scfegan_ray import faces
@@ -57,6 +59,10 @@ def kill_a_worker(driver: int) -> None:
     kill([random.choice(workers)])
 
 
+def kill_driver(driver: int) -> None:
+    kill([driver])
+
+
 def kill_everything(driver: int) -> None:
     kill(descendants(driver))
 
@@ -65,19 +71,21 @@ def test_killed_training_ends_bit_identical(whole: Run, tiny_dataset: str, tmp_p
     checkpoints, log = tmp_path / "runs" / "killed" / "checkpoints", tmp_path / "killed.log"
     command = (*LONG_ARGUMENTS, "--data.prepared", tiny_dataset, "--run-name", "killed")
     seen = []
-    for harm, feed in ((kill_a_worker, "ray"), (kill_everything, "local"), (terminate_group, "ray")):
+    for harm, feed in ((kill_driver, "ray"), (kill_everything, "local"), (terminate_group, "ray")):
         before = max(positions(checkpoints), default=0)
         process = start("train", *command, "--data.feed", feed, cwd=tmp_path, log=log)
         with process:
             wait_for(lambda: max(positions(checkpoints), default=0) > before, process, log)  # noqa: B023
             time.sleep(random.uniform(0.0, 3.0))
-            harm(process.pid)
-            if harm is kill_a_worker:
+            if harm is kill_driver:
+                kill_a_worker(process.pid)
                 there = positions(checkpoints)
                 wait_for(lambda: positions(checkpoints)[-1] > there[-1], process, log)  # noqa: B023
                 time.sleep(random.uniform(0.0, 2.0))
-                kill([process.pid])  # the driver alone
+            workers = workers_of(process.pid)
+            harm(process.pid)
             process.communicate(timeout=PATIENCE_SECONDS)
+            wait_until(lambda: not any(map(is_running, workers)))  # noqa: B023, one could write one more checkpoint
         seen.append(positions(checkpoints)[-1])
     assert process.returncode == 130, log.read_text()[-3000:]
     assert log.read_text().endswith("error: interrupted; run the same command again to go on\n")
