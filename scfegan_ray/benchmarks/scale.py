@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 _ROUNDS = 2
 _FEED_SECONDS = 10.0
 _TRAIN_SECONDS = 20.0
-_SETTLING_BATCHES = 16
+_SETTLING_SECONDS = 12.0
 _FEWEST_UPDATES = 8
 _EATEN = 1.5
 """How much more than one core makes a trainer takes, who waits for it."""
@@ -176,7 +176,8 @@ def _take(feed: Feed, batch_size: int, pause: float = 0.0) -> tuple[float, float
         pause: seconds that whoever takes a batch has use for it.
     """
     batches = feed.batches(0)
-    for _ in range(_SETTLING_BATCHES):
+    began = time.perf_counter()
+    while time.perf_counter() - began < _SETTLING_SECONDS:  # all that make them are at work
         next(batches)
     began, done, waited = time.perf_counter(), 0, 0.0
     while time.perf_counter() - began < _FEED_SECONDS:

@@ -61,7 +61,7 @@ FEWEST_CPUS = 0.1
 
 BLOCK_ROWS = 1 << 13
 """Rows of pixels in a block: 16 images of 512 px, 128 of 64, a tenth of a second's work."""
-TASK_BLOCKS = 8
+_TASK_BLOCKS = 4
 """Blocks that a task makes. After one ends, its core waits up to a fifth of a second for the next: Ray Data waits a
 tenth for all tasks that are under way, and learns separately of the last block and of the end."""
 _TERM_TASKS = 32
@@ -69,7 +69,8 @@ _TERM_TASKS = 32
 _BROUGHT = 2
 """Blocks that are brought to the rank's machine before it asks for them."""
 _SPARE = 4
-"""Blocks for which Ray Data is given memory, besides all of the tasks that run at once."""
+"""Blocks for which Ray Data is given memory, besides twice those of the tasks that run at once: with less it begins
+none while a slow trainer takes what the last ones made."""
 _REST_SECONDS = 0.02
 
 
@@ -273,7 +274,7 @@ class _Source:
             while True:
                 following: Future[tuple[int, Iterator[Any]]] | None = None
                 for number, block in enumerate(term):
-                    if number == num_tasks * TASK_BLOCKS // 2:
+                    if number == num_tasks * _TASK_BLOCKS // 2:
                         following = beside.submit(self._begin)
                     yield block
                 assert following is not None, "a term has all its blocks"
@@ -288,10 +289,10 @@ class _Source:
         at_once, cpus = self._budget.now()
         num_tasks = max(_TERM_TASKS, 4 * at_once)
         DataContext.get_current().execution_options.resource_limits = ExecutionResources.for_limits(
-            cpu=at_once * cpus, object_store_memory=(TASK_BLOCKS * at_once + _SPARE) * self._block_bytes
+            cpu=at_once * cpus, object_store_memory=(2 * _TASK_BLOCKS * at_once + _SPARE) * self._block_bytes
         )
         positions = [
-            pa.table({"first": list(itertools.islice(self._positions, TASK_BLOCKS * self._block_batches))})
+            pa.table({"first": list(itertools.islice(self._positions, _TASK_BLOCKS * self._block_batches))})
             for _ in range(num_tasks)
         ]
         made = from_blocks(positions).map_batches(
