@@ -140,10 +140,20 @@ def figures(config: Config, cluster: ClusterConfig, counted: Counted) -> dict[st
     )
 
 
+def gpus_find_edges(config: Config, cluster: ClusterConfig) -> bool:
+    """Tell whether preparation finds edges on the workers' GPUs: as `data.gpus_per_actor` says, or as it would choose.
+
+    Where CPU nodes prepare, there are no workers yet.
+    """
+    if config.data.gpus_per_actor is not None:
+        return config.data.gpus_per_actor > 0
+    return config.train.use_gpu and config.data.sketch.detector != "opencv" and not cluster.cpu_nodes
+
+
 def _of_data(config: Config, cluster: ClusterConfig, counted: Counted) -> dict[str, Figure]:
     size = config.data.size_px
     found = {f"prepare: {name}": _sized(_STAGE_MS[name], size, "ms", _XEON) for name in STAGES}
-    if config.data.gpus_per_actor:
+    if gpus_find_edges(config, cluster):
         side = working_size_px(config.data.sketch, size)
         found["prepare: sketch"] = Figure(
             _HED_FLOPS * (side / 256) ** 2 / _GPU_FLOPS_PER_SECOND * 1000 / cluster.gpu_speed,

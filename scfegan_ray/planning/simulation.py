@@ -14,7 +14,7 @@ from statistics import NormalDist
 
 from scfegan_ray.config import Config
 from scfegan_ray.data.dataset import window_images
-from scfegan_ray.planning.costs import STAGES, Figure
+from scfegan_ray.planning.costs import STAGES, Figure, gpus_find_edges
 from scfegan_ray.planning.options import ClusterConfig
 
 _BUCKET_BYTES = 25 * 2**20  # DDP's
@@ -107,9 +107,9 @@ def prepare(
 ) -> Preparation:
     """Plan a preparation: by the CPU nodes where there are any, before workers are paid for, else by the workers' CPUs.
 
-    With `data.gpus_per_actor` edges are found on the workers' GPUs, beside the other stages on the same nodes' CPUs.
+    Where GPUs find the edges (`costs.gpus_find_edges`) the other stages take the same nodes' CPUs meanwhile.
     """
-    uses_gpus = bool(config.data.gpus_per_actor)
+    uses_gpus = gpus_find_edges(config, cluster)
     cpus, hourly = _preparing(config, cluster, figures, shape, uses_gpus)
     stages = {name: figures[f"prepare: {name}"].value / 1000 for name in STAGES}
     share = figures["prepare: share that Ray's pipeline reaches"].value

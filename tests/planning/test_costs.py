@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from running import ROOT
 
-from scfegan_ray.config import Config
+from scfegan_ray.config import Config, SketchConfig
 from scfegan_ray.errors import ConfigError
 from scfegan_ray.planning import costs
 from scfegan_ray.planning.costs import Counted, at_size, figures
@@ -29,7 +29,7 @@ def test_measured_stages_are_those_of_the_page() -> None:
         row = re.search(rf"^\| {name} \| [\d.]+ \(([\d.]+)\) \| [\d.]+ \(([\d.]+)\) \|$", table, re.MULTILINE)
         assert row is not None, name
         for size, value in ((512, row[1]), (128, row[2])):
-            one = of(replace(PAPER, data=replace(PAPER.data, size_px=size)))[f"prepare: {name}"]
+            one = of(replace(PAPER, data=replace(PAPER.data, size_px=size, gpus_per_actor=0.0)))[f"prepare: {name}"]
             assert (one.value, one.unit, one.basis) == (float(value), "ms", "measured")
 
 
@@ -74,9 +74,19 @@ def test_what_people_say_takes_the_place_of_what_is_assumed() -> None:
     assert found["update: variation"].value == 0.3
     assert found["price of a worker's hour"].value == 1.5
     assert found["network of a node"].value == 3200.0
-    on_gpus = replace(PAPER, data=replace(PAPER.data, gpus_per_actor=0.25))
-    slow, fast = (of(on_gpus, cluster=one)["prepare: sketch"].value for one in (said, CLUSTER))
+    slow, fast = (of(PAPER, cluster=one)["prepare: sketch"].value for one in (said, CLUSTER))
     assert slow == pytest.approx(2 * fast)
+
+
+def test_gpus_find_edges_where_a_preparation_would_have_them_do_it() -> None:
+    with_cpu_nodes, opencv = replace(CLUSTER, cpu_nodes=2), SketchConfig(detector="opencv")
+    assert costs.gpus_find_edges(PAPER, CLUSTER)
+    assert not costs.gpus_find_edges(PAPER, with_cpu_nodes), "they prepare before there are workers"
+    assert not costs.gpus_find_edges(replace(PAPER, data=replace(PAPER.data, sketch=opencv)), CLUSTER)
+    assert not costs.gpus_find_edges(replace(PAPER, train=replace(PAPER.train, use_gpu=False)), CLUSTER)
+    for share, cluster in ((0.25, with_cpu_nodes), (0.0, CLUSTER)):
+        said = replace(PAPER, data=replace(PAPER.data, gpus_per_actor=share))
+        assert costs.gpus_find_edges(said, cluster) == (share > 0)
 
 
 @pytest.mark.parametrize(("name", "value"), [("workers", (0,)), ("gpu_speed", 0.0), ("variation", -1.0)])

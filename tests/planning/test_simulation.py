@@ -15,7 +15,7 @@ from scfegan_ray.planning.options import ClusterConfig
 from scfegan_ray.planning.simulation import Shape, Training
 
 CONFIG = Config(
-    data=DataConfig(source="/faces"),
+    data=DataConfig(source="/faces", gpus_per_actor=0.0),
     train=TrainConfig(
         use_gpu=True,
         num_workers=8,
