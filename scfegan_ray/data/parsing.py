@@ -8,6 +8,7 @@ such photographs get canonical eyes and no hair.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from scfegan_ray import storage
 from scfegan_ray.config import CELEBA_HQ_EYES, ParserConfig
 from scfegan_ray.errors import DataError, ModelError, StorageError
+
+logger = logging.getLogger(__name__)
 
 LABELS = (
     "background", "skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear",
@@ -174,18 +177,20 @@ class FaceParser:
             )
 
 
-def load_parser(config: ParserConfig) -> FaceParser:
+def load_parser(config: ParserConfig, retry_seconds: float = 0.0) -> FaceParser:
     """Build the face parser that a config names.
 
     Args:
         config: one whose `model` is set.
+        retry_seconds: how long storage that fails is tried again, by those who know that the file was there.
 
     Raises:
         ModelError: the file cannot be read, or is refused by `FaceParser`.
     """
-    assert config.model is not None, "the caller asks for a parser only where there is one"
+    place = config.model
+    assert place is not None, "the caller asks for a parser only where there is one"
     try:
-        model = storage.read_bytes(config.model)
+        model = storage.retrying(lambda: storage.read_bytes(place), retry_seconds, logger.warning)
     except StorageError as error:
         raise ModelError(f"no face parser: {error}") from error
     return FaceParser(model, config)

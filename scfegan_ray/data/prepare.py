@@ -622,7 +622,8 @@ class ShardMaker:
     @functools.cached_property
     def parser(self) -> parsing.FaceParser | None:
         """What labels photographs that nobody labelled, if anything."""
-        return parsing.load_parser(self._config.parser) if self._config.parser.model else None
+        config = self._config.parser
+        return parsing.load_parser(config, self._retry_seconds) if config.model else None
 
     def set_up(self, *stages: Stage, device: torch.device | None = None) -> None:
         """Make this process ready: load weights and libraries, and keep to one core, for every core has a process.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from scfegan_ray import storage
 from scfegan_ray.config import DataConfig, ParserConfig
 from scfegan_ray.data.parsing import (
     HAIR,
@@ -24,7 +26,7 @@ from scfegan_ray.data.parsing import (
     merge_parts,
     resize_labels,
 )
-from scfegan_ray.errors import DataError, ModelError
+from scfegan_ray.errors import DataError, ModelError, StorageError
 
 SIZE = 64
 PLAIN = ParserConfig(classes="skin,hair", size_px=SIZE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -245,6 +247,23 @@ def test_parser_is_loaded_with_its_digest(tmp_path: Path) -> None:
     parser = load_parser(dataclasses.replace(PLAIN, model=str(path)))
     assert parser.digest == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (parser(_halves(SIZE, 0)) == HAIR).all()
+
+
+def test_storage_that_fails_for_a_while_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "parser.onnx"
+    path.write_bytes(color_parser(RED_BLUE))
+    answers: list[bytes | StorageError] = [StorageError("cannot read: connection reset"), path.read_bytes()]
+
+    def read_bytes(uri: str) -> bytes:
+        answer = answers.pop(0)
+        if isinstance(answer, StorageError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(storage, "read_bytes", read_bytes)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    assert load_parser(dataclasses.replace(PLAIN, model=str(path)), retry_seconds=60.0).digest
+    assert not answers
 
 
 def test_missing_file_is_named() -> None:
