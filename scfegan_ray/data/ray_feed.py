@@ -110,6 +110,16 @@ class Budget:
             "give --data.feed local"
         )
 
+    def waiting_bytes(self, at_once: int, block_bytes: int) -> float:
+        """Return what blocks may take of the object stores while they wait.
+
+        Of half of them, no more than an even share; but always what one task needs.
+        """
+        stores: float = ray.cluster_resources().get("object_store_memory", 0.0)
+        share = stores / 2 / self.num_trials / self.num_workers
+        wanted, least = ((2 * _TASK_BLOCKS * tasks + _SPARE) * block_bytes for tasks in (at_once, 1))
+        return max(least, min(wanted, share))
+
 
 class RayPool:
     """Has the batches of one rank made by Ray Data; as `feed_pool.FeedPool`.
@@ -289,7 +299,7 @@ class _Source:
         at_once, cpus = self._budget.now()
         num_tasks = max(_TERM_TASKS, 4 * at_once)
         DataContext.get_current().execution_options.resource_limits = ExecutionResources.for_limits(
-            cpu=at_once * cpus, object_store_memory=(2 * _TASK_BLOCKS * at_once + _SPARE) * self._block_bytes
+            cpu=at_once * cpus, object_store_memory=self._budget.waiting_bytes(at_once, self._block_bytes)
         )
         positions = [
             pa.table({"first": list(itertools.islice(self._positions, _TASK_BLOCKS * self._block_batches))})

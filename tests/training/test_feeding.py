@@ -30,6 +30,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Build:
             for at, (cpus, gpus) in enumerate(found)
         ]
         totals = {"CPU": sum(cpus for cpus, _ in found), "GPU": sum(gpus for _, gpus in found)}
+        totals["object_store_memory"] = 10 * GB * len(found)
         monkeypatch.setattr(ray, "nodes", lambda: there)
         monkeypatch.setattr(ray, "cluster_resources", lambda: totals)
         monkeypatch.setattr(nodes, "ask", lambda question, whom: [room] * len(whom))
@@ -104,6 +105,15 @@ def test_feeds_take_what_workers_leave(
     workers = settings.train.num_workers
     taken = workers * (settings.train.cpus_per_worker + budget[0] * budget[1])
     assert taken <= sum(cpus for cpus, _ in found)
+
+
+def test_blocks_wait_in_half_of_the_object_stores(cluster: Build) -> None:
+    cluster((4, 2), (32, 0))
+    budget = feeding.budget(config(**GPU), 2)
+    small, large = 1_000_000, 40_000_000
+    assert budget.waiting_bytes(16, small) == 132 * small, "eight for each of 16 cores, and four"
+    assert budget.waiting_bytes(16, large) == 5 * GB, "half of 20 GB for two workers"
+    assert replace(budget, num_trials=100).waiting_bytes(16, large) == 12 * large, "a task can always run"
 
 
 def test_trials_share_the_cluster(cluster: Build) -> None:
