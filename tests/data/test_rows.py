@@ -173,16 +173,14 @@ def test_an_index_of_other_shards_is_noticed(uri: str) -> None:
 
 
 def test_threads_that_fetch_end_with_the_dataset(uri: str) -> None:
-    def fetching() -> int:
-        return sum(thread.name == "shards" for thread in threading.enumerate())
-
-    before = fetching()
+    before = set(threading.enumerate())  # those of datasets that have just ended among them
     dataset = PreparedDataset.open(uri, whole=False)
     dataset.expect([0], [1])
-    assert fetching() > before
+    fetching = [thread for thread in set(threading.enumerate()) - before if thread.name == "shards"]
+    assert fetching
     del dataset
     gc.collect()
-    wait_until(lambda: fetching() == before, 20)
+    wait_until(lambda: not any(thread.is_alive() for thread in fetching), 20)
 
 
 def test_process_does_not_wait_for_what_is_ahead(uri: str, tmp_path: Path) -> None:
