@@ -53,7 +53,7 @@ from scfegan_ray import nodes
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.data.examples import TrainingExamples
 from scfegan_ray.data.feed_pool import NUM_SLOTS
-from scfegan_ray.data.feed_process import Layout, error_of, trouble_of
+from scfegan_ray.data.feed_process import Layout, Trouble, error_of, trouble_of
 from scfegan_ray.errors import ConfigError, FeedError
 
 FEWEST_CPUS = 0.1
@@ -323,25 +323,27 @@ def _make(
     task: pa.Table, said: str, share: int, reseeded_at: tuple[int, ...], block_batches: int
 ) -> Iterator[pa.Table]:
     """Make shares of a task's batches, a block after the other; see the module's docstring."""
-    for at in range(0, task.num_rows, block_batches):
-        yield _block(task.slice(at, block_batches), said, share, reseeded_at)
-
-
-def _block(block: pa.Table, said: str, share: int, reseeded_at: tuple[int, ...]) -> pa.Table:
     layout = Layout(share, json.loads(said)["info"]["size_px"])
-    contents = np.zeros((block.num_rows, layout.num_bytes), np.uint8)
 
     def fill(content: NDArray[np.uint8], first: int) -> None:
         _opened(said).fill(layout.arrays(content), range(share), first, reseeded_at)
 
-    firsts = block.column("first").to_pylist()
-    troubles = [trouble_of(functools.partial(fill, *one)) or ("", "") for one in zip(contents, firsts, strict=True)]
-    ends = np.arange(block.num_rows + 1, dtype=np.int64) * layout.num_bytes
+    firsts = task.column("first").to_pylist()
+    for at in range(0, len(firsts), block_batches):
+        block = firsts[at : at + block_batches]
+        contents = np.zeros((len(block), layout.num_bytes), np.uint8)
+        troubles = [trouble_of(functools.partial(fill, *one)) or ("", "") for one in zip(contents, block, strict=True)]
+        yield _table(block, contents, troubles)
+
+
+def _table(firsts: list[int], contents: NDArray[np.uint8], troubles: list[Trouble]) -> pa.Table:
+    num_rows, num_bytes = contents.shape
+    ends = np.arange(num_rows + 1, dtype=np.int64) * num_bytes
     buffers = [None, pa.py_buffer(ends), pa.py_buffer(contents.reshape(-1))]
     return pa.table(
         {
-            "first": block.column("first"),
-            "content": pa.Array.from_buffers(pa.large_binary(), block.num_rows, buffers),
+            "first": firsts,
+            "content": pa.Array.from_buffers(pa.large_binary(), num_rows, buffers),
             "error": [error for error, _ in troubles],
             "message": [message for _, message in troubles],
         }

@@ -93,12 +93,12 @@ def test_batches_are_the_examples_of_their_positions(two_cpus: None, tmp_path: P
 
 def test_terms_follow_each_other(two_cpus: None, tmp_path: Path) -> None:
     made = examples.TrainingExamples(PreparedDataset.open(write_dataset(tmp_path / "set")), MASKS, SEED)
-    with ray_source(made, term_tasks=2) as source:
+    with ray_source(made, term_tasks=4) as source:
         firsts = []
         for _ in range(80):
             [block] = ray.get(source.next.remote())
             firsts += ray.get(block).column("first").to_pylist()
-    assert firsts == list(range(40, 40 + 8 * 160, 8)), "two batches a block, over two terms and a half"
+    assert firsts == list(range(40, 40 + 8 * 160, 8)), "two batches a block, four blocks a task, over five terms"
 
 
 def test_it_makes_no_more_ahead_than_it_has_memory_for(two_cpus: None, tmp_path: Path) -> None:
