@@ -19,7 +19,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -350,38 +350,19 @@ class ShardCopies:
         self._locks: dict[int, Lock] = defaultdict(Lock)
         self._wanted: set[int] | None = None
         self._asked = SimpleQueue[int | None]()
-        self.lone = lru_cache(_LONE_ROWS)(self._read_lone)
+        # Of no method: that would be a cycle, and threads and files would stay until one looks for cycles.
+        self.lone = lru_cache(_LONE_ROWS)(partial(_read_lone, origin, bounds))
         weakref.finalize(self, _close, self._open, self._asked)
-
-    def _find(self, place: int) -> tuple[int, int]:
-        """Return the shard of a row, and its number there."""
-        shard = int(np.searchsorted(self._bounds, place, side="right")) - 1
-        return shard, place - int(self._bounds[shard])
-
-    def _read_lone(self, place: int) -> Mapping[str, pa.Scalar]:
-        """Return the encoded columns of one row, for which no copy is made."""
-        return self._origin.patiently(lambda: self._read_group(*self._find(place)))
-
-    def _read_group(self, shard: int, at: int) -> Mapping[str, pa.Scalar]:
-        uri = shard_place(self._origin.uri, shard)
-        with open_parquet(uri) as file:
-            for group in range(file.num_row_groups):
-                count = file.metadata.row_group(group).num_rows
-                if at < count:
-                    row = file.read_row_group(group, columns=[*_READ]).take([at])  # a slice would keep all of it
-                    return {name: row.column(name)[0] for name in _READ}
-                at -= count
-        raise DataError(f"{uri} holds fewer images than its index says; delete the dataset and prepare it anew")
 
     def shared(self, place: int) -> Mapping[str, pa.Scalar]:
         """Return the encoded columns of one row; its shard is brought here first, where it is not yet."""
-        shard, at = self._find(place)
+        shard, at = _find(self._bounds, place)
         table = self._table(shard)
         return {name: table.column(name)[at] for name in _READ}
 
     def said(self, name: str, places: Sequence[int]) -> list[Any]:
         """Return one column of some rows, of which only that column is read."""
-        rows = [self._find(place) for place in places]
+        rows = [_find(self._bounds, place) for place in places]
         shards = sorted({shard for shard, _ in rows})
 
         def column(shard: int) -> list[Any]:
@@ -422,7 +403,7 @@ class ShardCopies:
 
     def discard(self, place: int) -> None:
         """Delete the copy of a row's shard."""
-        self._path(self._find(place)[0]).unlink(missing_ok=True)
+        self._path(_find(self._bounds, place)[0]).unlink(missing_ok=True)
 
     def _table(self, shard: int) -> pa.Table:
         found = self._open.get(shard)
@@ -442,6 +423,29 @@ class ShardCopies:
     def _delete(path: Path) -> None:
         with contextlib.suppress(OSError):
             cache.delete_unused(path)
+
+
+def _find(bounds: NDArray[np.int32], place: int) -> tuple[int, int]:
+    """Return the shard of a row, and its number there."""
+    shard = int(np.searchsorted(bounds, place, side="right")) - 1
+    return shard, place - int(bounds[shard])
+
+
+def _read_lone(origin: _Origin, bounds: NDArray[np.int32], place: int) -> Mapping[str, pa.Scalar]:
+    """Return the encoded columns of one row, for which no copy is made."""
+    shard, at = _find(bounds, place)
+    return origin.patiently(lambda: _read_group(shard_place(origin.uri, shard), at))
+
+
+def _read_group(uri: str, at: int) -> Mapping[str, pa.Scalar]:
+    with open_parquet(uri) as file:
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            if at < count:
+                row = file.read_row_group(group, columns=[*_READ]).take([at])  # a slice would keep all of it
+                return {name: row.column(name)[0] for name in _READ}
+            at -= count
+    raise DataError(f"{uri} holds fewer images than its index says; delete the dataset and prepare it anew")
 
 
 def _fetch(copies: weakref.ref[ShardCopies], asked: SimpleQueue[int | None]) -> None:

@@ -19,6 +19,7 @@ from running import run_code, wait_until
 from scfegan_ray import cache, storage
 from scfegan_ray.config import MaskConfig
 from scfegan_ray.data import dataset as dataset_module
+from scfegan_ray.data import rows as rows_module
 from scfegan_ray.data.dataset import DatasetInfo, read_index, write_index
 from scfegan_ray.data.examples import TrainingExamples
 from scfegan_ray.data.rows import PreparedDataset
@@ -172,15 +173,23 @@ def test_an_index_of_other_shards_is_noticed(uri: str) -> None:
         PreparedDataset.open(uri).row(0)
 
 
-def test_threads_that_fetch_end_with_the_dataset(uri: str) -> None:
+def test_threads_that_fetch_end_with_the_dataset(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, with no search for cycles, and where one of them is the last to hold what it fetches for."""
+    reading, go_on = threading.Event(), threading.Event()
+    read = rows_module.read_parquet
+    monkeypatch.setattr(rows_module, "read_parquet", lambda *a, **k: (reading.set(), go_on.wait(60), read(*a, **k))[-1])
     before = set(threading.enumerate())  # those of datasets that have just ended among them
-    dataset = PreparedDataset.open(uri, whole=False)
-    dataset.expect([0], [1])
-    fetching = [thread for thread in set(threading.enumerate()) - before if thread.name == "shards"]
-    assert fetching
-    del dataset
-    gc.collect()
-    wait_until(lambda: not any(thread.is_alive() for thread in fetching), 20)
+    gc.disable()
+    try:
+        dataset = PreparedDataset.open(uri, whole=False)
+        dataset.expect([0], [1])
+        fetching = [thread for thread in set(threading.enumerate()) - before if thread.name == "shards"]
+        assert fetching and reading.wait(60)
+        del dataset
+        go_on.set()
+        wait_until(lambda: not any(thread.is_alive() for thread in fetching), 20)
+    finally:
+        gc.enable()
 
 
 def test_process_does_not_wait_for_what_is_ahead(uri: str, tmp_path: Path) -> None:

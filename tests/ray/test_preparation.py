@@ -238,14 +238,17 @@ from ray.cluster_utils import Cluster
 from scfegan_ray.config import Config, DataConfig, ModelConfig, SketchConfig
 from scfegan_ray.data import prepare
 place = pathlib.Path({folder!r})
+def wait_for_the_late(stage):
+    late, end = place / "late", time.monotonic() + ({patience} if {late} else 1)
+    while time.monotonic() < end and not (late.exists() and list(place.glob(f"{{stage}} {{late.read_text()}} *"))):
+        time.sleep(0.1)
 def told(stage):
     class Told(getattr(prepare, stage)):
         def __call__(self, block):
             node = ray.get_runtime_context().get_node_id()
             (place / f"{{stage}} {{node}} {{self._device.type}} {{os.getpid()}}").touch()
-            late = place / "late"
-            if stage == {slow!r} and not (late.exists() and list(place.glob(f"{{stage}} {{late.read_text()}} *"))):
-                time.sleep(1)
+            if stage == {slow!r}:
+                wait_for_the_late(stage)
             return super().__call__(block)
     return Told
 for stage in ("_MakeShard", "_LoadShard", "_DetectEdges", "_FinishShard"):
@@ -279,7 +282,7 @@ def stages_seen(tmp_path: Path, share: str, slow: str, late: bool) -> tuple[list
     """Prepare on a node with a GPU and one without; return (stage, node, device, process) each, and the nodes."""
     (tmp_path / "seen").mkdir()
     names = {"folder": str(tmp_path / "seen"), "made": str(tmp_path / "made")}
-    code = _ON_NODES.format(**names, share=share, slow=slow, late=late)
+    code = _ON_NODES.format(**names, share=share, slow=slow, late=late, patience=PATIENCE_SECONDS)
     environment = {"RAY_TMPDIR": f"/tmp/scfegan-{os.getuid()}", "RAY_AUTH_MODE": "disabled"}
     num_images, with_gpu, without = run_code(code, tmp_path, environment, 300.0).splitlines()[-3:]
     assert num_images == "60"
