@@ -221,11 +221,22 @@ def _rows(block: pa.Table) -> Iterator[dict[str, pa.Scalar]]:
         yield {name: block.column(name)[at] for name in block.column_names}
 
 
-class _Rest(ExecutionCallback):  # type: ignore[misc]
-    """Lets Ray Data's loop rest where nothing happens: it would take a whole core while it may make no more."""
+class _Loop(ExecutionCallback):  # type: ignore[misc]
+    """Two changes to Ray Data's loop: it takes what a budget says, and rests where nothing happens.
+
+    Ray Data shares a cluster's resources among all executions, in whole CPUs of each node: on nodes of one CPU two of
+    them get none, and make one block at a time. And one whose actor was killed counts for three minutes more. Budgets
+    share the cluster already; terms that overlap may both have all of theirs.
+
+    While it may make no more, the loop would take a whole core.
+    """
 
     def __init__(self) -> None:
         self._seen: list[tuple[Any, ...]] = []
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Leave `ExecutionOptions.resource_limits` as the only limit."""
+        executor._resource_manager._get_total_resources = ExecutionResources.inf
 
     def on_execution_step(self, executor: Any) -> None:
         """Wait where this step began, ended and passed on nothing."""
@@ -254,7 +265,7 @@ class _Source:
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
-        context.custom_execution_callback_classes.append(_Rest)
+        context.custom_execution_callback_classes.append(_Loop)
         self._block_batches, self._block_bytes = block_batches, num_bytes * block_batches
         # By which Ray Data estimates what it does not know yet; and a block is never cut.
         context.target_max_block_size = self._block_bytes
@@ -299,7 +310,10 @@ class _Source:
         at_once, cpus = self._budget.now()
         num_tasks = max(_TERM_TASKS, 4 * at_once)
         DataContext.get_current().execution_options.resource_limits = ExecutionResources.for_limits(
-            cpu=at_once * cpus, object_store_memory=self._budget.waiting_bytes(at_once, self._block_bytes)
+            cpu=at_once * cpus,
+            gpu=0,
+            memory=0,
+            object_store_memory=self._budget.waiting_bytes(at_once, self._block_bytes),
         )
         positions = [
             pa.table({"first": list(itertools.islice(self._positions, _TASK_BLOCKS * self._block_batches))})

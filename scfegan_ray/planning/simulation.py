@@ -14,11 +14,11 @@ from statistics import NormalDist
 
 from scfegan_ray.config import Config
 from scfegan_ray.data.dataset import window_images
+from scfegan_ray.data.trees import READ_AHEAD_FILES
 from scfegan_ray.planning.costs import STAGES, Figure, gpus_find_edges
 from scfegan_ray.planning.options import ClusterConfig
 
 _BUCKET_BYTES = 25 * 2**20  # DDP's
-_READS_AT_ONCE = 8
 _SMALL_SUMS = 3  # losses and what rank 0 asks, of both networks
 
 
@@ -119,8 +119,8 @@ def prepare(
     if uses_gpus:
         takes["sketch"] = photographs * stages["sketch"] / shape.workers
     if config.data.source.startswith("s3://"):
-        wait = figures["prepare: wait for one object"].value / 1000 * cluster.objects_per_photograph / _READS_AT_ONCE
-        takes["storage"] = photographs * wait / cpus
+        wait = figures["prepare: wait for one object"].value / 1000 * cluster.objects_per_photograph
+        takes["storage"] = photographs * wait / READ_AHEAD_FILES / cpus
     slowest = max(takes, key=lambda name: takes[name])
     bottleneck = slowest
     if slowest == "CPUs":

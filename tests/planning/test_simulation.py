@@ -191,10 +191,10 @@ def test_a_shard_is_made_by_one_cpu() -> None:
 
 def test_many_small_objects_make_storage_the_bottleneck() -> None:
     stored = replace(CONFIG, data=replace(CONFIG.data, source="s3://bucket/faces"))
-    many = replace(CLUSTER, objects_per_photograph=60)
+    many = replace(CLUSTER, objects_per_photograph=120)
     plan = simulation.prepare(stored, many, known(), 480_000, Shape(4, 1))
     assert plan.bottleneck == "storage"
-    assert plan.hours == pytest.approx(1.0 + 0.1), "60 objects of 40 ms, eight at a time: 300 ms on each of 40 CPUs"
+    assert plan.hours == pytest.approx(1.0 + 0.1), "120 objects of 40 ms, 16 at a time: 300 ms on each of 40 CPUs"
     assert simulation.prepare(stored, CLUSTER, known(), 480_000, Shape(4, 1)).bottleneck == "edges"
 
 

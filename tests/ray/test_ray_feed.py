@@ -118,17 +118,39 @@ def test_it_makes_no_more_ahead_than_it_has_memory_for(two_cpus: None, tmp_path:
         assert used < 0.6 * (time.perf_counter() - began), "Ray Data's loop rests"
 
 
-class _Marking(ray_feed._Source):
-    """Counts blocks that are made, by files; and has short terms."""
+def test_what_other_executions_take_of_the_cluster_does_not_hold_it_up(two_cpus: None, tmp_path: Path) -> None:
+    """Ray Data would give each of three, the dead ones among them, two thirds of a CPU, cut down to none."""
+    made = examples.TrainingExamples(PreparedDataset.open(write_dataset(tmp_path / "set")), MASKS, SEED)
+    whole = Budget(num_workers=1, cpus_per_worker=0)
+    for _ in range(2):
+        with ray_source(made, budget=whole) as source:
+            ray.get(source.next.remote())
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    with ray_source(made, marks=str(marks), together=2, budget=whole) as source:
+        for _ in range(12):
+            ray.get(source.next.remote())
+    assert len({path.name.split()[1] for path in marks.iterdir()}) == 2
 
-    def __init__(self, term_tasks: int, marks: str, *arguments: Any) -> None:
+
+class _Marking(ray_feed._Source):
+    """Notes blocks that are made, by files, and the process; and has short terms.
+
+    No process gives its first block before so many have one.
+    """
+
+    def __init__(self, term_tasks: int, marks: str, together: int, *arguments: Any) -> None:
         ray_feed._TERM_TASKS = term_tasks
         if marks:
             make = ray_feed._make
 
             def marking(task: pa.Table, *work: Any) -> Iterator[pa.Table]:
                 for block in make(task, *work):
-                    Path(marks, str(block.column("first")[0])).touch()
+                    Path(marks, f"{block.column('first')[0]} {os.getpid()}").touch()
+                    wait_until(
+                        lambda: len({path.name.split()[1] for path in Path(marks).iterdir()}) >= together,
+                        PATIENCE_SECONDS,
+                    )
                     yield block
 
             ray_feed._make = marking
@@ -139,10 +161,18 @@ class _Marking(ray_feed._Source):
 
 
 @contextlib.contextmanager
-def ray_source(made: examples.TrainingExamples, *, term_tasks: int = 32, marks: str = "") -> Iterator[Any]:
+def ray_source(
+    made: examples.TrainingExamples,
+    *,
+    term_tasks: int = 32,
+    marks: str = "",
+    together: int = 1,
+    budget: Budget = BUDGET,
+) -> Iterator[Any]:
     work = json.dumps(made.said()), 8
     num_bytes = ray_feed.Layout(8, made.dataset.info.size_px).num_bytes
-    source = ray.remote(_Marking).options(num_cpus=0).remote(term_tasks, marks, work, 40, (), 8, BUDGET, 2, num_bytes)
+    told = term_tasks, marks, together
+    source = ray.remote(_Marking).options(num_cpus=0).remote(*told, work, 40, (), 8, budget, 2, num_bytes)
     try:
         yield source
     finally:
