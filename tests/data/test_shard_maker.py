@@ -7,8 +7,10 @@ import io
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -45,6 +47,28 @@ def test_file_holds_the_documented_columns(tiny: Config, tmp_path: Path) -> None
     assert np.array_equal(row["image"], face.image)
     assert face.eyes is not None and row["eyes"] == pytest.approx(face.eyes)
     assert set(np.unique(row["hair"])) <= {0, 1} and set(np.unique(row["sketch"])) == {0, 1}
+
+
+@pytest.mark.parametrize("detector", ["opencv", "hed"])
+def test_three_stages_write_what_one_writes(tiny: Config, tmp_path: Path, detector: Literal["opencv", "hed"]) -> None:
+    """Each by a maker of its own, as in processes of their own; and chunks that are not full."""
+    sketch = replace(tiny.data.sketch, detector=detector, precision="float32")
+    settled = replace(tiny.data, size_px=64, sketch=sketch)
+    source, listing = sources.open_source(settled, 0)
+    keys = listing.keys.to_pylist()[: prepare.CHUNK_IMAGES + 2]
+
+    def made_at(name: str) -> prepare.ShardMaker:
+        return prepare.ShardMaker(settled, source, str(tmp_path / name), SETTINGS)
+
+    made_at("one").make(0, keys)
+    schema = pa.schema([("shard", pa.int64()), ("keys", pa.list_(pa.string()))])
+    block = pa.Table.from_pylist([{"shard": 0, "keys": keys}], schema)
+    for stage in (prepare.load_shard, prepare.detect_edges, prepare.finish_shard):
+        block = stage(made_at("three"), block)
+        assert block.column("message").to_pylist() == [None]
+    assert block.column("prepared").to_pylist() == [len(keys)]
+    part = Path("data", "part-00000.parquet")
+    assert (tmp_path / "three" / part).read_bytes() == (tmp_path / "one" / part).read_bytes()
 
 
 def test_statistics_are_those_of_the_maps(tiny: Config, tmp_path: Path) -> None:
