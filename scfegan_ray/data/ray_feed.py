@@ -113,10 +113,10 @@ class Budget:
     def waiting_bytes(self, at_once: int, block_bytes: int) -> float:
         """Return what blocks may take of the object stores while they wait.
 
-        Of half of them, no more than an even share; but always what one task needs.
+        An even share of a quarter of them at most, for two terms may overlap; but always what one task needs.
         """
         stores: float = ray.cluster_resources().get("object_store_memory", 0.0)
-        share = stores / 2 / self.num_trials / self.num_workers
+        share = stores / 4 / self.num_trials / self.num_workers
         wanted, least = ((2 * _TASK_BLOCKS * tasks + _SPARE) * block_bytes for tasks in (at_once, 1))
         return max(least, min(wanted, share))
 
