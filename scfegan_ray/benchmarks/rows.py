@@ -59,7 +59,7 @@ def run(config: Config) -> dict[str, Any]:
         _write_shards(config)
         found = {
             "images": config.data.num_embedded,
-            "driver": json.loads(step.in_a_process("rows.drive", config, failure="the driver failed")),
+            "driver": json.loads(step.in_a_process("rows.drive", config, failure="the driver failed", trains=False)),
             "worker": json.loads(step.in_a_process("rows.work", config, failure="a worker failed")),
         }
     logger.info("%d images in shards of %d", found["images"], _SHARD_IMAGES)

@@ -185,13 +185,14 @@ def few_faces(config: Config) -> Config:
     return replace(config, data=replace(config.data, num_embedded=number, test_fraction=0.0))
 
 
-def in_a_process(function: str, config: Config, *, failure: str) -> str:
-    """Call a function in a process with the memory settings of a worker.
+def in_a_process(function: str, config: Config, *, failure: str, trains: bool = True) -> str:
+    """Call a function in a process of its own.
 
     Args:
         function: its name within this package, after the module's; it takes a config as JSON.
         config: for it.
         failure: what an error begins with.
+        trains: whether it has the memory settings of a worker that trains, or those of anybody.
 
     Returns:
         What it returned, as the last line of text.
@@ -204,7 +205,7 @@ def in_a_process(function: str, config: Config, *, failure: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code],
         input=json.dumps(config.to_dict()),
-        env=os.environ | training_memory(config.train.use_gpu),
+        env=os.environ | (training_memory(config.train.use_gpu) if trains else {}),
         capture_output=True,
         text=True,
         check=False,
