@@ -328,23 +328,21 @@ def is_file(uri: str) -> bool:
     return found
 
 
-def list_files(uri: str, *, refuse: Callable[[str, str], None] | None = None) -> list[str]:
+def list_files(uri: str) -> list[str]:
     """List the files under a folder, at any depth, as sorted paths relative to it; an absent folder has none.
 
-    Hidden files and folders (a leading dot) are left out. Links are followed.
+    Hidden files and folders (a leading dot) are left out, and what is no file. Links are followed.
 
     Args:
         uri: the folder.
-        refuse: told (relative path, reason) of each local entry that cannot be listed or is no file; without it the
-            first folder that cannot be listed is an error, and what is no file is passed over.
 
     Raises:
-        StorageError: the folder cannot be listed.
+        StorageError: the folder, or one within it, cannot be listed.
     """
     filesystem, path = resolve(uri)
     with _errors("list", uri):
         if isinstance(filesystem, pafs.LocalFileSystem):
-            return sorted(name for name, _ in _list_local(path, refuse))
+            return sorted(name for name, _ in _list_local(path, None))
         infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     names = (info.path[len(path) :].lstrip("/") for info in infos if info.type == pafs.FileType.File)
     return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
@@ -364,8 +362,15 @@ class File(NamedTuple):
     tag: str = ""
 
 
-def describe_files(uri: str, *, refuse: Callable[[str, str], None]) -> list[File]:
+def describe_files(uri: str, *, refuse: Callable[[str, str], None]) -> Iterator[File]:
     """List the files under a folder as `list_files` does, with what the listing says of each; none is opened.
+
+    Args:
+        uri: the folder.
+        refuse: told (relative path, reason) of each local entry within it that cannot be listed or is no file.
+
+    Yields:
+        The files in any order.
 
     Raises:
         StorageError: the folder cannot be listed.
@@ -373,12 +378,11 @@ def describe_files(uri: str, *, refuse: Callable[[str, str], None]) -> list[File
     filesystem, path = resolve(uri)
     with _errors("list", uri):
         if isinstance(filesystem, pafs.LocalFileSystem):
-            return sorted(_with_sizes(_list_local(path, refuse), refuse))
-        return sorted(
-            file
-            for file in _list_objects(filesystem, path.rstrip("/") + "/")
-            if not any(part.startswith(".") for part in file.name.split("/"))
-        )
+            yield from _with_sizes(_list_local(path, refuse), refuse)
+            return
+        for file in _list_objects(filesystem, path.rstrip("/") + "/"):
+            if not any(part.startswith(".") for part in file.name.split("/")):
+                yield file
 
 
 def describe_file(uri: str) -> File:
@@ -453,7 +457,7 @@ def _list_local(root: str, refuse: Callable[[str, str], None] | None) -> Iterato
             if (place.st_dev, place.st_ino) in seen:
                 continue  # a link to a folder that was walked, perhaps the one it lies in
             seen.add((place.st_dev, place.st_ino))
-            entries = sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name)
+            entries = os.scandir(os.path.join(root, folder))
         except FileNotFoundError:
             if folder:
                 continue
@@ -463,25 +467,29 @@ def _list_local(root: str, refuse: Callable[[str, str], None] | None) -> Iterato
                 raise
             refuse(_readable(folder), f"the folder cannot be listed: {error.strerror}")
             continue
-        for entry in entries:
-            name = os.path.join(folder, entry.name)
-            if entry.name.startswith("."):
-                continue
-            reason = ""
-            try:
-                if entry.is_dir():
-                    (links if entry.is_symlink() else waiting).append(name)
+        folders, linked = list[str](), list[str]()
+        with entries:
+            for entry in entries:
+                name = os.path.join(folder, entry.name)
+                if entry.name.startswith("."):
                     continue
-                if not entry.is_file():
-                    reason = "a link to nowhere" if entry.is_symlink() else "not a regular file"
-            except OSError as error:
-                reason = str(error.strerror)
-            if not reason and _readable(name) != name:
-                reason = "the file's name is not valid UTF-8"
-            if not reason:
-                yield name, entry
-            elif refuse is not None:
-                refuse(_readable(name), reason)
+                reason = ""
+                try:
+                    if entry.is_dir():
+                        (linked if entry.is_symlink() else folders).append(name)
+                        continue
+                    if not entry.is_file():
+                        reason = "a link to nowhere" if entry.is_symlink() else "not a regular file"
+                except OSError as error:
+                    reason = str(error.strerror)
+                if not reason and _readable(name) != name:
+                    reason = "the file's name is not valid UTF-8"
+                if not reason:
+                    yield name, entry
+                elif refuse is not None:
+                    refuse(_readable(name), reason)
+        waiting += sorted(folders)
+        links += sorted(linked)
 
 
 def _readable(name: str) -> str:

@@ -1,15 +1,17 @@
-"""What is kept of millions of images, as Arrow columns: a Python object each would take many times the room."""
+"""What is kept of millions of images or files, as Arrow columns: Python objects would take many times the room."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from scfegan_ray.storage import File
 
 _PIECE = 1 << 16
 _CHUNK_ROWS = 1 << 18
@@ -84,4 +86,71 @@ def take(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
         start += len(chunk)
     places = np.empty_like(order)
     places[order] = np.arange(len(order))
-    return pa.concat_tables(pieces).combine_chunks().take(pa.array(places))
+    return pc.take(pa.concat_tables(pieces).combine_chunks(), pa.array(places), memory_pool=_POOL)
+
+
+class Files(Sequence[File]):
+    """What a listing says of files, which are Python objects only while somebody looks at them.
+
+    Args:
+        table: columns as `File` has fields.
+    """
+
+    _SCHEMA = pa.schema([("name", pa.string()), ("size", pa.int64()), ("tag", pa.string())])
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    @classmethod
+    def sort(cls, files: Iterable[File]) -> Files:
+        """Take files as they come, and put them in the order of their names."""
+        rest = iter(files)
+        pieces = iter(lambda: list(itertools.islice(rest, _PIECE)), [])
+        tables = (
+            pa.table(dict(zip(File._fields, zip(*piece, strict=True), strict=True)), cls._SCHEMA) for piece in pieces
+        )
+        table = gather(tables, cls._SCHEMA)
+        order = sorted_order(table.column("name"))
+        if (order[1:] < order[:-1]).any():
+            starts = range(0, len(order), _CHUNK_ROWS)
+            table = gather((take(table, order[start : start + _CHUNK_ROWS]) for start in starts), cls._SCHEMA)
+        return cls(table)
+
+    @property
+    def names(self) -> pa.ChunkedArray:
+        """Their names: a view, strings."""
+        return self._table.column("name")
+
+    def where(self, is_wanted: Callable[[str], bool]) -> Files:
+        """Return those whose names are wanted; of long stretches that all are, nothing is copied."""
+        kept, start = [self._table.slice(0, 0)], 0
+        for chunk in self.names.iterchunks():
+            part = self._table.slice(start, len(chunk))
+            wanted = np.fromiter((is_wanted(name) for name in values_of(part.column("name"))), np.bool_, len(chunk))
+            kept.append(part if wanted.all() else pc.filter(part, pa.array(wanted), memory_pool=_POOL))
+            start += len(chunk)
+        return Files(pa.concat_tables(kept))
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return int(self._table.num_rows)
+
+    def __iter__(self) -> Iterator[File]:
+        """Give one after the other."""
+        return map(File, *(values_of(column) for column in self._table.columns))
+
+    @overload
+    def __getitem__(self, at: int) -> File: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Files: ...
+
+    def __getitem__(self, at: int | slice) -> File | Files:
+        """Return one, or a view of some that follow each other."""
+        if isinstance(at, slice):
+            chosen = range(len(self))[at]
+            if chosen.step != 1:
+                raise ValueError("files are taken in their order")
+            return Files(self._table.slice(chosen.start, len(chosen)))
+        [row] = self._table.slice(range(len(self))[at], 1).to_pylist()
+        return File(**row)

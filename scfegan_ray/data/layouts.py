@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from scfegan_ray.data import parsing
+from scfegan_ray.data import columns, parsing
 from scfegan_ray.storage import File
 
 PHOTOGRAPHS = "CelebA-HQ-img"
@@ -80,7 +80,7 @@ def roots_of_photographs(names: Iterable[str]) -> dict[str, str]:
     return roots
 
 
-def leave_out_outputs(files: Sequence[File], places: Iterable[str]) -> tuple[list[File], Counter[str]]:
+def leave_out_outputs(files: columns.Files, places: Iterable[str]) -> tuple[columns.Files, Counter[str]]:
     """Tell what this package and MLflow wrote from what others did.
 
     Args:
@@ -92,8 +92,8 @@ def leave_out_outputs(files: Sequence[File], places: Iterable[str]) -> tuple[lis
         where it is one of the places, holds the record of a dataset or run, or is one of MLflow's for artifacts.
     """
     ours = set(places)
-    for file in files:
-        folder, _, name = file.name.rpartition("/")
+    for path in columns.values_of(files.names):
+        folder, _, name = path.rpartition("/")
         if name in _OUTPUT_RECORDS and folder:
             ours.add(folder)
 
@@ -107,15 +107,15 @@ def leave_out_outputs(files: Sequence[File], places: Iterable[str]) -> tuple[lis
                 return above
         return None
 
-    kept: list[File] = []
     left_out: Counter[str] = Counter()
-    for file in files:
-        output = outermost(file.name.rpartition("/")[0])
-        if output is None:
-            kept.append(file)
-        else:
+
+    def is_of_others(path: str) -> bool:
+        output = outermost(path.rpartition("/")[0])
+        if output is not None:
             left_out[output] += 1
-    return kept, left_out
+        return output is None
+
+    return files.where(is_of_others), left_out
 
 
 @dataclass(frozen=True, slots=True)

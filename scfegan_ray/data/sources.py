@@ -352,11 +352,11 @@ def open_source(config: DataConfig, seed: int, *, outputs: Sequence[str] = ()) -
     tree, files = _list(root, lambda name, reason: refused.append((name, reason)))
     _check_not_ours(root, tree, files)
     files = _leave_out_outputs(root, files, [place for place in (config.prepared, *outputs) if place])
-    photographs = [file for file in files if _suffix(file.name) in decoding.IMAGE_SUFFIXES]
+    photographs = files.where(lambda name: _suffix(name) in decoding.IMAGE_SUFFIXES)
     layout = _find_layout(root, photographs, files)
     if layout is not None:
         return _open_layout(config, tree, layout, photographs, files, refused)
-    tables = [file for file in files if _suffix(file.name) == ".parquet"]
+    tables = files.where(lambda name: _suffix(name) == ".parquet")
     if tables and not photographs and isinstance(tree, trees.Folder):
         uris = {file.name: storage.join(tree.root, file.name) for file in tables}
         rows = ParquetImages(uris, config.image_column, config.max_megapixels)
@@ -365,16 +365,15 @@ def open_source(config: DataConfig, seed: int, *, outputs: Sequence[str] = ()) -
         identity = identify(columns.values_of(keys), [file for file in tables if file.name in names])
         return rows, Listing(keys, refused, identity)
     _check_no_label_files(root, tree, photographs, has_parser=config.parser.model is not None)
-    others = Counter(_suffix(file.name) or "without a suffix" for file in files)
+    others = Counter(_suffix(name) or "without a suffix" for name in columns.values_of(files.names))
     for suffix in decoding.IMAGE_SUFFIXES:
         del others[suffix]
     if others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         logger.info("passed over %d files that are no images by their names: %s", others.total(), kinds)
     taken = photographs[: config.max_images]
-    keys = columns.to_column(file.name for file in taken)
-    identity = identify((file.name for file in taken), taken)
-    return ImageFolder(tree, config.max_megapixels), Listing(keys, refused, identity)
+    identity = identify(columns.values_of(taken.names), taken)
+    return ImageFolder(tree, config.max_megapixels), Listing(taken.names, refused, identity)
 
 
 def identify(keys: Iterable[str], files: Iterable[storage.File] | None = None) -> dict[str, str | None]:
@@ -406,13 +405,13 @@ def identify(keys: Iterable[str], files: Iterable[storage.File] | None = None) -
     return identity
 
 
-def _list(root: str, refuse: Callable[[str, str], None]) -> tuple[trees.FileTree, list[storage.File]]:
+def _list(root: str, refuse: Callable[[str, str], None]) -> tuple[trees.FileTree, columns.Files]:
     if not storage.is_file(root):
         folder = trees.Folder(root)
         return folder, folder.files(refuse)
     parent, _, name = root.rpartition("/")
     if name.lower().endswith(".parquet"):
-        return trees.Folder(parent), [storage.describe_file(root)]
+        return trees.Folder(parent), columns.Files.sort([storage.describe_file(root)])
     if name.lower().endswith(".zip"):
         archive = trees.ZipArchive(root)
         return archive, archive.files(refuse)
@@ -423,27 +422,27 @@ def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def _check_not_ours(root: str, tree: trees.FileTree, files: Sequence[storage.File]) -> None:
+def _check_not_ours(root: str, tree: trees.FileTree, files: columns.Files) -> None:
     """Refuse a source that is a dataset or run of this package; a `dataset.json` of somebody else's proves nothing.
 
     Raises:
         DataError: it is one.
     """
-    names = {file.name for file in files if "/" not in file.name}
-    for name, sign, what in (
-        ("dataset.json", "schema_version", "a prepared dataset, not raw photographs; give it as --data.prepared"),
-        ("run.json", "run_id", "the folder of a run, not of photographs; check --data.source"),
-    ):
-        if name in names:
-            try:
-                values = json.loads(tree.read(name))
-            except (DataError, ValueError):
-                continue
-            if isinstance(values, dict) and sign in values:
-                raise DataError(f"{root} is {what}")
+    records = {
+        "dataset.json": ("schema_version", "a prepared dataset, not raw photographs; give it as --data.prepared"),
+        "run.json": ("run_id", "the folder of a run, not of photographs; check --data.source"),
+    }
+    for name in columns.values_of(files.where(lambda name: name in records).names):
+        try:
+            values = json.loads(tree.read(name))
+        except (DataError, ValueError):
+            continue
+        sign, what = records[name]
+        if isinstance(values, dict) and sign in values:
+            raise DataError(f"{root} is {what}")
 
 
-def _leave_out_outputs(root: str, files: list[storage.File], outputs: Sequence[str]) -> list[storage.File]:
+def _leave_out_outputs(root: str, files: columns.Files, outputs: Sequence[str]) -> columns.Files:
     places = []
     for output in outputs:
         place = storage.absolute(output)
@@ -468,16 +467,17 @@ def _paths_within(root: str, place: str) -> set[str]:
     }
 
 
-def _find_layout(root: str, photographs: Sequence[storage.File], files: Sequence[storage.File]) -> str | None:
+def _find_layout(root: str, photographs: columns.Files, files: columns.Files) -> str | None:
     """Return the path of the official layout within a source: empty, or ending with a slash; None where there is none.
 
     Raises:
         DataError: there are several.
     """
-    roots = layouts.roots_of_photographs(file.name for file in photographs)
+    roots = layouts.roots_of_photographs(columns.values_of(photographs.names))
     if not roots:
         return None
-    annotated = sorted(roots.keys() & {mask.root for file in files if (mask := layouts.part_mask(file.name))})
+    masks = filter(None, map(layouts.part_mask, columns.values_of(files.names)))
+    annotated = sorted(roots.keys() & {mask.root for mask in masks})
     if len(annotated) > 1:
         found = ", ".join(f"{layout or './'}" for layout in annotated[:5])
         raise DataError(f"{root} holds {len(annotated)} layouts of CelebAMask-HQ ({found}); give one as --data.source")
@@ -488,12 +488,12 @@ def _open_layout(
     config: DataConfig,
     tree: trees.FileTree,
     layout: str,
-    photographs: Sequence[storage.File],
-    files: Sequence[storage.File],
+    photographs: columns.Files,
+    files: columns.Files,
     refused: list[tuple[str, str]],
 ) -> tuple[FaceSource, Listing]:
-    inside = layout + layouts.roots_of_photographs(file.name for file in photographs)[layout]
-    official = [file for file in photographs if file.name.startswith(inside)]
+    inside = layout + layouts.roots_of_photographs(columns.values_of(photographs.names))[layout]
+    official = photographs.where(lambda name: name.startswith(inside))
     found = [(file, mask) for file in files if (mask := layouts.part_mask(file.name)) and mask.root == layout]
     rest = len(photographs) - len(official) - sum(_suffix(file.name) == ".png" for file, _ in found)
     if rest:
@@ -507,9 +507,7 @@ def _open_layout(
     return source, Listing(columns.to_column(keys), refused, identify(keys, within))
 
 
-def _check_no_label_files(
-    root: str, tree: trees.FileTree, photographs: Sequence[storage.File], *, has_parser: bool
-) -> None:
+def _check_no_label_files(root: str, tree: trees.FileTree, photographs: columns.Files, *, has_parser: bool) -> None:
     """Refuse a folder of photographs among which label files would be taken for faces.
 
     Raises:
@@ -529,7 +527,7 @@ def _check_no_label_files(
         )
     if has_parser:
         return
-    for layout, folder in sorted(layouts.roots_of_photographs(file.name for file in photographs).items()):
+    for layout, folder in sorted(layouts.roots_of_photographs(columns.values_of(photographs.names)).items()):
         raise DataError(
             f"{root} is laid out as CelebAMask-HQ, without part masks under {layout}{_PART_MASKS}; give "
             f"{_as_source(root, tree, f'{layout}{folder}'.rstrip('/'))} for the photographs without labels, or let a "

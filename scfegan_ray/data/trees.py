@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from scfegan_ray import storage
+from scfegan_ray.data.columns import Files
 from scfegan_ray.errors import DataError, StorageError
 
 MAX_FILE_BYTES = 1 << 28
@@ -52,7 +53,7 @@ def errors_of_content(uri: str, what: str) -> Iterator[None]:
 class FileTree(Protocol):
     """Files under relative paths; small enough to be sent to every worker."""
 
-    def files(self, refuse: Callable[[str, str], None]) -> list[storage.File]:
+    def files(self, refuse: Callable[[str, str], None]) -> Files:
         """Return all files with their sizes, sorted by their unique paths, hidden ones left out; none is read.
 
         Args:
@@ -84,9 +85,9 @@ class Folder:
 
     root: str
 
-    def files(self, refuse: Callable[[str, str], None]) -> list[storage.File]:
+    def files(self, refuse: Callable[[str, str], None]) -> Files:
         """List the files; see `FileTree`."""
-        return storage.describe_files(self.root, refuse=refuse)
+        return Files.sort(storage.describe_files(self.root, refuse=refuse))
 
     def read_ahead(self, names: Iterable[str]) -> None:
         """Begin to read files; see `FileTree`."""
@@ -157,7 +158,7 @@ class ZipArchive:
 
     uri: str
 
-    def files(self, refuse: Callable[[str, str], None]) -> list[storage.File]:
+    def files(self, refuse: Callable[[str, str], None]) -> Files:
         """List the archive's files; see `FileTree`."""
         files: dict[str, storage.File] = {}
         for info in self._archive.infolist():
@@ -172,7 +173,7 @@ class ZipArchive:
                 refuse(name, "a backslash in its name, where others of the archive have /; pack it again")
                 continue
             files[name] = storage.File(name, info.file_size, f"{info.CRC:08x}")
-        return sorted(files.values())
+        return Files.sort(files.values())
 
     def read_ahead(self, names: Iterable[str]) -> None:
         """Do nothing: an archive is one file."""
