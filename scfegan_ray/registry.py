@@ -134,6 +134,22 @@ def register(
     return f"models:/{name}/{version_number}"
 
 
+def find_version(config: Config, tags: Mapping[str, str]) -> str | None:
+    """Return the newest version that has some tags, `models:/NAME/VERSION`, if any.
+
+    Raises:
+        StorageError: the registry cannot be used.
+    """
+    name = config.tracking.model_name
+    with tracking.errors_of_mlflow(config):
+        found = [
+            int(version.version)
+            for version in _versions(tracking.open_client(config), name)
+            if tags.items() <= version.tags.items()
+        ]
+    return f"models:/{name}/{max(found)}" if found else None
+
+
 def tag_version(config: Config, uri: str, tags: Mapping[str, str]) -> None:
     """Note facts about a version.
 

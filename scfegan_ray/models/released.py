@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scfegan_ray import storage
 from scfegan_ray.config import ModelConfig
 from scfegan_ray.errors import ModelError
+from scfegan_ray.models import tensor_bundle
 from scfegan_ray.models.generator import (
     INPUT_CHANNELS,
     Generator,
@@ -26,6 +30,8 @@ _SWAPPED_INPUT = (2, 1, 0, 3, 6, 5, 4, 7, 8)
 _SWAPPED_IMAGE = (2, 1, 0)
 
 _MAX_BASE_CHANNELS = 4096
+
+_OF_GENERATOR = re.compile(r"generator/\w+/(kernel|bias|w|biases1)")
 
 
 def _encoder_name(index: int) -> str:
@@ -109,6 +115,35 @@ def infer_config(variables: Mapping[str, NDArray[Any]]) -> ModelConfig:
     )
 
 
+def read_variables(uri: str) -> dict[str, NDArray[Any]]:
+    """Read the generator's variables from the published checkpoint, or from a NumPy archive of them.
+
+    Args:
+        uri: a path that the files of a TensorFlow checkpoint begin with, such as `SC-FEGAN.ckpt`; or an `.npz` whose
+            arrays are called as the variables are, with or without `:0`. Local or `s3://`.
+
+    Returns:
+        Arrays by TensorFlow name, such as `generator/gconv1_ds/kernel:0`.
+
+    Raises:
+        ModelError: it is neither, or damaged.
+        StorageError: it cannot be read.
+    """
+    if not uri.lower().endswith(".npz"):
+        found = tensor_bundle.read_variables(uri, lambda name: _OF_GENERATOR.fullmatch(name) is not None)
+        return {f"{name}:0": values for name, values in found.items()}
+    place = storage.absolute(uri)
+    stream = storage.open_seekable(place)
+    with stream, storage.errors_of_reading(place):
+        try:
+            with np.load(stream, allow_pickle=False) as archive:
+                names = [name for name in archive.files if _OF_GENERATOR.fullmatch(name.removesuffix(":0"))]
+                return {f"{name.removesuffix(':0')}:0": archive[name] for name in names}
+        except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, AttributeError, MemoryError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ModelError(f"{place} is no NumPy archive of arrays, or damaged: {reason}; copy it again") from error
+
+
 def load_variables(variables: Mapping[str, NDArray[Any]], bgr: bool = True) -> Generator:
     """Build a generator from TensorFlow variables.
 
@@ -122,7 +157,7 @@ def load_variables(variables: Mapping[str, NDArray[Any]], bgr: bool = True) -> G
         The generator on the CPU in evaluation mode, float32.
 
     Raises:
-        ModelError: a variable is missing or of another shape.
+        ModelError: a variable is missing, of another shape, or holds what is no number.
     """
     config = infer_config(variables)
     arrays: dict[str, Tensor] = {}
@@ -133,6 +168,8 @@ def load_variables(variables: Mapping[str, NDArray[Any]], bgr: bool = True) -> G
             raise ModelError(
                 f"variable {name} has shape {tuple(variables[name].shape)}, not {shape}; give the released variables"
             )
+        if variables[name].dtype.kind != "f" or not np.isfinite(variables[name]).all():
+            raise ModelError(f"variable {name} holds what is no number; give the released variables")
         arrays[name] = torch.from_numpy(np.array(variables[name], dtype=np.float32))
 
     def gated(layer: str) -> tuple[Tensor, Tensor]:

@@ -1,42 +1,31 @@
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from published import SMALL, draw_variables
 
 from scfegan_ray import images
 from scfegan_ray.config import ModelConfig
 from scfegan_ray.errors import ModelError
-from scfegan_ray.models.released import expected_variables, infer_config, load_variables
+from scfegan_ray.models.released import expected_variables, infer_config, load_variables, read_variables
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "parity_128.npz"
-SMALL = ModelConfig(base_channels=4, num_downsamples=3, dilations=(2, 4))
-
-
-def draw(config):
-    """Draw weights by the rule that the golden output was made with."""
-    variables = {}
-    for name, shape in expected_variables(config).items():
-        seed = int.from_bytes(hashlib.sha256(f"dev{name}".encode()).digest()[:8], "little")
-        values = np.random.default_rng(seed).standard_normal(shape)
-        if len(shape) == 1:
-            variables[name] = (0.05 * values).astype(np.float32)
-        else:
-            fan = shape[0] * shape[1] * (shape[3] / 4 if name.endswith("/w:0") else shape[2])
-            variables[name] = (values * np.sqrt(1.5 / fan)).astype(np.float32)
-    return variables
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return draw(SMALL)
+    return draw_variables(SMALL)
 
 
-def test_matches_the_released_graph():
+@pytest.mark.parametrize("bgr", [False, True], ids=["as published", "as RGB"])
+def test_matches_the_released_graph(bgr):
+    """In the graph's own channel order: of weights that were turned to RGB, images and colors are turned, too."""
     with np.load(GOLDEN) as arrays:
         golden = {name: torch.from_numpy(arrays[name]).permute(0, 3, 1, 2) for name in arrays.files}
-    generator = load_variables(draw(ModelConfig()), bgr=False)
+    if bgr:
+        golden |= {name: golden[name].flip(1) for name in ("images", "color", "output")}
+    generator = load_variables(draw_variables(ModelConfig()), bgr=bgr)
     ground_truth, mask = golden["images"], golden["masks"]
     packed = images.pack_input(ground_truth * (1 - mask), golden["sketches"], golden["color"], mask, golden["noises"])
     with torch.no_grad():
@@ -97,3 +86,36 @@ def test_missing_and_misshapen_variables_are_named(variables, name):
         load_variables({key: value for key, value in variables.items() if key != name})
     with pytest.raises(ModelError, match=name):
         load_variables({**variables, name: np.zeros((2, 2), np.float32)})
+
+
+def test_variables_that_hold_no_numbers_are_named(variables):
+    name = "generator/gconv6/bias:0"
+    for values in (np.full_like(variables[name], np.nan), variables[name].astype(np.int32)):
+        with pytest.raises(ModelError, match=f"{name} holds what is no number"):
+            load_variables({**variables, name: values})
+
+
+@pytest.mark.parametrize("suffix", [":0", ""])
+def test_variables_of_an_archive(tmp_path, variables, suffix):
+    others = {"discriminator/conv1/kernel": np.zeros(3), "generator/gconv1_ds/kernel/Adam": np.zeros(3)}
+    named = {f"{name.removesuffix(':0')}{suffix}": values for name, values in variables.items()}
+    np.savez(tmp_path / "x.npz", **named, **others)
+    found = read_variables(str(tmp_path / "x.npz"))
+    assert found.keys() == variables.keys()
+    assert all(np.array_equal(found[name], values) for name, values in variables.items())
+
+
+def test_archives_that_are_none_are_refused(tmp_path, variables):
+    place = tmp_path / "x.npz"
+    np.savez(place, **variables)
+    whole = place.read_bytes()
+    header = b"\x93NUMPY\x01\x00" + len(
+        text := b"{'descr': '<f4', 'fortran_order': False, 'shape': (1 << 60,), }"
+    ).to_bytes(2, "little")
+    for data in (b"", b"text", whole[:5000], whole.replace(b"PK\x03\x04", b"PK\x03\x05"), header + text):
+        place.write_bytes(data)
+        with pytest.raises(ModelError, match=r"x.npz is no NumPy archive of arrays, or damaged: .*copy it again"):
+            read_variables(str(place))
+    np.savez(place, **{"generator/gconv1_ds/kernel": np.array([{}], dtype=object)})
+    with pytest.raises(ModelError, match="allow_pickle"):
+        read_variables(str(place))
