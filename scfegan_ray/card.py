@@ -33,12 +33,13 @@ def write(config: Config, uri: str, result: Mapping[str, Any]) -> str:
     name = loading.name_of(uri)
     size = result["models"][name]["size_px"]
     license_tag = tags.get("data_license", _UNKNOWN)
+    made = "published by its authors, imported by" if tags.get("kind") == "released" else "trained by"
     known, seen = result["images"], result["models"][name]["trained_on"]
     said = "whether it was trained on some is not known" if seen is None else f"it was trained on {seen or 'none'}"
     return f"""# {name}
 
 Fills an erased region of a face photograph so that it obeys lines and colors that a person drew: SC-FEGAN (Jo & Park,
-ICCV 2019), trained by scfegan_ray.
+ICCV 2019), {made} scfegan_ray.
 
 ## Uses
 

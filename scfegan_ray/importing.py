@@ -6,18 +6,19 @@ import logging
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scfegan_ray import faces, places, registry, storage, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.errors import ConfigError
-from scfegan_ray.models import released
+from scfegan_ray.models import editing, released
 from scfegan_ray.presets import preset
 from scfegan_ray.training.state import digest_of
 
 logger = logging.getLogger(__name__)
 
-RELEASED_LICENSE = "CC BY-NC 4.0: the authors' weights, non-commercial use only"
-"""License tag of the weights that the authors of SC-FEGAN published."""
+RELEASED_LICENSE = "CC BY-NC 4.0 (the weights, by their authors); non-commercial research only (CelebA-HQ)"
+"""License tag of what the authors of SC-FEGAN published, and learnt it from."""
 
 
 def import_released(config: Config, uri: str) -> str:
@@ -57,14 +58,15 @@ def import_released(config: Config, uri: str) -> str:
     digest = digest_of({"generator": generator.state_dict()})
     facts = {"kind": "released", "data_license": RELEASED_LICENSE, "data_source": "CelebA-HQ, by the authors"}
     tracking.check_usable(config)
-    there = registry.find_version(config, {"kind": "released", "weights_sha256": digest})
+    same = {"kind": "released", "weights_sha256": digest, "format_version": str(editing.FORMAT_VERSION)}
+    there = registry.find_version(config, same)
     if there is not None:
         logger.info("%s holds these weights already", there)
         return there
     run_id = tracking.start_run(config, "released", tags=facts)
     status = "KILLED"
     try:
-        uri = registry.register(
+        registered = registry.register(
             generator,
             config,
             run_id,
@@ -78,11 +80,11 @@ def import_released(config: Config, uri: str) -> str:
         raise
     finally:
         tracking.end_run(config, run_id, status)
-    logger.info("registered %s", uri)
-    return uri
+    logger.info("registered %s", registered)
+    return registered
 
 
-def _example(size_px: int) -> dict[str, np.ndarray]:
+def _example(size_px: int) -> dict[str, NDArray[np.uint8]]:
     """Return a drawn face with a hole in its middle, a line and a color: stacked uint8 maps."""
     image = faces.draw_face(0, 0, size_px).image[None]
     mask, sketch, color = np.zeros_like(image[..., :1]), np.zeros_like(image[..., :1]), np.zeros_like(image)

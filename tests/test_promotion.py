@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from running import ROOT
 
-from scfegan_ray import cli, locks, promotion, registry, tracking
+from scfegan_ray import card, cli, locks, promotion, registry, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.errors import BusyError, ConfigError, ModelError, StorageError
 from scfegan_ray.evaluation import run
@@ -150,7 +150,7 @@ def test_promoted_refused_and_rolled_back(tracked: Config, versions: list[str], 
     assert tags["replaced"] == first
     assert tags["promoted_by"] == "faces_64_freeform_v1, images f"
     assert tags["evaluation_run"] == "evaluated"
-    card = MlflowClient(tracking.tracking_uri(tracked)).get_model_version(NAME, "2").description
+    description = MlflowClient(tracking.tracking_uri(tracked)).get_model_version(NAME, "2").description
     for text in (
         f"# {SECOND}",
         "## Uses",
@@ -159,7 +159,7 @@ def test_promoted_refused_and_rolled_back(tracked: Config, versions: list[str], 
         "evaluated",
         "of these\nit was trained on none.",
     ):
-        assert text in card
+        assert text in description
 
     evaluations.found = result_of({"seam": (0.1, 0.2)}, models=(f"{NAME}-3", SECOND))
     refused = promotion.promote(tracked, third)
@@ -221,6 +221,13 @@ def test_server_that_goes_away_leaves_the_old_champion(
             promotion.promote(tracked, versions[1])
     assert champion(tracked) == versions[0]
     assert promotion.promote(tracked, versions[1]).promoted
+
+
+def test_card_says_who_made_the_weights(tracked: Config, versions: list[str]) -> None:
+    registry.tag_version(tracked, versions[0], {"kind": "released", "data_license": "CC BY-NC 4.0"})
+    released, trained = (card.write(tracked, uri, result_of()) for uri in versions[:2])
+    assert "published by its authors, imported by scfegan_ray" in released and "CC BY-NC 4.0" in released
+    assert "ICCV 2019), trained by scfegan_ray" in trained
 
 
 def test_what_cannot_be_promoted(tracked: Config, versions: list[str], evaluations: Evaluations) -> None:
