@@ -2,7 +2,7 @@
 
 A checkpoint PREFIX is `PREFIX.index`, a sorted table in LevelDB's format that says where each variable lies, and files
 `PREFIX.data-NNNNN-of-NNNNN` of raw values. Its source: tensorflow/core/util/tensor_bundle and tensorflow/core/lib/io
-(Apache-2.0). No library that is kept reads it but TensorFlow, which is 600 MB and crashes on some damaged files.
+(Apache-2.0). No library that is kept reads it but TensorFlow, which takes 1.3 GB and crashes on some damaged files.
 """
 
 from __future__ import annotations
