@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from scfegan_ray.storage import File
+
+ItemT = TypeVar("ItemT")
 
 _PIECE = 1 << 16
 _CHUNK_ROWS = 1 << 18
@@ -22,10 +24,13 @@ _POOL = pa.system_memory_pool()
 
 def to_column(texts: Iterable[str]) -> pa.ChunkedArray:
     """Pack texts, of which few are held as Python strings at a time."""
-    rest, pieces = iter(texts), []
+    return pa.chunked_array([pa.array(piece, pa.string(), memory_pool=_POOL) for piece in _pieces(texts)], pa.string())
+
+
+def _pieces(items: Iterable[ItemT]) -> Iterator[list[ItemT]]:
+    rest = iter(items)
     while piece := list(itertools.islice(rest, _PIECE)):
-        pieces.append(pa.array(piece, pa.string(), memory_pool=_POOL))
-    return pa.chunked_array(pieces, pa.string())
+        yield piece
 
 
 def values_of(column: pa.ChunkedArray) -> Iterator[Any]:
@@ -104,10 +109,9 @@ class Files(Sequence[File]):
     @classmethod
     def sort(cls, files: Iterable[File]) -> Files:
         """Take files as they come, and put them in the order of their names."""
-        rest = iter(files)
-        pieces = iter(lambda: list(itertools.islice(rest, _PIECE)), [])
         tables = (
-            pa.table(dict(zip(File._fields, zip(*piece, strict=True), strict=True)), cls._SCHEMA) for piece in pieces
+            pa.table(dict(zip(File._fields, zip(*piece, strict=True), strict=True)), cls._SCHEMA)
+            for piece in _pieces(files)
         )
         table = gather(tables, cls._SCHEMA)
         order = sorted_order(table.column("name"))
