@@ -74,9 +74,18 @@ class MeasuringArguments(Arguments):
 ArgumentsT = TypeVar("ArgumentsT", bound=Arguments)
 
 
-def run_job(
-    description: str, kind: type[ArgumentsT], job: Callable[[ArgumentsT], dict[str, Any]], argv: Sequence[str] | None
-) -> int:
+@dataclass(frozen=True)
+class Service:
+    """What a job gives that goes on: its result is printed at once, then `wait` is called, until Ctrl-C or SIGTERM."""
+
+    result: dict[str, Any]
+    wait: Callable[[], None]
+
+
+Job = Callable[[ArgumentsT], "dict[str, Any] | Service"]
+
+
+def run_job(description: str, kind: type[ArgumentsT], job: Job[ArgumentsT], argv: Sequence[str] | None) -> int:
     """Parse arguments, do the job, and print its result as one line of JSON.
 
     The result is the last line of stdout; everything else goes to stderr. SIGTERM acts as Ctrl-C does, from here to
@@ -104,9 +113,7 @@ def run_job(
     return _INTERRUPTED_CODE if code and interruptions.came else code
 
 
-def _run(
-    description: str, kind: type[ArgumentsT], job: Callable[[ArgumentsT], dict[str, Any]], argv: Sequence[str] | None
-) -> int:
+def _run(description: str, kind: type[ArgumentsT], job: Job[ArgumentsT], argv: Sequence[str] | None) -> int:
     try:
         arguments = _settle(parse(description, kind, sys.argv[1:] if argv is None else argv), is_own=argv is None)
         if arguments.dry_run:
@@ -116,6 +123,11 @@ def _run(
             _set_up_log()
             _set_up_environment()
             result = job(arguments)
+        if isinstance(result, Service):
+            _write(json.dumps(result.result) + "\n")
+            with contextlib.redirect_stdout(sys.stderr):
+                result.wait()
+            return 0
     except SystemExit as stop:
         _write("")
         return stop.code if isinstance(stop.code, int) else 2

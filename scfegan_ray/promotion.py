@@ -31,7 +31,6 @@ from scfegan_ray.serving import loading
 
 logger = logging.getLogger(__name__)
 
-CHAMPION = "champion"
 
 MUST_WIN = ("hole_psnr", "hole_flip")
 GUARDS = ("sketch_f1", "foreign_sketch_f1", "recolored_delta_e", "seam", "seam_step", "identity", "outside")
@@ -65,7 +64,7 @@ def promote(
     model: str,
     measuring: MeasuringConfig = AS_USUAL,
     *,
-    alias: str = CHAMPION,
+    alias: str = registry.CHAMPION,
     session: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Promotion:
     """Move an alias to a version, if it is better than the one that the alias names.
@@ -114,7 +113,7 @@ def promote(
     )
 
 
-def roll_back(config: Config, *, alias: str = CHAMPION) -> Promotion:
+def roll_back(config: Config, *, alias: str = registry.CHAMPION) -> Promotion:
     """Move an alias back to the version that its present one replaced.
 
     Args:

@@ -31,6 +31,9 @@ from scfegan_ray.errors import ConfigError, ModelError
 from scfegan_ray.models import editing
 from scfegan_ray.models.generator import Generator
 
+CHAMPION = "champion"
+"""Alias of the version that is measurably the best."""
+
 
 def check_names(config: Config) -> None:
     """Refuse a name of the registered model that MLflow would refuse, or not find again when a run is at its end.

@@ -81,13 +81,25 @@ def decode_photograph(
     Raises:
         DataError: it cannot be used; the text is the reason, without a name.
     """
-    image = _decode(data, max_megapixels, at_least_px)
-    if _has_wide_colors(image, data):
-        _narrow_colors(image, data, note)
-    image = _upright(image)
-    if image.mode in _SIXTEEN_BIT_MODES:
-        image = _narrowed(image, note)
+    image = _open(data, max_megapixels, at_least_px, MAX_ASPECT, note)
     return np.asarray(_to_rgb(image.crop(central_square(*image.size))), np.uint8)
+
+
+def open_photograph(data: bytes, *, max_megapixels: float, note: Callable[[str], None] | None = None) -> Image.Image:
+    """Open a whole photograph of any aspect, for who wants to keep what it holds besides sRGB.
+
+    Args:
+        data: an encoded image.
+        max_megapixels: more than this is refused from the header, before memory is taken.
+        note: told what was guessed about the file, in a few words, without a name.
+
+    Returns:
+        It, upright, with 8 bits per channel, in its own color model, with its profile and other metadata.
+
+    Raises:
+        DataError: it cannot be used; the text is the reason, without a name.
+    """
+    return _open(data, max_megapixels, None, None, note)
 
 
 def check_photograph(image: NDArray[np.uint8]) -> None:
@@ -142,7 +154,7 @@ def decode_mask(data: bytes, *, max_megapixels: float) -> NDArray[np.bool_]:
     Raises:
         DataError: it cannot be used; the text is the reason, without a name.
     """
-    image = _upright(_decode(data, max_megapixels, None))
+    image = _upright(_decode(data, max_megapixels, None, MAX_ASPECT))
     try:
         candidates = _mask_values(image)
     except ValueError as error:
@@ -194,7 +206,21 @@ def resize(image: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(image, (size_px, size_px), interpolation=method), np.uint8)
 
 
-def _decode(data: bytes, max_megapixels: float, at_least_px: int | None) -> Image.Image:
+def _open(
+    data: bytes,
+    max_megapixels: float,
+    at_least_px: int | None,
+    max_aspect: float | None,
+    note: Callable[[str], None] | None,
+) -> Image.Image:
+    image = _decode(data, max_megapixels, at_least_px, max_aspect)
+    if _has_wide_colors(image, data):
+        _narrow_colors(image, data, note)
+    image = _upright(image)
+    return _narrowed(image, note) if image.mode in _SIXTEEN_BIT_MODES else image
+
+
+def _decode(data: bytes, max_megapixels: float, at_least_px: int | None, max_aspect: float | None) -> Image.Image:
     if not data:
         raise DataError("empty file")
     with warnings.catch_warnings():
@@ -202,7 +228,7 @@ def _decode(data: bytes, max_megapixels: float, at_least_px: int | None) -> Imag
         warnings.simplefilter("ignore")
         try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            _check_size(image, max_megapixels)
+            _check_size(image, max_megapixels, max_aspect)
             if at_least_px is not None:
                 image.draft("RGB", (at_least_px, at_least_px))
             image.load()
@@ -217,14 +243,14 @@ def _decode(data: bytes, max_megapixels: float, at_least_px: int | None) -> Imag
             raise DataError(f"not a readable image: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
-def _check_size(image: Image.Image, max_megapixels: float) -> None:
+def _check_size(image: Image.Image, max_megapixels: float, max_aspect: float | None) -> None:
     width, height = image.size
     if width * height > max_megapixels * 1e6:
         raise DataError(f"{width}x{height} pixels, more than {max_megapixels:g} megapixels")
     if min(width, height) < MIN_SIDE_PX:
         raise DataError(f"{width}x{height} pixels, a side smaller than {MIN_SIDE_PX}")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise DataError(f"{width}x{height} pixels, longer than {MAX_ASPECT:g} times its width")
+    if max_aspect is not None and max(width, height) > max_aspect * min(width, height):
+        raise DataError(f"{width}x{height} pixels, longer than {max_aspect:g} times its width")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -299,6 +325,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if alpha is None:
         return colors
     return Image.composite(colors, Image.new("RGB", colors.size, "white"), alpha)
+
+
+def is_srgb(image: Image.Image) -> bool:
+    """Tell whether an opened image's colors are sRGB as they stand: no profile, or one that says nothing new."""
+    profile, mode = image.info.get("icc_profile"), _profile_mode(image.mode)
+    return not (profile and mode and _transform(profile, mode))
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:

@@ -19,7 +19,8 @@ bit by bit, in this module and in the page's `rasterize.js`: both compute with i
 | `line` | what a round brush covers along a path of points `x, y, pressure`; `width` is its diameter at pressure 255 |
 | `polygon` | what a closed path of points `x, y` winds around |
 | `bucket` | what is connected with one point by its sides and has its value; in color the hole alone, up to lines |
-| `map` | pixels of a picture of `size` times `size`, row by row as runs `value, count`; 0 marks nothing; of `colors`, which are given for color, value 1 is the first |
+| `map` | pixels of a picture of `size` times `size`, row by row as runs `value, count`; 0 marks nothing; in color, 1 is
+the first of `colors` |
 | `clear` | all of the layer |
 
 Coordinates and widths are in `UNITS` a side of the face's square, from its upper left corner; what lies beyond the
@@ -28,6 +29,7 @@ square is cut off. A stroke with `erase` takes away what it marks. Later strokes
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -192,6 +194,24 @@ def parse_face(text: str | bytes) -> FaceEdit:
         DataError: it is none, or larger than one may be.
     """
     return _face(_decode(text), "the face", _Budget())
+
+
+def parse_square(text: str | bytes) -> Square:
+    """Read where a face lies: the `square` of one of a document's faces.
+
+    Raises:
+        DataError: it is none.
+    """
+    return _square(_decode(text), "the face")
+
+
+def with_seed(face: FaceEdit, seed: object) -> FaceEdit:
+    """Return what was drawn on a face with other noise.
+
+    Raises:
+        DataError: the seed is none.
+    """
+    return dataclasses.replace(face, seed=_integer(seed, "the seed", 0, _MAX_SEED))
 
 
 def rasterize(face: FaceEdit, size_px: int) -> Maps:

@@ -1,0 +1,53 @@
+"""Draw on a face, get the edit: serves an editor for the browser, and prints its address.
+
+It edits with the champion of the registry, else with its newest version, and takes a new champion over by itself.
+Ctrl-C ends it. With --replay it carries out an edit that was saved, and serves nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import tyro
+
+from scfegan_ray import cli
+from scfegan_ray.serving.options import ServingConfig
+
+
+@dataclass(frozen=True)
+class Arguments(cli.Arguments):
+    """Arguments of this job."""
+
+    model: str = ""
+    """models:/NAME/VERSION or models:/NAME@ALIAS; or a folder: a checkpoint, a run, a downloaded model."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1."""
+    replay: tuple[str, str, str] | None = None
+    """EDIT PHOTOGRAPH OUT: carry out a saved edit (.json) on a photograph and write a .png or .jpg. Without --model by
+    the version that the edit names."""
+    serving: Annotated[ServingConfig, tyro.conf.arg(name="")] = field(default_factory=ServingConfig)
+
+
+def job(arguments: Arguments) -> dict[str, Any] | cli.Service:
+    """Serve, or replay."""
+    if arguments.replay:
+        from scfegan_ray.serving import replay
+
+        edit, photograph, out = arguments.replay
+        return replay.replay(arguments.config, edit, photograph, out, model=arguments.model, device=arguments.device)
+    from scfegan_ray.serving import server
+
+    running = server.start(arguments.config, arguments.serving, model=arguments.model, device=arguments.device)
+    return cli.Service({"url": running.url, "model_uri": running.model_uri}, running.wait)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; see --help."""
+    return cli.run_job(__doc__ or "", Arguments, job, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

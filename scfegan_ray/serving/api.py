@@ -1,0 +1,474 @@
+"""Edits by HTTP: what the page and scripts use alike. One ASGI app, under uvicorn or under Ray Serve.
+
+Nothing is kept between two requests, so any replica answers any of them, and pictures are neither on disk nor in
+memory once they were answered: a request carries its photograph, or the square of it, and its strokes.
+
+| request | takes (multipart/form-data) | gives |
+| --- | --- | --- |
+| `GET /api/model` | | which model edits, the side of its square, limits |
+| `POST /api/photographs` | `photograph` | its size, its faces, a preview |
+| `POST /api/crops` | `photograph`, `square` | PNG: the square at the model's size |
+| `POST /api/guides` | `crop` | its lines and colors as strokes |
+| `POST /api/edits` | `crop`, `face` | PNG: the square, filled |
+| `POST /api/variants` | `crop`, `face`, `seeds` | several of them |
+| `POST /api/maps` | `crop`, `mask`, `sketch`, `color`, `seed` | PNG: the square, filled |
+| `POST /api/exports` | `photograph`, `edit`, `format` | the photograph, edited |
+
+`square`, `face`, `edit` are JSON, see `serving.edits`; `/api/openapi.json` has all of it. What is wrong is answered
+with `{"error": "…"}`; 503 says when to come again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from typing import Annotated, Any, Literal, TypeVar
+
+import cv2
+import numpy as np
+from fastapi import APIRouter, FastAPI, File, Form, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from fastapi.staticfiles import StaticFiles
+from numpy.typing import NDArray
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartParser
+
+from scfegan_ray.data import align, decoding
+from scfegan_ray.errors import DataError, ModelError, ScFeganError
+from scfegan_ray.serving import edits, replay
+from scfegan_ray.serving.current import CurrentModel, ServedModel
+from scfegan_ray.serving.guard import Guard
+from scfegan_ray.serving.guides import GuideMaker
+from scfegan_ray.serving.options import ServingConfig
+from scfegan_ray.serving.photograph import Filling, Photograph
+
+MAX_VARIANTS = 8
+PREVIEW_SIDE_PX = 1600
+MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg"}
+
+_MAX_FIELDS = 8
+_JPEG_QUALITY = 90
+_PNG_COMPRESSION = 1
+
+ResultT = TypeVar("ResultT")
+
+
+class SquareAnswer(BaseModel):
+    """See `edits.Square`."""
+
+    x: float
+    y: float
+    side: float
+    angle: float
+
+
+class FaceAnswer(BaseModel):
+    """A face that was found, and what may make it hard to edit."""
+
+    square: SquareAnswer
+    problem: str | None
+
+
+class PhotographAnswer(BaseModel):
+    """A photograph, upright: sizes in pixels, and a preview as a data URL."""
+
+    width: int
+    height: int
+    faces: list[FaceAnswer]
+    message: str | None
+    preview: str
+
+
+class Limits(BaseModel):
+    """What a request may hold."""
+
+    upload_bytes: int
+    megapixels: float
+    edit_bytes: int
+
+
+class ModelAnswer(BaseModel):
+    """The model that edits."""
+
+    model_uri: str
+    name: str
+    size_px: int
+    license: str
+    limits: Limits
+
+
+class GuidesAnswer(BaseModel):
+    """Strokes as documents have them."""
+
+    strokes: list[dict[str, Any]]
+
+
+class VariantsAnswer(BaseModel):
+    """PNG files, as base64, in the order of the seeds."""
+
+    pictures: list[str]
+    model_uri: str
+
+
+class ErrorAnswer(BaseModel):
+    """What is wrong, and the cure."""
+
+    error: str
+
+
+class BusyError(Exception):
+    """Too many requests wait."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("many edits are waiting; try again in a moment")
+        self.seconds = max(1, math.ceil(seconds))
+
+
+class _GoneError(Exception):
+    """Who asked does not wait for the answer any longer."""
+
+
+class Lane:
+    """Work of one kind, done in the order in which it came, by threads that stay the same.
+
+    Args:
+        threads: how many at once.
+        options: how many may wait.
+    """
+
+    def __init__(self, threads: int, options: ServingConfig) -> None:
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="scfegan-edit")
+        self._options = options
+        self._clients: Counter[str] = Counter()
+        self._seconds = 0.0
+
+    async def run(self, request: Request, work: Callable[[], ResultT]) -> ResultT:
+        """Do some work for a request, or not, if who asked has gone before it began.
+
+        Raises:
+            BusyError: too many wait.
+        """
+        client = request.client.host if request.client else ""
+        waiting = self._clients.total()
+        if waiting >= self._options.max_waiting or self._clients[client] >= self._options.max_waiting_per_client:
+            raise BusyError(waiting * self._seconds)
+        self._clients[client] += 1
+        job = self._executor.submit(self._timed, work)
+        job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, client))
+        loop = asyncio.get_running_loop()
+        done = asyncio.wrap_future(job)
+        gone = asyncio.ensure_future(_until_gone(request))
+        try:
+            await asyncio.wait([done, gone], return_when=asyncio.FIRST_COMPLETED)
+            if not done.done():
+                job.cancel()
+                raise _GoneError
+            return done.result()
+        finally:
+            gone.cancel()
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _timed(self, work: Callable[[], ResultT]) -> ResultT:
+        began = time.monotonic()
+        try:
+            return work()
+        finally:
+            taken = time.monotonic() - began
+            self._seconds = taken if not self._seconds else 0.8 * self._seconds + 0.2 * taken
+
+    def _leave(self, client: str) -> None:
+        self._clients[client] -= 1
+        if not self._clients[client]:
+            del self._clients[client]
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _FormRequest(Request):
+    """A request whose text fields may be as long as an edit's document."""
+
+    def form(self, **_: Any) -> Any:
+        return super().form(max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS, max_part_size=edits.MAX_BYTES)
+
+
+class _FormRoute(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_form(request: Request) -> Response:
+            return await handle(_FormRequest(request.scope, request.receive))
+
+        return handle_form
+
+
+Photo = Annotated[UploadFile, File(description="JPEG, PNG, WebP, TIFF, AVIF, GIF or BMP")]
+Crop = Annotated[UploadFile, File(description="the square at the model's size, PNG")]
+FaceText = Annotated[str, Form(description='{"seed", "strokes"}: an entry of an edit\'s faces')]
+
+
+def create_app(current: CurrentModel, options: ServingConfig, *, token: str = "") -> FastAPI:
+    """Make the app.
+
+    Args:
+        current: the model.
+        options: limits.
+        token: what every request must bring (`Authorization: Bearer`, or the cookie that `/?token=` gives); empty on
+            this machine alone.
+    """
+    app = FastAPI(
+        title="scfegan_ray", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json", description=__doc__ or ""
+    )
+    app.include_router(_routes(current, options))
+    page = resources.files("scfegan_ray.serving") / "page"
+    app.mount("/page", StaticFiles(directory=str(page)), name="page")
+
+    @app.get("/", include_in_schema=False)
+    def index() -> Response:
+        return Response((page / "index.html").read_bytes(), media_type="text/html; charset=utf-8")
+
+    @app.get("/api/health", include_in_schema=False)
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    _answer_errors(app)
+    app.add_middleware(Guard, options=options, token=token)
+    # What was uploaded stays in memory, however large; no picture is written to disk.
+    MultiPartParser.spool_max_size = options.max_upload_mb << 20
+    return app
+
+
+def _answer_errors(app: FastAPI) -> None:
+    def answer(status: int, text: str, **headers: str) -> JSONResponse:
+        return JSONResponse({"error": " ".join(text.split())}, status, headers)
+
+    @app.exception_handler(ScFeganError)
+    def refused(request: Request, error: ScFeganError) -> JSONResponse:
+        return answer(422 if isinstance(error, DataError) else 500, str(error))
+
+    @app.exception_handler(BusyError)
+    def busy(request: Request, error: BusyError) -> JSONResponse:
+        return answer(503, str(error), **{"Retry-After": str(error.seconds)})
+
+    @app.exception_handler(_GoneError)
+    def gone(request: Request, error: _GoneError) -> JSONResponse:
+        return answer(499, "the client went away")
+
+    @app.exception_handler(HTTPException)
+    def http(request: Request, error: HTTPException) -> JSONResponse:
+        return answer(error.status_code, str(error.detail))
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return answer(422, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
+
+
+def _routes(current: CurrentModel, options: ServingConfig) -> APIRouter:
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorAnswer} for status in (401, 403, 413, 422, 500, 503)
+    }
+    router = APIRouter(prefix="/api", route_class=_FormRoute, responses=refusals)
+    model_lane, picture_lane = Lane(1, options), Lane(2, options)
+    tools = _Tools()
+
+    def decoded(data: bytes) -> Photograph:
+        return Photograph.decode(data, max_megapixels=options.max_megapixels)
+
+    @router.get("/model")
+    def model() -> ModelAnswer:
+        """Tell which model edits."""
+        served = current.model
+        return ModelAnswer(
+            model_uri=served.uri,
+            name=served.name,
+            size_px=_size_px(served),
+            license=served.license,
+            limits=Limits(
+                upload_bytes=options.max_upload_mb << 20, megapixels=options.max_megapixels, edit_bytes=edits.MAX_BYTES
+            ),
+        )
+
+    @router.post("/photographs")
+    async def photographs(request: Request, photograph: Photo) -> PhotographAnswer:
+        """Find the faces of a photograph."""
+        data = await photograph.read()
+
+        def work() -> PhotographAnswer:
+            opened = decoded(data)
+            faces, message = tools.find(opened.pixels)
+            preview = _encoded(opened.preview(PREVIEW_SIDE_PX), ".jpg", [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+            return PhotographAnswer(
+                width=opened.size[0],
+                height=opened.size[1],
+                faces=[
+                    FaceAnswer(square=_answered(opened.relative(face.square)), problem=face.problem) for face in faces
+                ],
+                message="; ".join([*opened.notes, *([message] if message else [])]) or None,
+                preview=f"data:image/jpeg;base64,{base64.b64encode(preview).decode()}",
+            )
+
+        return await picture_lane.run(request, work)
+
+    @router.post("/crops", response_class=Response, responses={200: {"content": {"image/png": {}}}})
+    async def crops(request: Request, photograph: Photo, square: Annotated[str, Form()]) -> Response:
+        """Cut a square out of a photograph, at the model's size."""
+        data, where = await photograph.read(), edits.parse_square(square)
+
+        def work() -> bytes:
+            return _png(decoded(data).crop(where, _size_px(current.model)))
+
+        return Response(await picture_lane.run(request, work), media_type="image/png")
+
+    @router.post("/guides")
+    async def guides(request: Request, crop: Crop) -> GuidesAnswer:
+        """Draw the lines and colors of a square."""
+        data = await crop.read()
+
+        def work() -> GuidesAnswer:
+            return GuidesAnswer(strokes=tools.guides(current.model).make(_square_of(data, current.model)))
+
+        return await picture_lane.run(request, work)
+
+    @router.post("/edits", response_class=Response, responses={200: {"content": {"image/png": {}}}})
+    async def edit(request: Request, crop: Crop, face: FaceText) -> Response:
+        """Fill the hole of a square."""
+        data, drawn, served = await crop.read(), edits.parse_face(face), current.model
+        picture = _square_of(data, served)
+        filled = await model_lane.run(request, lambda: replay.fill(served.editor, picture, drawn).picture)
+        return _filled(filled, served)
+
+    @router.post("/variants")
+    async def variants(
+        request: Request, crop: Crop, face: FaceText, seeds: Annotated[str, Form(description="[1, 2, 3]")]
+    ) -> VariantsAnswer:
+        """Fill the hole of a square several times, with other noise each."""
+        data, drawn, served = await crop.read(), edits.parse_face(face), current.model
+        picture, chosen = _square_of(data, served), _seeds(seeds)
+
+        def work() -> list[NDArray[np.uint8]]:
+            return [replay.fill(served.editor, picture, edits.with_seed(drawn, seed)).picture for seed in chosen]
+
+        pictures = await model_lane.run(request, work)
+        return VariantsAnswer(pictures=[base64.b64encode(_png(one)).decode() for one in pictures], model_uri=served.uri)
+
+    @router.post("/maps", response_class=Response, responses={200: {"content": {"image/png": {}}}})
+    async def maps(
+        request: Request,
+        crop: Crop,
+        mask: Annotated[UploadFile, File(description="what is not black is to be filled")],
+        sketch: Annotated[UploadFile, File(description="what is not black is a line")],
+        color: Annotated[UploadFile, File(description="black is unpainted")],
+        seed: Annotated[int, Form(ge=0)] = 0,
+    ) -> Response:
+        """Fill the hole of a square as maps say that were drawn elsewhere."""
+        served = current.model
+        picture, hole, lines, paint = [_square_of(await file.read(), served) for file in (crop, mask, sketch, color)]
+
+        def work() -> NDArray[np.uint8]:
+            served.editor.set_image(picture)
+            return served.editor.edit(hole.any(axis=2), lines.any(axis=2), paint, seed)
+
+        return _filled(await model_lane.run(request, work), served)
+
+    @router.post("/exports", response_class=Response, responses={200: {"content": dict.fromkeys(MEDIA_TYPES.values())}})
+    async def exports(
+        request: Request,
+        photograph: Photo,
+        edit: Annotated[str, Form(description="a whole document")],
+        format: Annotated[Literal["png", "jpeg"], Form()] = "png",
+    ) -> Response:
+        """Carry out a document on a photograph, and keep all else that it holds."""
+        data, document, served = await photograph.read(), edits.parse_edit(edit), current.model
+        opened = await picture_lane.run(request, lambda: decoded(data))
+        crops = await picture_lane.run(
+            request, lambda: [opened.crop(face.square, _size_px(served)) for face in document.faces]
+        )
+        fillings: list[Filling] = []
+        for face, picture in zip(document.faces, crops, strict=True):  # others may have their turn in between
+            fillings.append(await model_lane.run(request, lambda f=face, p=picture: replay.fill(served.editor, p, f)))  # type: ignore[misc]
+        content = await picture_lane.run(request, lambda: opened.encode(fillings, format))
+        end = "jpg" if format == "jpeg" else format
+        headers = {"Content-Disposition": f'attachment; filename="edited.{end}"', "X-Model-Uri": served.uri}
+        return Response(content, media_type=MEDIA_TYPES[format], headers=headers)
+
+    return router
+
+
+class _Tools:
+    """What finds faces and lines; made when it is first wanted, as its weights may have to be fetched."""
+
+    def __init__(self) -> None:
+        self._finder: align.FaceFinder | None = None
+        self._guides: dict[str, GuideMaker] = {}
+
+    def find(self, pixels: NDArray[np.uint8]) -> tuple[list[align.Face], str]:
+        """Return the faces of a photograph, and why there are none."""
+        try:
+            if self._finder is None:
+                self._finder = align.FaceFinder()
+            faces = self._finder.find(pixels)
+        except ModelError as error:
+            return [], f"faces cannot be looked for: {error}"
+        return faces, "" if faces else "no face was found; drag the square onto one"
+
+    def guides(self, served: ServedModel) -> GuideMaker:
+        """Return what draws lines as the model has learnt them."""
+        if served.uri not in self._guides:
+            self._guides = {served.uri: GuideMaker(served.editor.config.data)}
+        return self._guides[served.uri]
+
+
+def _size_px(served: ServedModel) -> int:
+    return served.editor.config.data.size_px
+
+
+def _answered(square: edits.Square) -> SquareAnswer:
+    return SquareAnswer(x=square.x, y=square.y, side=square.side, angle=square.angle)
+
+
+def _square_of(data: bytes, served: ServedModel) -> NDArray[np.uint8]:
+    """Return a picture that must have the model's size: (S, S, 3) uint8."""
+    size_px = _size_px(served)
+    image = decoding.open_photograph(data, max_megapixels=size_px * size_px / 1e6)
+    if image.size != (size_px, size_px):
+        raise DataError(f"a picture of {image.width}x{image.height} pixels; {served.uri} edits {size_px}x{size_px}")
+    return decoding.to_rgb(image)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = json.loads(text)
+    except (ValueError, RecursionError):
+        seeds = None
+    if not isinstance(seeds, list) or not 0 < len(seeds) <= MAX_VARIANTS:
+        raise DataError(f"seeds is no JSON list of 1 to {MAX_VARIANTS} integers")
+    return seeds
+
+
+def _filled(picture: NDArray[np.uint8], served: ServedModel) -> Response:
+    return Response(_png(picture), media_type="image/png", headers={"X-Model-Uri": served.uri})
+
+
+def _png(picture: NDArray[np.uint8]) -> bytes:
+    return _encoded(picture, ".png", [cv2.IMWRITE_PNG_COMPRESSION, _PNG_COMPRESSION])
+
+
+def _encoded(picture: NDArray[np.uint8], end: str, settings: list[int]) -> bytes:
+    _, encoded = cv2.imencode(end, picture[..., ::-1], settings)
+    return encoded.tobytes()

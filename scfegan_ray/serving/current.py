@@ -1,0 +1,144 @@
+"""The model that is served: a new champion takes over without a restart, and one that fails never does."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from scfegan_ray import registry
+from scfegan_ray.config import Config
+from scfegan_ray.errors import ModelError, ScFeganError
+from scfegan_ray.serving import loading
+from scfegan_ray.serving.editor import FaceEditor
+
+logger = logging.getLogger(__name__)
+
+LICENSE_TAG = "data_license"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that edits.
+
+    Attributes:
+        uri: where it came from.
+        name: short.
+        license: of what it learnt from; empty where nobody said.
+        editor: at work one request at a time.
+    """
+
+    uri: str
+    name: str
+    license: str
+    editor: FaceEditor
+
+
+def choose(config: Config, asked: str) -> str:
+    """Return the URI of the model to edit with.
+
+    Args:
+        config: names the registry.
+        asked: a version, an alias, a folder; empty for the champion, else the newest version.
+
+    Returns:
+        A URI without an alias.
+
+    Raises:
+        ModelError: there is no such model.
+        StorageError: the registry cannot be used.
+    """
+    if asked:
+        return registry.version_uri(config, asked) if asked.startswith("models:") else asked
+    name = config.tracking.model_name
+    found = registry.version_of_alias(config, name, registry.CHAMPION) or registry.find_version(config, {})
+    if found is None:
+        raise ModelError(f"no version of {name} is registered; make one with python jobs/train.py, or give --model")
+    return found
+
+
+def load(config: Config, uri: str, make: Callable[[loading.LoadedModel], FaceEditor]) -> ServedModel:
+    """Load a model and try it.
+
+    Args:
+        config: names the registry.
+        uri: as `choose` gives it.
+        make: an editor of what was loaded.
+
+    Raises:
+        ModelError: it cannot be read, or does not fill a hole.
+        ScFeganError: another reason why it cannot be used.
+    """
+    loaded = loading.load_generator(uri, tracking_uri=config.tracking.uri)
+    if not all(bool(torch.isfinite(weights).all()) for weights in loaded.generator.state_dict().values()):
+        raise ModelError(f"the weights of {loaded.uri} are not finite")
+    is_version = loaded.uri.startswith("models:")
+    tag = registry.tags_of(config, loaded.uri).get(LICENSE_TAG, "") if is_version else loaded.config.data.license
+    editor = make(loaded)
+    size_px = loaded.config.data.size_px
+    gray = np.full((size_px, size_px, 3), 128, np.uint8)
+    hole = np.zeros((size_px, size_px), np.uint8)
+    hole[size_px // 4 : size_px // 2, size_px // 4 : size_px // 2] = 1
+    editor.set_image(gray)
+    editor.edit(hole, np.zeros_like(hole), np.zeros_like(gray))
+    return ServedModel(loaded.uri, loaded.name, tag or "", editor)
+
+
+class CurrentModel:
+    """Holds the model that is served now.
+
+    Args:
+        config: names the registry.
+        asked: as in `choose`. Where it is an alias, or empty, the registry is asked again and again.
+        make: an editor of what was loaded.
+        poll_seconds: how often.
+
+    Raises:
+        ScFeganError: there is none to begin with.
+    """
+
+    def __init__(
+        self, config: Config, asked: str, make: Callable[[loading.LoadedModel], FaceEditor], poll_seconds: float
+    ) -> None:
+        self._config, self._asked, self._make, self._poll_seconds = config, asked, make, poll_seconds
+        self._refused = ""
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.model = load(config, choose(config, asked), make)
+
+    def follow(self) -> None:
+        """Begin to look for a new champion, where one may come."""
+        if not self._asked or "@" in self._asked:
+            self._thread = threading.Thread(target=self._watch, name="scfegan-champion", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Look no longer."""
+        self._stopped.set()
+        if self._thread:
+            self._thread.join()
+
+    def refresh(self) -> None:
+        """Ask the registry once, and take a new champion over if it works."""
+        try:
+            uri = choose(self._config, self._asked)
+        except ScFeganError as error:
+            logger.warning("the registry does not answer; %s stays: %s", self.model.uri, error)
+            return
+        if uri in (self.model.uri, self._refused):
+            return
+        try:
+            self.model = load(self._config, uri, self._make)
+        except Exception as error:  # whatever is wrong with it, the one that works stays
+            self._refused = uri
+            logger.error("%s cannot be served, so %s stays: %s", uri, self.model.uri, error)
+        else:
+            logger.info("%s is served from now on", uri)
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(self._poll_seconds):
+            self.refresh()

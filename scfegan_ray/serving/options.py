@@ -1,0 +1,55 @@
+"""What people choose about a server of edits."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from scfegan_ray.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServingConfig:
+    """How edits are served."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at. Any but this machine's own (127.0.0.1) makes the server ask for a token, which is part of
+    the URL that is printed."""
+    port: int = 7860
+    """0 takes any that is free."""
+    max_upload_mb: int = 64
+    """Largest photograph that is taken, as a file."""
+    max_megapixels: float = 64.0
+    """Largest photograph that is taken, in pixels; read from its header."""
+    max_waiting: int = 32
+    """Requests that may wait for the model; more are told to come again (503)."""
+    max_waiting_per_client: int = 8
+    """Requests of one client (address) that may wait."""
+    upload_seconds: float = 60.0
+    """Time for a request to arrive."""
+    poll_seconds: float = 30.0
+    """How often the registry is asked for a new champion."""
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        if not 0 <= self.port < 1 << 16:
+            raise ConfigError(f"port is {self.port}; give one from 1 to 65535, or 0 for any")
+        for name in ("max_upload_mb", "max_megapixels", "max_waiting", "max_waiting_per_client", "upload_seconds"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not self.poll_seconds > 0:
+            raise ConfigError(f"poll_seconds is {self.poll_seconds}; it must be above 0")
+
+    @property
+    def is_local(self) -> bool:
+        """Nobody but this machine's own users can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False

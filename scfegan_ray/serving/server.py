@@ -1,0 +1,129 @@
+"""The app under uvicorn, in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import socket
+import threading
+import time
+from dataclasses import dataclass
+
+import uvicorn
+
+from scfegan_ray.config import Config
+from scfegan_ray.errors import ConfigError, StorageError
+from scfegan_ray.serving import api
+from scfegan_ray.serving.current import CurrentModel
+from scfegan_ray.serving.editor import FaceEditor
+from scfegan_ray.serving.options import ServingConfig
+
+logger = logging.getLogger(__name__)
+
+_MOST_CONNECTIONS = 512
+_GOODBYE_SECONDS = 5
+_EVERYWHERE = ("0.0.0.0", "::", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """An editor that serves.
+
+    Attributes:
+        url: to be opened in a browser; it holds the token where one is wanted.
+        model_uri: which model edits.
+    """
+
+    url: str
+    model_uri: str
+    _server: uvicorn.Server
+    _thread: threading.Thread
+    _current: CurrentModel
+
+    def wait(self) -> None:
+        """Serve until Ctrl-C or SIGTERM."""
+        with contextlib.suppress(KeyboardInterrupt):
+            self._thread.join()
+        self.close()
+
+    def close(self) -> None:
+        """Answer what was asked, and end."""
+        self._server.should_exit = True
+        self._thread.join()
+        self._current.stop()
+
+
+def start(config: Config, options: ServingConfig, *, model: str = "", device: str = "cpu") -> Server:
+    """Serve the editor.
+
+    Args:
+        config: names the registry.
+        options: where to listen, and limits.
+        model: as in `current.choose`.
+        device: where to compute.
+
+    Raises:
+        ModelError: there is no such model.
+        ConfigError: the address cannot be listened at, or the device is not there.
+        StorageError: the registry cannot be used.
+    """
+    listening = _listen(options)
+    try:
+        current = CurrentModel(
+            config,
+            model,
+            lambda loaded: FaceEditor(loaded.generator, loaded.config, device),
+            options.poll_seconds,
+        )
+        token = "" if options.is_local else secrets.token_urlsafe(24)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                api.create_app(current, options, token=token),
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+                ws="none",
+                limit_concurrency=_MOST_CONNECTIONS,
+                timeout_graceful_shutdown=_GOODBYE_SECONDS,
+            )
+        )
+        thread = threading.Thread(target=server.run, args=([listening],), name="scfegan-server", daemon=True)
+        thread.start()
+        while not server.started:
+            if not thread.is_alive():
+                raise StorageError("the server ended as it began; its log says why")
+            time.sleep(0.01)
+    except BaseException:
+        listening.close()
+        raise
+    current.follow()
+    name = socket.gethostname() if options.host in _EVERYWHERE else options.host
+    host = f"[{name}]" if ":" in name else name
+    url = f"http://{host}:{listening.getsockname()[1]}/"
+    if not options.is_local:
+        url += f"?token={token}"
+        logger.warning("pictures and the token go over the network as they are; put TLS in front of it")
+    return Server(url, current.model.uri, server, thread, current)
+
+
+def _listen(options: ServingConfig) -> socket.socket:
+    """Take the port before anything is loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            options.host or None, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+        except OSError:
+            listening.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"cannot listen at {options.host} port {options.port} ({error}); give another --port (0 takes any), or "
+            "the address of this machine as --host"
+        ) from error
+    return listening
