@@ -35,8 +35,6 @@ _POSTPONED_SECONDS = 0.1
 _ANSWER_SECONDS = 10.0
 _REASON_CHARACTERS = 400
 
-_NUMBER = re.compile(r"[\d.]+(e[+-]?\d+)?")
-
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -217,6 +215,7 @@ def parse(description: str, kind: type[ArgumentsT], argv: Sequence[str]) -> Argu
     except BrokenPipeError:
         raise SystemExit(0) from None  # whoever reads the help has seen enough
     if arguments.preset != (name or DEFAULT_PRESET):
+        preset(arguments.preset)
         raise ConfigError(f"cannot tell which argument is the preset; put {arguments.preset} first")
     return arguments
 
@@ -260,8 +259,8 @@ def _find_preset(argv: Sequence[str], switches: Set[str]) -> str | None:
     for before, token in zip(["", *argv], argv, strict=False):
         flag = re.sub(r"(^|\.)no_", r"\1", before.lstrip("-").replace("-", "_"))
         is_value = before.startswith("--") and "=" not in before and flag not in switches
-        # A number is a further value of a flag that takes several.
-        if not (is_value or token.startswith("-") or _NUMBER.fullmatch(token)):
+        # Any other word may be a further value of a flag that takes several.
+        if token in PRESETS and not is_value:
             return token
     return None
 

@@ -289,14 +289,24 @@ def _asking(uri: str, tracking_uri: str | None) -> Iterator[str]:
             ) from error
 
 
+def exists(config: Config) -> bool:
+    """Tell whether there is a registry to ask; MLflow would make a SQLite file that is not there."""
+    return _missing_database(tracking.tracking_uri(config)) is None
+
+
+def _missing_database(registry: str) -> Path | None:
+    database = make_url(registry).database if registry.startswith("sqlite:") else None
+    if not database or database == ":memory:" or Path(database).is_file():
+        return None
+    return Path(database).absolute()
+
+
 def _check_database_exists(uri: str, registry: str) -> None:
-    """Refuse to ask a SQLite file that is not there: MLflow would make an empty one."""
-    if not registry.startswith("sqlite:"):
-        return
-    database = make_url(registry).database
-    if database and database != ":memory:" and not Path(database).is_file():
+    """Refuse to ask a SQLite file that is not there."""
+    missing = _missing_database(registry)
+    if missing is not None:
         raise ModelError(
-            f"cannot look up {uri}: there is no MLflow database at {Path(database).absolute()}; set "
+            f"cannot look up {uri}: there is no MLflow database at {missing}; set "
             "MLFLOW_TRACKING_URI to the registry that training told of, as in "
             "sqlite:////path/to/runs/mlflow.db (mlflow.db under its --storage.path)"
         )

@@ -28,6 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import resources
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -166,14 +167,15 @@ class Lane:
         job = self._executor.submit(self._timed, work)
         job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, client))
         loop = asyncio.get_running_loop()
-        done = asyncio.wrap_future(job)
-        gone = asyncio.ensure_future(_until_gone(request))
+        done: asyncio.Future[Any] = asyncio.wrap_future(job)
+        gone: asyncio.Future[Any] = asyncio.ensure_future(_until_gone(request))
         try:
             await asyncio.wait([done, gone], return_when=asyncio.FIRST_COMPLETED)
             if not done.done():
                 job.cancel()
                 raise _GoneError
-            return done.result()
+            result: ResultT = done.result()
+            return result
         finally:
             gone.cancel()
 
@@ -425,6 +427,11 @@ class _Tools:
             faces = self._finder.find(pixels)
         except ModelError as error:
             return [], f"faces cannot be looked for: {error}"
+        own = align.own_square(pixels.shape[1], pixels.shape[0])
+        faces = [
+            replace(face, square=own) if face.square.distance(own) <= align.ALIGNED_TOLERANCE else face
+            for face in faces
+        ]
         return faces, "" if faces else "no face was found; drag the square onto one"
 
     def guides(self, served: ServedModel) -> GuideMaker:

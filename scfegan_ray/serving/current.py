@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from scfegan_ray import registry
+from scfegan_ray import registry, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.errors import ModelError, ScFeganError
 from scfegan_ray.serving import loading
@@ -55,7 +55,9 @@ def choose(config: Config, asked: str) -> str:
     if asked:
         return registry.version_uri(config, asked) if asked.startswith("models:") else asked
     name = config.tracking.model_name
-    found = registry.version_of_alias(config, name, registry.CHAMPION) or registry.find_version(config, {})
+    found = None
+    if registry.exists(config):
+        found = registry.version_of_alias(config, name, registry.CHAMPION) or registry.find_version(config, {})
     if found is None:
         raise ModelError(f"no version of {name} is registered; make one with python jobs/train.py, or give --model")
     return found
@@ -73,7 +75,7 @@ def load(config: Config, uri: str, make: Callable[[loading.LoadedModel], FaceEdi
         ModelError: it cannot be read, or does not fill a hole.
         ScFeganError: another reason why it cannot be used.
     """
-    loaded = loading.load_generator(uri, tracking_uri=config.tracking.uri)
+    loaded = loading.load_generator(uri, tracking_uri=tracking.tracking_uri(config))
     if not all(bool(torch.isfinite(weights).all()) for weights in loaded.generator.state_dict().values()):
         raise ModelError(f"the weights of {loaded.uri} are not finite")
     is_version = loaded.uri.startswith("models:")

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from scfegan_ray import storage
+from scfegan_ray import storage, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.errors import DataError
 from scfegan_ray.serving import current, edits, loading
@@ -75,7 +75,9 @@ def replay(
     file_format = format_of(place)
     document = _of_file(edit, edits.parse_edit, edits.MAX_BYTES + 1)
     opened = _of_file(photograph, lambda data: Photograph.decode(data, max_megapixels=config.data.max_megapixels), None)
-    loaded = loading.load_generator(current.choose(config, model or document.model), tracking_uri=config.tracking.uri)
+    loaded = loading.load_generator(
+        current.choose(config, model or document.model), tracking_uri=tracking.tracking_uri(config)
+    )
     editor = FaceEditor(loaded.generator, loaded.config, device)
     storage.write_bytes(place, edit_photograph(editor, opened, document, file_format))
     return {"picture": place, "model_uri": loaded.uri}
