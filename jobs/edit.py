@@ -38,10 +38,19 @@ def job(arguments: Arguments) -> dict[str, Any] | cli.Service:
 
         edit, photograph, out = arguments.replay
         return replay.replay(arguments.config, edit, photograph, out, model=arguments.model, device=arguments.device)
+    if arguments.serving.replicas:
+        from scfegan_ray.serving import replicas
+
+        return replicas.start(
+            arguments.config,
+            arguments.serving,
+            model=arguments.model,
+            device=arguments.device,
+            session=cli.ray_session,
+        )
     from scfegan_ray.serving import server
 
-    running = server.start(arguments.config, arguments.serving, model=arguments.model, device=arguments.device)
-    return cli.Service({"url": running.url, "model_uri": running.model_uri}, running.wait)
+    return server.start(arguments.config, arguments.serving, model=arguments.model, device=arguments.device)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

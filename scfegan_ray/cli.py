@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import tyro
 
@@ -72,12 +72,15 @@ class MeasuringArguments(Arguments):
 ArgumentsT = TypeVar("ArgumentsT", bound=Arguments)
 
 
-@dataclass(frozen=True)
-class Service:
-    """What a job gives that goes on: its result is printed at once, then `wait` is called, until Ctrl-C or SIGTERM."""
+class Service(Protocol):
+    """What a job gives that goes on: its result is printed at once, then it is waited for."""
 
-    result: dict[str, Any]
-    wait: Callable[[], None]
+    @property
+    def result(self) -> dict[str, Any]:
+        """What to print."""
+
+    def wait(self) -> None:
+        """Go on until Ctrl-C or SIGTERM."""
 
 
 Job = Callable[[ArgumentsT], "dict[str, Any] | Service"]
@@ -121,7 +124,7 @@ def _run(description: str, kind: type[ArgumentsT], job: Job[ArgumentsT], argv: S
             _set_up_log()
             _set_up_environment()
             result = job(arguments)
-        if isinstance(result, Service):
+        if not isinstance(result, dict):
             _write(json.dumps(result.result) + "\n")
             with contextlib.redirect_stdout(sys.stderr):
                 result.wait()

@@ -30,6 +30,11 @@ class ServingConfig:
     poll_seconds: float = 30.0
     """How often the registry is asked for a new champion."""
 
+    replicas: int = 0
+    """Copies that Ray Serve runs on a cluster, each with a model of its own. 0: this process alone, without Ray."""
+    cpus_per_replica: float = 1.0
+    """Cores of each of them."""
+
     def __post_init__(self) -> None:
         """Check ranges.
 
@@ -38,11 +43,19 @@ class ServingConfig:
         """
         if not 0 <= self.port < 1 << 16:
             raise ConfigError(f"port is {self.port}; give one from 1 to 65535, or 0 for any")
-        for name in ("max_upload_mb", "max_megapixels", "max_waiting", "max_waiting_per_client", "upload_seconds"):
+        for name in (
+            "max_upload_mb",
+            "max_megapixels",
+            "max_waiting",
+            "max_waiting_per_client",
+            "upload_seconds",
+            "poll_seconds",
+            "cpus_per_replica",
+        ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if not self.poll_seconds > 0:
-            raise ConfigError(f"poll_seconds is {self.poll_seconds}; it must be above 0")
+        if self.replicas < 0:
+            raise ConfigError(f"replicas is {self.replicas}; give 0 or more")
 
     @property
     def is_local(self) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
 import socket
 import threading
 import time
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import uvicorn
 
@@ -20,6 +22,9 @@ from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.serving.options import ServingConfig
 
 logger = logging.getLogger(__name__)
+
+TOKEN_VARIABLE = "SCFEGAN_TOKEN"
+"""Environment variable with what every request must bring; without it each start makes another one."""
 
 _MOST_CONNECTIONS = 512
 _GOODBYE_SECONDS = 5
@@ -40,6 +45,11 @@ class Server:
     _server: uvicorn.Server
     _thread: threading.Thread
     _current: CurrentModel
+
+    @property
+    def result(self) -> dict[str, str]:
+        """What the job prints."""
+        return {"url": self.url, "model_uri": self.model_uri}
 
     def wait(self) -> None:
         """Serve until Ctrl-C or SIGTERM."""
@@ -76,7 +86,7 @@ def start(config: Config, options: ServingConfig, *, model: str = "", device: st
             lambda loaded: FaceEditor(loaded.generator, loaded.config, device),
             options.poll_seconds,
         )
-        token = "" if options.is_local else secrets.token_urlsafe(24)
+        token = token_of(options) if TOKEN_VARIABLE in os.environ or options.is_local else secrets.token_urlsafe(24)
         server = uvicorn.Server(
             uvicorn.Config(
                 api.create_app(current, options, token=token),
@@ -99,13 +109,31 @@ def start(config: Config, options: ServingConfig, *, model: str = "", device: st
         listening.close()
         raise
     current.follow()
+    return Server(url_of(options, listening.getsockname()[1], token), current.model.uri, server, thread, current)
+
+
+def token_of(options: ServingConfig) -> str:
+    """Return what every request must bring, from the environment; empty on this machine alone.
+
+    Raises:
+        ConfigError: others can reach it, and there is none.
+    """
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if not token and not options.is_local:
+        raise ConfigError(
+            f"others can reach {options.host}; set {TOKEN_VARIABLE} on all nodes to what every request shall bring, "
+            'such as python -c "import secrets; print(secrets.token_urlsafe())" prints'
+        )
+    return token
+
+
+def url_of(options: ServingConfig, port: int, token: str) -> str:
+    """Return what is to be opened in a browser."""
     name = socket.gethostname() if options.host in _EVERYWHERE else options.host
     host = f"[{name}]" if ":" in name else name
-    url = f"http://{host}:{listening.getsockname()[1]}/"
     if not options.is_local:
-        url += f"?token={token}"
         logger.warning("pictures and the token go over the network as they are; put TLS in front of it")
-    return Server(url, current.model.uri, server, thread, current)
+    return f"http://{host}:{port}/" + (f"?token={quote(token, safe='')}" if token else "")
 
 
 def _listen(options: ServingConfig) -> socket.socket:
