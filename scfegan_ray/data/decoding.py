@@ -45,6 +45,9 @@ _BITS_IN_USE = (8, 10, 12, 14, 16)
 _BITS_PER_SAMPLE = 258
 # Number of the TIFF tag.
 
+_DESCRIPTIVE_TAGS = frozenset((0x010E, 0x010F, 0x0110, 0x0112, 0x0131, 0x0132, 0x013B, 0x8298, 0x8769, 0x8825))
+# Description, maker, model, orientation, software, date, artist, copyright, camera, place; the others lay out the file.
+
 _SRGB_TOLERANCE = 2
 # Levels by which profiles that all mean sRGB differ among each other.
 
@@ -216,6 +219,7 @@ def _open(
     image = _decode(data, max_megapixels, at_least_px, max_aspect)
     if _has_wide_colors(image, data):
         _narrow_colors(image, data, note)
+    _keep_exif(image)
     image = _upright(image)
     return _narrowed(image, note) if image.mode in _SIXTEEN_BIT_MODES else image
 
@@ -251,6 +255,19 @@ def _check_size(image: Image.Image, max_megapixels: float, max_aspect: float | N
         raise DataError(f"{width}x{height} pixels, a side smaller than {MIN_SIDE_PX}")
     if max_aspect is not None and max(width, height) > max_aspect * min(width, height):
         raise DataError(f"{width}x{height} pixels, longer than {max_aspect:g} times its width")
+
+
+def _keep_exif(image: Image.Image) -> None:
+    """Put what a TIFF says of its origin where other formats have it; as it stands only the opened file knows it."""
+    if image.format != "TIFF":
+        return
+    try:
+        exif = image.getexif()
+        for tag in set(exif) - _DESCRIPTIVE_TAGS:
+            del exif[tag]
+        image.info["exif"] = exif.tobytes()
+    except Exception:  # unreadable, so nothing is known of it
+        return
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -317,7 +334,11 @@ def _by_bits_in_use(levels: NDArray[Any], note: Callable[[str], None] | None) ->
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise DataError("pixels are fractions, of unknown range; save it with 8 bits")
-    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    alpha = None
+    if image.has_transparency_data:
+        clear = image.convert("RGBA")
+        alpha = clear.getchannel("A")
+        image = clear if image.mode in ("P", "PA") else image  # a palette's transparency is not for RGB
     try:
         colors = _to_srgb(image)
     except (ValueError, ImageCms.PyCMSError) as error:

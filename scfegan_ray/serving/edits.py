@@ -172,7 +172,7 @@ def parse_edit(text: str | bytes) -> Edit:
         DataError: it is no edit, or larger than one may be; the text says where.
     """
     given = _decode(text)
-    _only(given, "the edit", "format", "version", "model", "faces", "photograph")
+    _object(given, "the edit", "format", "version", "model", "faces", "photograph")
     if given.get("format") != FORMAT:
         raise DataError(f'this is no edit: its format is {given.get("format")!r:.80}, not "{FORMAT}"')
     if given.get("version") != VERSION:
@@ -476,32 +476,32 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no number")
 
 
-def _only(given: object, where: str, *names: str) -> None:
+def _object(given: object, where: str, *names: str) -> dict[str, Any]:
+    """Return a JSON object that has no others than some keys."""
     if not isinstance(given, dict):
         raise DataError(f"{where} is no JSON object")
     unknown = sorted(given.keys() - set(names))
     if unknown:
         raise DataError(f"{where} has an unknown {unknown[0]!r:.80}; known are {', '.join(names)}")
+    return given
 
 
 def _face(given: object, where: str, budget: _Budget) -> FaceEdit:
-    _only(given, where, "square", "seed", "strokes")
-    assert isinstance(given, dict)
-    strokes = given.get("strokes")
+    found = _object(given, where, "square", "seed", "strokes")
+    strokes = found.get("strokes")
     if not isinstance(strokes, list):
         raise DataError(f"{where} has no list of strokes")
     budget.take(len(strokes), 0)
     return FaceEdit(
-        square=_square(given.get("square", {}), where),
-        seed=_integer(given.get("seed", 0), f"{where}: seed", 0, _MAX_SEED),
+        square=_square(found.get("square", {}), where),
+        seed=_integer(found.get("seed", 0), f"{where}: seed", 0, _MAX_SEED),
         strokes=tuple(_stroke(stroke, f"{where}, stroke {at}", budget) for at, stroke in enumerate(strokes)),
     )
 
 
 def _square(given: object, where: str) -> Square:
-    _only(given, f"{where}: the square", "x", "y", "side", "angle")
-    assert isinstance(given, dict)
-    numbers = [given.get(name, default) for name, default in (("x", 0.5), ("y", 0.5), ("side", 1.0), ("angle", 0.0))]
+    found = _object(given, f"{where}: the square", "x", "y", "side", "angle")
+    numbers = [found.get(name, default) for name, default in (("x", 0.5), ("y", 0.5), ("side", 1.0), ("angle", 0.0))]
     if not all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers):
         raise DataError(f"{where}: the square's x, y, side and angle are not four numbers")
     x, y, side, angle = map(float, numbers)
@@ -512,14 +512,14 @@ def _square(given: object, where: str) -> Square:
 
 
 def _stroke(given: object, where: str, budget: _Budget) -> Stroke:
-    _only(given, where, "layer", "kind", "erase", "color", "width", "points", "size", "runs", "colors")
-    assert isinstance(given, dict)
-    kind, layer, erase = given.get("kind"), given.get("layer"), given.get("erase", False)
-    if kind not in KINDS or layer not in LAYERS or not isinstance(erase, bool):
+    found = _object(given, where, "layer", "kind", "erase", "color", "width", "points", "size", "runs", "colors")
+    kind, layer, erase = found.get("kind"), found.get("layer"), found.get("erase", False)
+    known = isinstance(kind, str) and isinstance(layer, str) and isinstance(erase, bool)
+    if not known or kind not in KINDS or layer not in LAYERS:
         raise DataError(f"{where}: kind is one of {', '.join(KINDS)}, layer one of {', '.join(LAYERS)}, erase a bool")
     points = np.zeros((0, 2), np.int64)
     if KINDS[kind]:
-        points = _numbers(given.get("points"), f"{where}: points", KINDS[kind], -UNITS, 2 * UNITS, budget)
+        points = _numbers(found.get("points"), f"{where}: points", KINDS[kind], -UNITS, 2 * UNITS, budget)
         if len(points) == 0 or (kind == "bucket" and len(points) > 1):
             raise DataError(f"{where}: a bucket has one point, a line or polygon has some")
         if kind == "line" and not ((points[:, 2] > 0) & (points[:, 2] <= MAX_PRESSURE)).all():
@@ -527,16 +527,16 @@ def _stroke(given: object, where: str, budget: _Budget) -> Stroke:
     size, runs = 0, np.zeros((0, 2), np.int64)
     colors = np.zeros((0, 3), np.uint8)
     if kind == "map":
-        size = _integer(given.get("size"), f"{where}: size", 1, MAX_SIZE_PX)
-        runs = _numbers(given.get("runs"), f"{where}: runs", 2, 0, MAX_SIZE_PX**2, budget)
+        size = _integer(found.get("size"), f"{where}: size", 1, MAX_SIZE_PX)
+        runs = _numbers(found.get("runs"), f"{where}: runs", 2, 0, MAX_SIZE_PX**2, budget)
         if int(runs[:, 1].sum()) != size * size:
             raise DataError(f"{where}: its runs are not {size}x{size} pixels long")
         if layer == "color" and not erase:
-            named = given.get("colors")
-            if not isinstance(named, list) or len(named) > MAX_NUMBERS:
+            palette = found.get("colors")
+            if not isinstance(palette, list):
                 raise DataError(f"{where}: a map of color has a list of colors")
-            budget.take(0, len(named))
-            colors = np.array([_color(one, where) for one in named], np.uint8).reshape(-1, 3)
+            budget.take(0, len(palette))
+            colors = np.array([_color(one, where) for one in palette], np.uint8).reshape(-1, 3)
             if len(runs) and runs[:, 0].max() > len(colors):
                 raise DataError(f"{where}: its runs name more colors than it has")
     painted = layer == "color" and not erase and kind in ("line", "polygon", "bucket", "clear")
@@ -544,8 +544,8 @@ def _stroke(given: object, where: str, budget: _Budget) -> Stroke:
         layer=layer,
         kind=kind,
         erase=erase or kind == "clear",
-        value=_color(given.get("color"), where) if painted and kind != "clear" else (1, 1, 1),
-        width=_integer(given.get("width"), f"{where}: width", 1, UNITS) if kind == "line" else 0,
+        value=_color(found.get("color"), where) if painted and kind != "clear" else (1, 1, 1),
+        width=_integer(found.get("width"), f"{where}: width", 1, UNITS) if kind == "line" else 0,
         points=points,
         size=size,
         runs=runs,
