@@ -98,9 +98,9 @@ def test_later_faces_lie_above_earlier_ones() -> None:
 def test_orientation_is_applied_and_other_metadata_stays() -> None:
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "Maker"
-    exif.get_ifd(0x8825)[1] = "N"
+    exif[0x8825] = {1: "N"}
     turned = Image.fromarray(PIXELS).transpose(Image.Transpose.ROTATE_90)
-    photograph = decode(turned, "TIFF", exif=exif)
+    photograph = decode(turned, "TIFF", exif=exif.tobytes())
     assert photograph.size == (200, 120)
     assert np.array_equal(photograph.pixels, PIXELS)
     for form in ("png", "jpeg"):
