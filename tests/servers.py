@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import shutil
@@ -15,9 +16,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 
 _PATIENCE_SECONDS = 90.0
 
@@ -119,3 +123,16 @@ class Mlflow:
 
     def __exit__(self, *error: object) -> None:
         self.stop()
+
+
+@dataclass(frozen=True)
+class Editing:
+    """An editor that serves."""
+
+    url: str
+    session: requests.Session
+
+    def post(self, path: str, files: Mapping[str, bytes], fields: Mapping[str, Any], **more: Any) -> requests.Response:
+        """Send a form; what is no text becomes JSON."""
+        data = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+        return self.session.post(f"{self.url}api/{path}", files=dict(files) or None, data=data, timeout=60, **more)

@@ -164,15 +164,15 @@ class Lane:
         if waiting >= self._options.max_waiting or self._clients[client] >= self._options.max_waiting_per_client:
             raise BusyError(waiting * self._seconds)
         self._clients[client] += 1
+        loop = asyncio.get_running_loop()
         job = self._executor.submit(self._timed, work)
         job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, client))
-        loop = asyncio.get_running_loop()
         done: asyncio.Future[Any] = asyncio.wrap_future(job)
         gone: asyncio.Future[Any] = asyncio.ensure_future(_until_gone(request))
         try:
             await asyncio.wait([done, gone], return_when=asyncio.FIRST_COMPLETED)
             if not done.done():
-                job.cancel()
+                done.cancel()
                 raise _GoneError
             result: ResultT = done.result()
             return result

@@ -1,0 +1,119 @@
+"""Which model edits, and that a new champion takes over only if it works."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import load_file, save_file
+from tiny import TINY
+from untrained import write_model
+
+from scfegan_ray import tracking
+from scfegan_ray.config import Config, StorageConfig
+from scfegan_ray.errors import ModelError, ScFeganError, StorageError
+from scfegan_ray.models import editing
+from scfegan_ray.serving import current
+from scfegan_ray.serving.editor import FaceEditor
+from scfegan_ray.serving.loading import LoadedModel
+
+
+def make(loaded: LoadedModel) -> FaceEditor:
+    return FaceEditor(loaded.generator, loaded.config)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return replace(TINY, storage=StorageConfig(path=str(tmp_path / "runs")))
+
+
+def test_champion_comes_first_then_the_newest_then_a_cure(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no version of scfegan-generator is registered; make one with .*train\.py"):
+        current.choose(config, "")
+    assert not (tmp_path / "runs" / "mlflow.db").exists()  # to ask makes nothing
+    tracking.open_client(config)
+    client = MlflowClient(tracking.tracking_uri(config))
+    name = config.tracking.model_name
+    client.create_registered_model(name)
+    for _ in range(3):
+        client.create_model_version(name, str(tmp_path))
+    assert current.choose(config, "") == f"models:/{name}/3"
+    client.set_registered_model_alias(name, "champion", "2")
+    assert current.choose(config, "") == f"models:/{name}/2"
+    assert current.choose(config, f"models:/{name}@champion") == f"models:/{name}/2"
+    assert current.choose(config, f"models:/{name}/1") == f"models:/{name}/1"
+    assert current.choose(config, "/some/folder") == "/some/folder"
+    with pytest.raises(ModelError, match="99"):
+        current.choose(config, f"models:/{name}/99")
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | ScFeganError], None]:
+    """Say which model the registry names."""
+    at: list[str | ScFeganError] = [""]
+
+    def choose(config: Config, asked: str) -> str:
+        if isinstance(at[0], ScFeganError):
+            raise at[0]
+        return at[0]
+
+    monkeypatch.setattr(current, "choose", choose)
+
+    def name(uri: str | ScFeganError) -> None:
+        at[0] = uri
+
+    return name
+
+
+def test_a_new_champion_takes_over_and_a_failing_one_never_does(
+    config: Config, tmp_path: Path, named: Callable[[str | ScFeganError], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (str(write_model(TINY, tmp_path / name, seed)) for seed, name in enumerate(("first", "second")))
+    named(first)
+    model = current.CurrentModel(config, "", make, 0.05)
+    assert model.model.uri == first
+
+    broken = write_model(TINY, tmp_path / "broken")
+    weights = load_file(broken / "artifacts" / editing.WEIGHTS)
+    name = next(iter(weights))
+    weights[name] = torch.full_like(weights[name], torch.nan)
+    save_file(weights, broken / "artifacts" / editing.WEIGHTS)
+    truncated = write_model(TINY, tmp_path / "truncated")
+    (truncated / "artifacts" / editing.WEIGHTS).write_bytes(b"none")
+    for bad in (broken, truncated, tmp_path / "nothing"):
+        caplog.clear()
+        named(str(bad))
+        model.refresh()
+        assert model.model.uri == first
+        assert "cannot be served" in caplog.text
+        caplog.clear()
+        model.refresh()  # it is not tried again
+        assert caplog.text == ""
+    named(StorageError("no answer"))
+    model.refresh()
+    assert "does not answer" in caplog.text
+
+    named(second)
+    with caplog.at_level(logging.INFO, "scfegan_ray"):
+        model.follow()
+        until = time.monotonic() + 10
+        while model.model.uri != second:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        model.stop()
+    assert "is served from now on" in caplog.text
+
+
+def test_a_certain_version_is_not_followed(config: Config, tmp_path: Path) -> None:
+    folder = write_model(TINY, tmp_path / "model")
+    model = current.CurrentModel(config, str(folder), make, 0.01)
+    model.follow()
+    assert model._thread is None
+    model.stop()
+    assert model.model.editor.config.data.size_px == TINY.data.size_px
