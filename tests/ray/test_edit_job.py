@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,33 +32,36 @@ def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def served(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """Return the line that a job prints when it serves."""
-    assert process.stdout
-    line = process.stdout.readline()
-    assert line, process.stderr.read() if process.stderr else ""
-    result: dict[str, Any] = json.loads(line)
-    return result
+@contextlib.contextmanager
+def served(whole: Run, *arguments: str) -> Iterator[tuple[Editing, dict[str, Any]]]:
+    """Serve what a run registered, and end it as its user would."""
+    runs = str(whole.folder / "runs")
+    log = whole.folder / "edit.log"
+    with start("edit", "--storage.path", runs, *arguments, cwd=whole.folder, log=log) as process:
+        try:
+            assert process.stdout
+            line = process.stdout.readline()
+            assert line, log.read_text()
+            answer: dict[str, Any] = json.loads(line)
+            with requests.Session() as session:
+                yield Editing(answer["url"], session), answer
+            process.send_signal(signal.SIGINT)
+            assert process.wait(120) == 0
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
-def document(whole: Run, photograph: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+def document(whole: Run, photograph: Path) -> tuple[dict[str, Any], bytes]:
     """Draw by a server of one process; give the document and what it made of the photograph."""
-    with start("edit", "--storage.path", str(whole.folder / "runs"), "--port", "0", cwd=whole.folder) as process:
-        answer = served(process)
+    with served(whole, "--port", "0") as (editing, answer):
         assert answer["model_uri"] == whole.result["model_uri"]
-        with requests.Session() as session:
-            editing = Editing(answer["url"], session)
-            assert "<html" in session.get(answer["url"]).text
-            document = {
-                "format": "scfegan-edit", "version": 1, "model": answer["model_uri"], "faces": [FACE],
-            }  # fmt: skip
-            saved = editing.post("exports", {"photograph": photograph.read_bytes()}, {"edit": document})
-            assert saved.ok, saved.text
-            assert saved.headers["X-Model-Uri"] == whole.result["model_uri"]
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0  # to end it so is as it should be
-        yield document, saved.content
+        assert "<html" in editing.session.get(answer["url"]).text
+        document = {"format": "scfegan-edit", "version": 1, "model": answer["model_uri"], "faces": [FACE]}
+        saved = editing.post("exports", {"photograph": photograph.read_bytes()}, {"edit": document})
+        assert saved.ok, saved.text
+        assert saved.headers["X-Model-Uri"] == whole.result["model_uri"]
+    return document, saved.content
 
 
 def test_replay_writes_the_same_bytes(
@@ -108,18 +111,10 @@ def test_replay_says_what_is_wrong_in_one_line(
 def test_any_copy_on_a_cluster_answers(whole: Run, photograph: Path, document: tuple[dict[str, Any], bytes]) -> None:
     drawn, saved = document
     arguments = ("--port", str(free_port()), "--replicas", "2", "--cpus-per-replica", "0.5")
-    runs = str(whole.folder / "runs")
-    with start("edit", "--storage.path", runs, *arguments, cwd=whole.folder) as process:
-        answer = served(process)
+    with served(whole, *arguments) as (editing, answer):
         assert answer["model_uri"] == whole.result["model_uri"]
-        with requests.Session() as session:
-            editing = Editing(answer["url"], session)
-            for _ in range(6):
-                got = editing.post("exports", {"photograph": photograph.read_bytes()}, {"edit": drawn})
-                assert got.content == saved
-            assert editing.post("exports", {"photograph": b"x"}, {"edit": drawn}).status_code == 422
-            elsewhere = {"Origin": "http://evil.example"}
-            assert editing.post("edits", {}, {}, headers=elsewhere).status_code == 403
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=120)
-        assert process.returncode == 0
+        for _ in range(6):
+            got = editing.post("exports", {"photograph": photograph.read_bytes()}, {"edit": drawn})
+            assert got.content == saved
+        assert editing.post("exports", {"photograph": b"x"}, {"edit": drawn}).status_code == 422
+        assert editing.post("edits", {}, {}, headers={"Origin": "http://evil.example"}).status_code == 403
