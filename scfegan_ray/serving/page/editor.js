@@ -11,7 +11,7 @@ import { keep, kept } from "./storage.js";
 /** @typedef {import("./rasterize.js").Stroke} Stroke */
 /** @typedef {import("./rasterize.js").LayerName} LayerName */
 /** @typedef {import("./rasterize.js").Rect} Rect */
-/** @typedef {{picture: Blob, bitmap: ImageBitmap, seconds: number}} Result */
+/** @typedef {{bitmap: ImageBitmap, mask: Uint8Array, version: number}} Result the square, filled; of which drawing */
 /**
  * @typedef {{square: Square, problem: string | null, seed: number, strokes: Stroke[], drawing: Drawing | null,
  *   crop: Blob | null, bitmap: ImageBitmap | null, result: Result | null}} Face
@@ -48,6 +48,11 @@ export class Editor extends EventTarget {
     return this.face?.drawing ?? null;
   }
 
+  /** Whether the result is that of the present drawing. */
+  get isFresh() {
+    return Boolean(this.face?.result) && this.face?.result?.version === this.drawing?.version;
+  }
+
   /** @param {string} type @param {any} [detail] */
   tell(type, detail) {
     this.dispatchEvent(new CustomEvent(type, { detail }));
@@ -64,7 +69,12 @@ export class Editor extends EventTarget {
     return this.model;
   }
 
-  /** Open a photograph. @param {Blob} photograph @param {string} name */
+  /**
+   * Open a photograph.
+   * @param {Blob} photograph
+   * @param {string} name
+   * @returns {Promise<boolean>} false where a document waited for another one
+   */
   async open(photograph, name) {
     if (!this.model) await this.start();
     const { limits } = this.modelNow;
@@ -73,9 +83,11 @@ export class Editor extends EventTarget {
     this._take(photograph, name, opened);
     const { waiting } = this;
     this.waiting = null;
-    if (waiting) this.load(waiting);
-    else this.show(this.faces.length === 1 && !this.faces[0].problem ? 0 : -1);
+    if (waiting) await this.load(waiting);
+    else await this.show(this.faces.length === 1 && !this.faces[0].problem ? 0 : -1);
     this.changed();
+    const { width, height } = waiting?.photograph ?? opened;
+    return width === opened.width && height === opened.height;
   }
 
   /** @param {Blob} photograph @param {string} name @param {import("./backend.js").Opened} opened */
@@ -88,29 +100,28 @@ export class Editor extends EventTarget {
     this.tell("photograph");
   }
 
-  /** Open a document. @param {string} text @returns {boolean} whether its photograph is here */
-  openEdit(text) {
+  /** Open a document. @param {string} text @returns {Promise<boolean>} whether its photograph is here */
+  async openEdit(text) {
     const edit = parseEdit(text);
     if (!this.photograph) {
       this.waiting = edit;
       return false;
     }
-    this.load(edit);
+    await this.load(edit);
     this.changed();
     return true;
   }
 
   /** @param {Edit} edit */
-  load(edit) {
-    this.faces = edit.faces.map(({ square, seed, strokes }) => ({ ...blankFace(square, null), seed, strokes }));
-    this.tell("photograph");
-    this.show(this.faces.length === 1 ? 0 : -1);
+  async load(edit) {
+    this._put(edit);
+    await this.show(this.faces.length === 1 ? 0 : -1);
   }
 
-  /** @returns {boolean} whether a document fits the photograph that is open, as far as it says */
-  fits() {
-    const facts = this.waiting?.photograph;
-    return !facts || !this.opened || (facts.width === this.opened.width && facts.height === this.opened.height);
+  /** @param {Edit} edit */
+  _put(edit) {
+    this.faces = edit.faces.map(({ square, seed, strokes }) => ({ ...blankFace(square, null), seed, strokes }));
+    this.tell("photograph");
   }
 
   /** Go to a face, or with -1 to all of them. @param {number} active */
@@ -153,8 +164,9 @@ export class Editor extends EventTarget {
   edit(drawn = false) {
     const { width, height } = this.opened ?? { width: 1, height: 1 };
     const faces = this.faces.map((face) => this.factsOf(face));
-    const wanted = drawn ? faces.filter(({ strokes }) => strokes.length) : faces;
-    return makeEdit(this.model?.model_uri ?? "", { name: this.name, width, height }, wanted);
+    const wanted = faces.filter(({ strokes }) => strokes.length);
+    const some = drawn && wanted.length ? wanted : faces;
+    return makeEdit(this.model?.model_uri ?? "", { name: this.name, width, height }, some);
   }
 
   /** @param {"png" | "jpeg"} format */
@@ -194,7 +206,7 @@ export class Editor extends EventTarget {
     if (!work) return false;
     this._take(work.photograph, work.name, { ...work.opened, faces: [] });
     const { faces } = JSON.parse(work.edit);
-    if (faces.length) this.load(parseEdit(work.edit));
+    if (faces.length) this._put(parseEdit(work.edit));
     await this.show(Math.min(work.face, this.faces.length - 1));
     return true;
   }

@@ -30,6 +30,8 @@ export class Drawing {
     this.layers = face.strokes.length ? rasterize(face.strokes, size) : blank(size);
     this.onPixels = onPixels;
     this.patchBytes = 0;
+    // Counts changes, so that what came of the drawing can be told from what would come of it now.
+    this.version = 0;
     /** @type {{strokes: Stroke[], before: Map<LayerName, Uint8Array>, rects: Map<LayerName, Rect>} | null} */
     this.live = null;
   }
@@ -99,6 +101,7 @@ export class Drawing {
     this.cancel();
     const step = this.steps.pop();
     if (!step) return;
+    this.version++;
     this.undone.push(step);
     if (step.seeds) this.seed = step.seeds[0];
     if (step.patches) {
@@ -117,6 +120,7 @@ export class Drawing {
     this.cancel();
     const step = this.undone.pop();
     if (!step) return;
+    this.version++;
     for (const stroke of step.strokes) {
       const rect = apply(this.layers, stroke);
       if (rect) this.onPixels(stroke.layer, rect);
@@ -136,6 +140,7 @@ export class Drawing {
   /** @param {Step} step */
   _push(step) {
     this.steps.push(step);
+    this.version++;
     this.undone = [];
     const held = (/** @type {Step} */ one) => (one.patches ?? []).reduce((sum, patch) => sum + patch.before.length, 0);
     this.patchBytes = this.steps.reduce((sum, one) => sum + held(one), 0);

@@ -1,10 +1,11 @@
 // @ts-check
 // Puts the page together: what each button and key does, and what is shown when something happens.
 
+import { makeActions, openFile, toggle } from "./actions.js";
 import { BackendError, ServerBackend } from "./backend.js";
 import { DocumentError } from "./document.js";
 import { Editor, TooLarge } from "./editor.js";
-import { copy, download, editedName, isEdit, takeFiles } from "./files.js";
+import { takeFiles } from "./files.js";
 import { KEY_OF, KeyCursor, listen } from "./keys.js";
 import { Overlay } from "./overlay.js";
 import { Overview } from "./overview.js";
@@ -19,10 +20,6 @@ import { fillWords, say } from "./words.js";
 
 /** @typedef {import("./rasterize.js").Stroke} Stroke */
 /** @typedef {import("./view.js").Mode} Mode */
-
-const NUM_VARIANTS = 4;
-const LARGER = 1.2;
-const ZOOM_STEP = 1.4;
 
 const element = (/** @type {string} */ id) => /** @type {HTMLElement} */ (document.getElementById(id));
 
@@ -97,7 +94,6 @@ function drawn(strokes) {
   changed();
   const [{ layer, kind, erase, points = [] }] = strokes;
   if (layer === "color" && !erase) panel.used(settings.color);
-  if (!runner.live && view.mode === "result") setMode("drawing");
   if (layer === "mask" || erase || !editor.drawing) return;
   const { size, layers } = editor.drawing, step = kind === "line" ? 3 : 2;
   const inHole = points.some((x, at) => {
@@ -115,6 +111,7 @@ function changed() {
   runner.forget();
   runner.outdated();
   editor.changed();
+  if (!runner.live) view.setMode("drawing"); // what is seen else is outdated
   refresh();
 }
 
@@ -135,12 +132,12 @@ function setColor(color) {
 
 /** @param {Mode} mode */
 function setMode(mode) {
-  if (mode !== "drawing" && !editor.face?.result) {
-    attempt(() => runner.complete());
-    return;
+  if (mode === "drawing" || editor.isFresh) {
+    view.setMode(mode);
+    refresh();
+  } else {
+    attempt(() => runner.complete(false, mode));
   }
-  view.setMode(mode);
-  refresh();
 }
 
 /** @param {number} part */
@@ -148,6 +145,12 @@ function setSplit(part) {
   view.setSplit(part);
   overlay.showSplit(part);
   /** @type {HTMLInputElement} */ (document.querySelector("#split input")).value = String(100 * part);
+}
+
+/** @param {boolean} shown */
+function showHint(shown) {
+  element("hint").hidden = !shown;
+  setSetting("hint", shown ? "shown" : "hidden");
 }
 
 function drawVariants() {
@@ -200,7 +203,7 @@ function showPlace() {
 
 function showResult() {
   const { face } = editor;
-  view.setResult(face?.result?.bitmap ?? null);
+  view.setResult(face?.result ?? null);
   const canvas = /** @type {HTMLCanvasElement} */ (element("preview").querySelector("canvas"));
   canvas.width = canvas.height = view.size;
   if (face?.result) canvas.getContext("2d")?.drawImage(face.result.bitmap, 0, 0);
@@ -220,6 +223,7 @@ editor.addEventListener("photograph", () => {
 editor.addEventListener("show", () => {
   runner.stop();
   view.drawing = null;
+  view.stage.classList.add("loading");
   showPlace();
   if (editor.face && !editor.face.crop) status("cropping", {}, "waiting");
 });
@@ -232,6 +236,7 @@ editor.addEventListener("ready", () => {
   // A line of the model's own width is what it was trained on.
   settings.widths.sketch = Math.max(settings.widths.sketch, Math.ceil(UNITS / face.drawing.size));
   toldOutside = false;
+  view.stage.classList.remove("loading");
   status("");
   showResult();
   element("hint").hidden = setting("hint", "shown") !== "shown";
@@ -261,149 +266,26 @@ runner.addEventListener("nothing", () => status("nothing"));
 runner.addEventListener("emptied", showResult);
 runner.addEventListener("failed", (event) => report(/** @type {CustomEvent} */ (event).detail));
 runner.addEventListener("variants", drawVariants);
+runner.addEventListener("result", showResult);
 runner.addEventListener("done", (event) => {
-  const { seconds, live } = /** @type {CustomEvent} */ (event).detail;
-  showResult();
-  if (!live) withFace["hide-hint"]();
-  if (!live && view.mode === "drawing") setMode("result");
+  const { seconds, mode } = /** @type {CustomEvent} */ (event).detail;
+  if (mode) {
+    showHint(false);
+    view.setMode(mode);
+    refresh();
+  }
   status("done", { seconds: seconds.toFixed(seconds < 10 ? 1 : 0) });
 });
 
 // ---- actions
 
-async function openFile(/** @type {File} */ file) {
-  if (isEdit(file)) {
-    if (!editor.openEdit(await file.text())) status("wants_photograph", { name: editor.waiting?.photograph?.name ?? "" });
-    return;
-  }
-  status("opening", {}, "waiting");
-  const other = !!editor.waiting;
-  await editor.open(file, file.name);
-  const number = editor.faces.length;
-  if (other && !editor.fits()) status("other_photograph");
-  else if (editor.active < 0 && number) status("opened_faces", { number });
-  else if (editor.active < 0) status("");
-}
-
-async function save(/** @type {"png" | "jpeg"} */ format) {
-  status("saving", {}, "waiting");
-  const name = editedName(editor.name, format === "png" ? "png" : "jpg");
-  download(await editor.export(format), name);
-  status("saved", { name });
-}
-
-function saveEdit() {
-  const name = editedName(editor.name, "json");
-  download(new Blob([JSON.stringify(editor.edit())], { type: "application/json" }), name);
-  status("saved", { name });
-}
-
-async function copyPhotograph() {
-  status("saving", {}, "waiting");
-  await copy(editor.export("png"));
-  status("copied");
-}
-
-async function insertGuides() {
-  const { face } = editor;
-  if (!face?.crop || !face.drawing) return;
-  status("guiding", {}, "waiting");
-  const strokes = await editor.backend.guides(face.crop);
-  if (editor.face === face) add(strokes, "guided");
-}
-
-/** @param {"undo" | "redo"} way */
-function step(way) {
-  const { drawing } = editor;
-  if (!drawing) return;
-  const { seed } = drawing;
-  drawing[way]();
-  if (drawing.seed !== seed) attempt(() => runner.complete(true));
-  changed();
-}
-
-/** @param {string} name @param {boolean} on */
-function toggle(name, on) {
-  if (name === "live") {
-    runner.live = on;
-    setSetting("live", on ? "on" : "off");
-    if (on) runner.outdated();
-  } else if (name === "mirror") {
-    settings.mirror = on;
-  } else if (name === "lines") {
+const app = {
+  editor, runner, view, tools, panel, overview, status, attempt, setMode, add, changed, showHint, refresh,
+  setLines: (/** @type {boolean} */ on) => {
     linesShown = on;
-  } else {
-    setSetting(name, on ? "on" : "off");
-    if (name === "pixels") view.stage.classList.toggle("pixels", on);
-  }
-  refresh();
-}
-
-/** @type {Record<string, () => unknown>} */
-const anywhere = {
-  open: () => element("file").click(),
-  help: () => /** @type {HTMLDialogElement} */ (element("help")).showModal(),
-  "close-help": () => /** @type {HTMLDialogElement} */ (element("help")).close(),
-  full: () => attempt(() => (document.fullscreenElement ? document.exitFullscreen()
-    : document.documentElement.requestFullscreen())),
-};
-/** @type {Record<string, () => unknown>} */
-const withPhotograph = {
-  overview: () => attempt(() => editor.show(-1)),
-  "add-square": () => overview.add(),
-  "remove-square": () => overview.removeChosen(),
-  "use-square": () => overview.chosen >= 0 && attempt(() => editor.show(overview.chosen)),
-  "save-png": () => attempt(() => save("png")),
-  "save-jpeg": () => attempt(() => save("jpeg")),
-  "save-edit": saveEdit,
-  copy: () => attempt(copyPhotograph),
-};
-/** @type {Record<string, () => unknown>} */
-const withFace = {
-  undo: () => step("undo"),
-  redo: () => step("redo"),
-  erase: () => {
-    settings.erase = !settings.erase;
-    if (settings.shape === "picker") settings.shape = "brush";
-  },
-  mirror: () => toggle("mirror", !settings.mirror),
-  smaller: () => tools.resize(1 / LARGER),
-  larger: () => tools.resize(LARGER),
-  run: () => attempt(() => runner.complete()),
-  vary: () => attempt(() => runner.vary(NUM_VARIANTS)),
-  guides: () => attempt(insertGuides),
-  layers: () => panel.toggleLayers(),
-  view: () => setMode(view.mode === "drawing" ? "result" : "drawing"),
-  "clear-all": () => add(LAYERS.map((layer) => ({ kind: "clear", layer })), "cleared"),
-  "zoom-in": () => view.zoom(ZOOM_STEP),
-  "zoom-out": () => view.zoom(1 / ZOOM_STEP),
-  fit: () => view.fit(),
-  sheet: () => document.body.classList.toggle("sheet-open"),
-  hint: () => {
-    element("hint").hidden = false;
-    setSetting("hint", "shown");
-  },
-  "hide-hint": () => {
-    element("hint").hidden = true;
-    setSetting("hint", "hidden");
   },
 };
-for (const mode of /** @type {Mode[]} */ (["drawing", "result", "compare"])) withFace[`mode-${mode}`] = () => setMode(mode);
-for (const layer of LAYERS) withFace[`layer-${layer}`] = () => Object.assign(settings, { layer, erase: false });
-for (const shape of /** @type {import("./tools.js").Shape[]} */ (["brush", "lasso", "bucket", "picker"])) {
-  withFace[`shape-${shape}`] = () => Object.assign(settings, { shape }, shape === "picker" && { erase: false });
-}
-
-/** @param {string} name @returns {boolean} whether there was something to do */
-function act(name) {
-  const { place } = document.body.dataset;
-  const wanted = anywhere[name] ?? (place !== "start" && withPhotograph[name]) ?? null;
-  const action = wanted || (place === "face" && editor.drawing && withFace[name]);
-  if (!action) return false;
-  action();
-  refresh();
-  return true;
-}
+const act = makeActions(app);
 
 document.addEventListener("click", (event) => {
   const button = /** @type {HTMLElement} */ (event.target).closest("[data-act]");
@@ -413,14 +295,14 @@ document.addEventListener("click", (event) => {
 });
 document.addEventListener("change", (event) => {
   const input = /** @type {HTMLInputElement} */ (event.target);
-  if (input.dataset.switch) toggle(input.dataset.switch, input.checked);
+  if (input.dataset.switch) toggle(app, input.dataset.switch, input.checked);
 });
 document.querySelector("#split input")?.addEventListener("input", (event) => {
   setSplit(Number(/** @type {HTMLInputElement} */ (event.target).value) / 100);
 });
 listen(act);
 new KeyCursor(tools, status);
-takeFiles((file) => attempt(() => openFile(file)));
+takeFiles((file) => attempt(() => openFile(app, file)));
 addEventListener("visibilitychange", () => document.hidden && editor.keep());
 addEventListener("error", (event) => report(event.error ?? event.message));
 addEventListener("unhandledrejection", (event) => report(event.reason));

@@ -5,7 +5,7 @@ import { BackendError } from "./backend.js";
 
 /** @typedef {import("./editor.js").Editor} Editor */
 /** @typedef {import("./editor.js").Face} Face */
-/** @typedef {{seed: number, picture: Blob, url: string}} Variant */
+/** @typedef {{seed: number, picture: Blob, mask: Uint8Array, url: string}} Variant */
 
 const DEBOUNCE_MS = 150;
 const TRIES = 6;
@@ -42,8 +42,8 @@ export class Runner extends EventTarget {
     this.forget();
   }
 
-  /** Fill the hole. @param {boolean} live without being asked */
-  async complete(live = false) {
+  /** Fill the hole. @param {boolean} live without being asked @param {string} mode how to look at it then */
+  async complete(live = false, mode = live ? "" : "result") {
     const { face } = this.editor;
     if (!face?.crop || !face.drawing) return;
     if (!face.drawing.layers.mask.includes(1)) {
@@ -51,10 +51,12 @@ export class Runner extends EventTarget {
       this._tell(live ? "emptied" : "nothing");
       return;
     }
-    const { crop } = face, facts = this.editor.factsOf(face);
-    const asked = { seed: facts.seed, strokes: facts.strokes };
-    const picture = await this._run(live, (signal) => this.editor.backend.edit(crop, asked, signal));
-    if (picture) await this.take(face, picture.answer, picture.seconds, live);
+    const { crop } = face, { seed, strokes } = this.editor.factsOf(face);
+    const mask = face.drawing.layers.mask.slice(), { version } = face.drawing;
+    const filled = await this._run(live, (signal) => this.editor.backend.edit(crop, { seed, strokes }, signal));
+    if (!filled) return;
+    await this._show(face, filled.answer, mask, version);
+    if (this.editor.face === face) this._tell("done", { seconds: filled.seconds, mode });
   }
 
   /** Make several variants. @param {number} number */
@@ -66,21 +68,25 @@ export class Runner extends EventTarget {
       return;
     }
     const { crop } = face, { seed, strokes } = this.editor.factsOf(face);
+    const mask = face.drawing.layers.mask.slice();
     const seeds = Array.from({ length: number }, (_, at) => (seed + at + 1) % Number.MAX_SAFE_INTEGER);
     const made = await this._run(false, (signal) => this.editor.backend.variants(crop, { seed, strokes }, seeds, signal));
     if (!made || this.editor.face !== face) return;
     this.forget();
-    this.variants = made.answer.map((picture, at) => ({ seed: seeds[at], picture, url: URL.createObjectURL(picture) }));
+    this.variants = made.answer.map((picture, at) => {
+      return { seed: seeds[at], picture, mask, url: URL.createObjectURL(picture) };
+    });
     this._tell("variants");
-    this._tell("done", { seconds: made.seconds, live: true });
+    this._tell("done", { seconds: made.seconds, mode: "" });
   }
 
   /** Take one of the variants. @param {number} at */
   async choose(at) {
     const { face } = this.editor;
     if (!face?.drawing) return;
-    face.drawing.setSeed(this.variants[at].seed);
-    await this.take(face, this.variants[at].picture, 0, true);
+    const { seed, picture, mask } = this.variants[at];
+    face.drawing.setSeed(seed);
+    await this._show(face, picture, mask, face.drawing.version);
     this.editor.changed();
   }
 
@@ -92,11 +98,10 @@ export class Runner extends EventTarget {
     this._tell("variants");
   }
 
-  /** @param {Face} face @param {Blob} picture @param {number} seconds @param {boolean} live */
-  async take(face, picture, seconds, live) {
-    const bitmap = await createImageBitmap(picture);
-    face.result = { picture, bitmap, seconds };
-    if (this.editor.face === face) this._tell("done", { seconds, live });
+  /** @param {Face} face @param {Blob} picture @param {Uint8Array} mask @param {number} version */
+  async _show(face, picture, mask, version) {
+    face.result = { bitmap: await createImageBitmap(picture), mask, version };
+    if (this.editor.face === face) this._tell("result");
   }
 
   /**

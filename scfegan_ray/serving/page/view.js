@@ -28,7 +28,7 @@ export class View {
   constructor() {
     this.stage = byId("stage");
     this.world = byId("world");
-    this.around = /** @type {HTMLImageElement} */ (byId("around"));
+    this.around = /** @type {HTMLImageElement[]} */ ([byId("around"), byId("sharp").querySelector("img")]);
     this.photo = canvasOf("photo");
     this.result = canvasOf("result");
     /** @type {Record<LayerName, HTMLCanvasElement>} */
@@ -70,21 +70,32 @@ export class View {
     this.fit();
   }
 
-  /** Show the photograph around the square. @param {string} url @param {import("./document.js").Square} square */
+  /**
+   * Show the photograph, sharper than the model sees it: in the square, and dim around it.
+   * @param {string} url @param {import("./document.js").Square} square
+   */
   setAround(url, square) {
     const width = this.size / square.side;
-    this.around.src = url;
-    this.around.style.width = `${width}px`;
     const middle = `translate(${this.size / 2}px, ${this.size / 2}px) rotate(${-square.angle}rad)`;
-    this.around.style.transform = `${middle} translate(${-square.x * width}px, ${-square.y * width}px)`;
+    for (const image of this.around) {
+      image.src = url;
+      image.style.width = `${width}px`;
+      image.style.transform = `${middle} translate(${-square.x * width}px, ${-square.y * width}px)`;
+    }
   }
 
-  /** @param {ImageBitmap | null} picture */
-  setResult(picture) {
+  /** Show what fills the hole. @param {{bitmap: ImageBitmap, mask: Uint8Array} | null} result */
+  setResult(result) {
     const context = this.result.getContext("2d", { willReadFrequently: true });
     context?.clearRect(0, 0, this.size, this.size);
-    if (picture) context?.drawImage(picture, 0, 0);
-    this.stage.classList.toggle("has-result", Boolean(picture));
+    if (context && result) {
+      context.drawImage(result.bitmap, 0, 0);
+      // Elsewhere it is the photograph, which is shown sharper.
+      const image = context.getImageData(0, 0, this.size, this.size);
+      for (let at = 0; at < result.mask.length; at++) if (!result.mask[at]) image.data[4 * at + 3] = 0;
+      context.putImageData(image, 0, 0);
+    }
+    this.stage.classList.toggle("has-result", Boolean(result));
   }
 
   /** @param {Mode} mode */
@@ -102,10 +113,11 @@ export class View {
   colorAt(x, y) {
     const column = Math.floor((x * this.size) / UNITS), row = Math.floor((y * this.size) / UNITS);
     if (column < 0 || row < 0 || column >= this.size || row >= this.size) return null;
-    const shown = this.mode === "drawing" ? this.photo : this.result;
-    const pixel = shown.getContext("2d")?.getImageData(column, row, 1, 1).data;
-    if (!pixel || !pixel[3]) return null;
-    return `#${[...pixel.slice(0, 3)].map((one) => one.toString(16).padStart(2, "0")).join("")}`;
+    for (const canvas of this.mode === "drawing" ? [this.photo] : [this.result, this.photo]) {
+      const pixel = canvas.getContext("2d")?.getImageData(column, row, 1, 1).data;
+      if (pixel?.[3]) return `#${[...pixel.slice(0, 3)].map((one) => one.toString(16).padStart(2, "0")).join("")}`;
+    }
+    return null;
   }
 
   get all() {
