@@ -28,6 +28,9 @@ class Arguments(cli.Arguments):
     replay: tuple[str, str, str] | None = None
     """EDIT PHOTOGRAPH OUT: carry out a saved edit (.json) on a photograph and write a .png or .jpg. Without --model by
     the version that the edit names."""
+    static: str = ""
+    """DIR: write the page with the model as a folder that edits in the browser alone, for any web server of files; a
+    new folder."""
     benchmark: bool = False
     """Measure what the server adds to the network's own work, at the size of the preset, and stop."""
     serving: Annotated[ServingConfig, tyro.conf.arg(name="")] = field(default_factory=ServingConfig)
@@ -40,6 +43,10 @@ def job(arguments: Arguments) -> dict[str, Any] | cli.Service:
 
         edit, photograph, out = arguments.replay
         return replay.replay(arguments.config, edit, photograph, out, model=arguments.model, device=arguments.device)
+    if arguments.static:
+        from scfegan_ray.serving import static
+
+        return static.write(arguments.config, arguments.static, model=arguments.model)
     if arguments.benchmark:
         from scfegan_ray.benchmarks import serving
 

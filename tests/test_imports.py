@@ -27,10 +27,12 @@ WITH_RAY = {
     "evaluation.run",
     "promotion",
     "planning.plan",
+    "serving.replicas",
 }
 WITH_MLFLOW = {
     "tracking", "registry", "served", "training.checks", "training.worker", "training.launch", "tuning.search",
     "serving.loading", "serving.editor", "evaluation.run", "card", "promotion", "importing", "benchmarks.ray",
+    "serving.current", "serving.replay", "serving.api", "serving.server", "benchmarks.serving", "serving.static",
 }  # fmt: skip
 WITH_MATPLOTLIB = {  # through torchmetrics
     "evaluation.sets", "evaluation.summary", "evaluation.report",

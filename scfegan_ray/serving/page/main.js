@@ -23,7 +23,9 @@ import { fillWords, say } from "./words.js";
 
 const element = (/** @type {string} */ id) => /** @type {HTMLElement} */ (document.getElementById(id));
 
-const editor = new Editor(new ServerBackend());
+// A folder that `jobs/edit.py --static` wrote has its model beside it.
+const isStatic = document.documentElement.dataset.backend === "static";
+const editor = new Editor(isStatic ? new (await import("./static.js")).StaticBackend() : new ServerBackend());
 const runner = new Runner(editor);
 const view = new View();
 const overlay = new Overlay(view);
