@@ -14,14 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from running import ROOT
+from tiny import TINY
+from untrained import write_model
 
 from scfegan_ray import cli, faces, presets
 from scfegan_ray.config import Config, flatten
 from scfegan_ray.evaluation.options import MeasuringConfig
 from scfegan_ray.models.generator import Generator
 from scfegan_ray.planning.options import ClusterConfig
+from scfegan_ray.serving import server
 from scfegan_ray.serving.editor import FaceEditor
+from scfegan_ray.serving.options import ServingConfig
 
 FOLDERS = ("cluster", "jobs", "scfegan_ray", "tests")
 PAGES = [ROOT / "README.md", *sorted(page for folder in FOLDERS for page in (ROOT / folder).rglob("README.md"))]
@@ -72,9 +77,10 @@ def flags() -> set[str]:
         "config" if field == "file" else field  # a field of that name holds all settings
         for job in JOBS
         for field in arguments_of(job).__dataclass_fields__
-        if field not in ("preset", "config", "measuring", "cluster")
+        if field not in ("preset", "config", "measuring", "cluster", "serving")
     }
     own |= {field.name for field in fields(MeasuringConfig)}
+    own |= {field.name for field in fields(ServingConfig)}
     own |= {f"cluster.{field.name}" for field in fields(ClusterConfig)}
     names = own | set(SETTINGS)
     no = {f"{block}{dot}no_{last}" for block, dot, last in (name.rpartition(".") for name in names)}
@@ -154,10 +160,26 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     face, marked = faces.draw_face(0, 0, 64).image, np.zeros((64, 64), np.uint8)
     marked[20:40, 20:40] = 1
     given = {"photograph": face, "mask": marked, "sketch": marked, "color": face}
-    [text] = [text for language, text in blocks(page) if language == "python"]
+    [text] = [text for language, text in blocks(page) if language == "python" and "http:" not in text]
     exec(compile(text, page, "exec"), given)
     edited = given["edited"]
     assert edited.shape == face.shape and edited.dtype == np.uint8
+
+
+def test_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [text] = [text for _, text in blocks(ROOT / "jobs" / "README.md") if "import requests" in text]
+    monkeypatch.chdir(tmp_path)
+    face = faces.draw_face(0, 0, 128).image
+    Image.fromarray(face).save("photograph.jpg")
+    running = server.start(Config(), ServingConfig(port=0), model=str(write_model(TINY, tmp_path / "model")))
+    try:
+        exec(compile(text.replace("http://127.0.0.1:7860/", running.url), "jobs/README.md", "exec"), {})
+    finally:
+        running.close()
+    before, after = (np.asarray(Image.open(name)) for name in ("photograph.jpg", "edited.png"))
+    changed = (before != after).any(axis=2)
+    assert changed.any()
+    assert not changed[:70].any()
 
 
 def groups() -> list[list[str]]:
