@@ -11,17 +11,21 @@ Positions are in pixels from the upper left corner of a photograph, so that a pi
 from __future__ import annotations
 
 import cmath
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from scfegan_ray.data import decoding
+from scfegan_ray.errors import ModelError
 from scfegan_ray.weights import face_mesh_tflite, yunet_onnx
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 """To be raised whenever other squares are found in the same photograph, or other pixels come from the same square."""
@@ -99,6 +103,27 @@ class Face:
     square: Square
     score: float
     problem: str | None = None
+
+
+def settle(asked: Literal["auto", "celeba_hq", "none"]) -> Literal["celeba_hq", "none"]:
+    """Decide what `data.align` leaves open by what can be had here and now, for all workers of a job.
+
+    Raises:
+        ModelError: faces are to be found, and the weights for it cannot be had.
+    """
+    if asked == "none":
+        return "none"
+    try:
+        yunet_onnx(), face_mesh_tflite()
+    except ModelError as error:
+        if asked == "celeba_hq":
+            raise ModelError(
+                f"faces cannot be found: {error}; or give --data.align none, which takes the central square of each "
+                "photograph"
+            ) from error
+        logger.warning("the central square of each photograph is taken, wherever its faces are: %s", error)
+        return "none"
+    return "celeba_hq"
 
 
 def own_square(width: int, height: int) -> Square:

@@ -204,7 +204,7 @@ def test_stage_gives_one_line_about_its_shard(config: Config, tmp_path: Path) ->
     plan = make_plan(config)
     maker = prepare.ShardMaker(config.data, plan.source, plan.uri, plan.settings)
     [row] = prepare.make_shard(maker, block(plan.keys_of(0).to_pylist())).to_pylist()
-    assert (row["prepared"], row["num_refused"], row["error"], row["message"]) == (4, 0, None, None)
+    assert (row["prepared"], row["num_photographs"], row["error"], row["message"]) == (4, 4, None, None)
     assert row["began"] <= row["ended"]
     assert (tmp_path / "made" / "data" / "part-00003.parquet").exists()
 
@@ -247,8 +247,8 @@ def test_three_stages_make_the_same_shard_as_one(config: Config, photographs: Pa
         maker = prepare.ShardMaker(config.data, plan.source, str(tmp_path / way), plan.settings)
         rows.append(through_stages(maker, keys) if make is None else make(maker, block(keys)).to_pylist()[0])
     assert all(row["error"] is None and row["began"] <= row["ended"] for row in rows)
-    assert [(row["prepared"], row["num_refused"]) for row in rows] == {
-        "embedded": [(12, 0)] * 2, "folder": [(6, 1)] * 2, "refused": [(0, 7)] * 2
+    assert [(row["prepared"], row["num_photographs"]) for row in rows] == {
+        "embedded": [(12, 12)] * 2, "folder": [(6, 7)] * 2, "refused": [(0, 7)] * 2
     }[kind]  # fmt: skip
     one, three = (Path(tmp_path, way, "data", "part-00003.parquet").read_bytes() for way in ("one", "three"))
     assert one == three
@@ -301,7 +301,7 @@ def test_where_edges_are_detected_is_said(
 
 def test_many_shards_come_in_few_blocks(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(replace(config, data=replace(config.data, num_embedded=22)))
-    assert plan.num_shards == 6 and plan.num_images([0, 5]) == 4 + 2
+    assert plan.num_shards == 6 and plan.num_photographs([0, 5]) == 4 + 2
     missing = [0, 2, 3, 4, 5]
     for most, sizes in ((9, [1] * 5), (2, [3, 2])):
         monkeypatch.setattr(prepare, "_MOST_BLOCKS", most)
