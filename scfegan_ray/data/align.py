@@ -37,7 +37,9 @@ ALIGNED_TOLERANCE = 0.08
 """How far, as a fraction of the side, the corners found in a photograph may be from its own for it to count as aligned
 already: of 99 % of CelebAMask-HQ's it is less."""
 
-_DETECTED_SIDE_PX = 640
+_DETECTED_SIDE_PX, _DETECTED_WIDTH_PX = 640, 320
+# Longest side of what is searched; where a photograph is so long that this would leave little of it, its shortest one.
+
 _LEAST_SCORE, _MOST_OVERLAP, _MOST_BOXES = 0.6, 0.3, 5000
 
 _MESH_SIDE_PX = 192
@@ -187,7 +189,7 @@ class FaceFinder:
     def _boxes(self, image: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Return (N, 15): left, top, width, height, x and y of both eyes, nose and both corners of the mouth, score."""
         height, width = image.shape[:2]
-        scale = min(1.0, _DETECTED_SIDE_PX / max(height, width))
+        scale = min(1.0, max(_DETECTED_SIDE_PX / max(height, width), _DETECTED_WIDTH_PX / min(height, width)))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         small = image if scale == 1.0 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         self._detector.setInputSize(size)

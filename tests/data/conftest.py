@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from cluster import Cluster
 from scfegan_ray import faces
 from scfegan_ray.config import Config
-from scfegan_ray.data import prepare
+from scfegan_ray.data import align, prepare
 from scfegan_ray.data.codecs import encode_png
 
 
@@ -51,4 +53,51 @@ def photographs(tmp_path: Path) -> Path:
     folder.mkdir()
     for at in range(6):
         (folder / f"{at}.png").write_bytes(encode_png(faces.draw_face(0, at, 48).image))
+    return folder
+
+
+def group(count: int, first: int = 0) -> NDArray[np.uint8]:
+    """Paste drawn faces side by side; a pixel in the corner says how many, for `FakeFinder`."""
+    picture = np.full((64, 20 + 60 * max(count, 3), 3), 200, np.uint8)
+    for at in range(count):
+        picture[8:56, 14 + 60 * at : 62 + 60 * at] = faces.draw_face(0, first + at, 48).image
+    picture[0, 0] = count
+    return picture
+
+
+class FakeFinder:
+    """Finds what `group` pasted, turned more and more; the third face is blurred."""
+
+    def __init__(self, least_side_px: int = 0) -> None:
+        self.least_side_px = least_side_px
+
+    def find(self, image: NDArray[np.uint8]) -> list[align.Face]:
+        if image.shape[0] == image.shape[1]:
+            side = image.shape[0]
+            return [align.Face(align.Square(side / 2, side / 2 + 1, side, 0.02), 0.9)] if side == 48 else []
+        return [
+            align.Face(
+                align.Square(38.0 + 60 * at, 32.0, 44.0 - at, 0.1 * at), 0.9, "face blurred" if at == 2 else None
+            )
+            for at in range(int(image[0, 0, 0]))
+        ]
+
+
+@pytest.fixture
+def finder(monkeypatch: pytest.MonkeyPatch) -> FakeFinder:
+    """Let faces be found without weights."""
+    monkeypatch.setattr(align, "FaceFinder", FakeFinder)
+    for name in ("yunet_onnx", "face_mesh_tflite"):
+        monkeypatch.setattr(align, name, lambda: b"")
+    return FakeFinder()
+
+
+@pytest.fixture
+def groups(tmp_path: Path) -> Path:
+    """Give photographs of no, one, two and four faces, and one that is aligned already."""
+    folder = tmp_path / "groups"
+    folder.mkdir()
+    for name, count in (("a", 2), ("b", 1), ("d", 4), ("e", 0), ("f", 2), ("g", 1)):
+        (folder / f"{name}.png").write_bytes(encode_png(group(count, ord(name))))
+    (folder / "c.png").write_bytes(encode_png(faces.draw_face(0, 0, 48).image))
     return folder
