@@ -167,8 +167,8 @@ class DataConfig:
     """Column of encoded images in a Parquet source: bytes, or a struct with a field `bytes`."""
     align: Literal["auto", "celeba_hq", "none"] = "none"
     """What is taken of each photograph. none: its central square. celeba_hq: each of its faces, turned, cropped and
-    resized as those of CelebA-HQ were; a photograph that is aligned already is taken as it is; several faces of one
-    photograph become NAME#1, NAME#2 and so on, the largest first; what is too small (its square is less than half of
+    resized as those of CelebA-HQ were; a square photograph that is aligned already is taken as it is; several faces of
+    one become NAME#1, NAME#2 and so on, the largest first; what is too small (its square is less than half of
     `size_px`, or 64 pixels), turned away or blurred is left out, and so is a photograph without a face. auto:
     celeba_hq, or none with a warning when the weights that find faces cannot be had. The drawn portraits and the
     official CelebAMask-HQ layout are aligned already, whatever is said here. Default: none, which wants no weights and

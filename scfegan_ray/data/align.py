@@ -135,16 +135,19 @@ def own_square(width: int, height: int) -> Square:
 
 
 def is_aligned(found: Sequence[Face], width: int, height: int) -> bool:
-    """Tell whether a photograph is aligned already: one of its faces fills it as a face of CelebA-HQ does."""
+    """Tell whether a photograph is aligned already: it is square, and a face fills it as one of CelebA-HQ does.
+
+    One that is not square was cut by another rule, however near to it a face may be by chance.
+    """
     own = own_square(width, height)
-    return any(face.square.distance(own) <= ALIGNED_TOLERANCE for face in found)
+    return width == height and any(face.square.distance(own) <= ALIGNED_TOLERANCE for face in found)
 
 
 class FaceFinder:
     """Finds faces and how CelebA-HQ would have cropped them.
 
     On faces of CelebAMask-HQ that were turned by up to 30 degrees, scaled and pasted into other pictures, corners are
-    off by 1.8 % of the side (median), 4.9 % (95th percentile).
+    off by 1.8 % of the side (median), 4.6 % (95th percentile); `jobs/prepare_data.py --measure-faces` measures it.
 
     Args:
         least_side_px: of the squares of faces that are large enough.

@@ -383,14 +383,13 @@ def load_faces(
     photograph = decoding.decode_whole(source.read(key), max_megapixels=source.max_megapixels, note=notes.append)
     height, width = photograph.shape[:2]
     left, top, right, bottom = decoding.central_square(width, height)
-    middle = photograph[top:bottom, left:right]
-    decoding.check_photograph(middle)
+    decoding.check_photograph(photograph[top:bottom, left:right])
     found = finder.find(photograph)
     if not found:
         raise DataError("no face found")
     enough_px = max(size_px, detail_px)
     if align.is_aligned(found, width, height):
-        return [(key, _sized(middle, size_px, enough_px, notes))], []
+        return [(key, _sized(photograph, size_px, enough_px, notes))], []
     faces: list[tuple[str, Face]] = []
     refused: list[tuple[str, str]] = []
     for number, one in enumerate(found, 1):

@@ -153,8 +153,8 @@ def test_aligned_where_a_face_fills_the_photograph_as_usual() -> None:
     assert align.is_aligned([face(300.0), face(57.0)], 100, 100)
     assert not align.is_aligned([face(59.0)], 100, 100)
     assert not align.is_aligned([], 100, 100)
-    # Of a photograph that is no square the central one counts.
-    assert align.is_aligned([face(100.0)], 200, 100)
+    # A photograph that is no square was never aligned so, even where its central square is.
+    assert not align.is_aligned([face(100.0)], 200, 100)
 
 
 def test_what_is_left_open_is_settled_by_what_can_be_had(
