@@ -62,6 +62,7 @@ _SHARPNESS_PX = 128
 
 _OVERSAMPLED = 4
 _BORDER, _PADDED, _BLURRED = 0.1, 0.3, 0.02  # of the side, as CelebA-HQ has them
+_BLUR_PX = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,11 +396,21 @@ def _padded(image: NDArray[np.uint8], margins: NDArray[np.int64], sigma_px: floa
     """Continue a picture by margins (left, top, right, bottom, none 0) in the way of CelebA-HQ; see `crop`."""
     left, top, right, bottom = margins.tolist()
     # What is farther than a picture from its border is mirrored again.
-    mirrored = np.pad(image, ((top, bottom), (left, right), (0, 0)), "reflect").astype(np.float32)
+    mirrored = np.pad(image, ((top, bottom), (left, right), (0, 0)), "reflect")
     height, width = mirrored.shape[:2]
+    # A wide Gaussian takes long and leaves no detail, so it is done where there is little of it.
+    shrink = max(1, math.floor(sigma_px / _BLUR_PX))
+    size = max(1, width // shrink), max(1, height // shrink)
+    small = cv2.resize(mirrored, size, interpolation=cv2.INTER_AREA)
+    soft = np.asarray(cv2.resize(cv2.GaussianBlur(small, (0, 0), sigma_px / shrink), (width, height)), np.uint8)
     x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
     inside = np.minimum(np.minimum(x / left, (width - 1 - x) / right), np.minimum(y / top, (height - 1 - y) / bottom))
-    outside = (1.0 - inside)[..., None]
-    mirrored += (cv2.GaussianBlur(mirrored, (0, 0), sigma_px) - mirrored) * np.clip(3.0 * outside + 1.0, 0.0, 1.0)
-    mirrored += (np.median(mirrored, axis=(0, 1)) - mirrored) * np.clip(outside, 0.0, 1.0)
-    return np.asarray(np.rint(mirrored.clip(0.0, 255.0)), np.uint8)
+    outside = 1.0 - inside
+    median: NDArray[np.uint8] = np.full_like(mirrored, np.rint(np.median(small, axis=(0, 1))))
+    softened = _mixed(mirrored, soft, np.clip(3.0 * outside + 1.0, 0.0, 1.0))
+    return _mixed(softened, median, np.clip(outside, 0.0, 1.0))
+
+
+def _mixed(image: NDArray[np.uint8], other: NDArray[np.uint8], share: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return a picture of which a share of each pixel, from 0 to 1, is another's."""
+    return np.asarray(cv2.blendLinear(image, other, 1.0 - share, share), np.uint8)

@@ -142,7 +142,7 @@ def make_plan(config: Config) -> Plan:
     pattern = settle_identity_pattern(values.pop("identity_pattern"), columns.values_of(listing.keys))
     values |= {"identity_pattern": pattern} if pattern else {}
     if values.pop("align") != "none" and isinstance(source, sources.RawPhotographs):
-        # The same dataset, but where `check_align` finds otherwise.
+        # The same dataset, but where `_check_align` finds otherwise.
         values |= {"align": "auto", "align_version": align.VERSION}
     values |= listing.identity
     values |= {"drawing_version": faces.VERSION} if embedded else {"decoding_version": decoding.VERSION}
