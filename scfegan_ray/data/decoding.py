@@ -114,7 +114,7 @@ def decode_whole(data: bytes, *, max_megapixels: float, note: Callable[[str], No
     Raises:
         DataError: it cannot be used; the text is the reason, without a name.
     """
-    return np.asarray(_to_rgb(_open(data, max_megapixels, None, None, note)), np.uint8)
+    return np.asarray(_to_rgb(open_photograph(data, max_megapixels=max_megapixels, note=note)), np.uint8)
 
 
 def check_photograph(image: NDArray[np.uint8]) -> None:
