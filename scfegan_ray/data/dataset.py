@@ -52,7 +52,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -167,7 +167,7 @@ class DatasetInfo:
     hair: str
     preparation: dict[str, Any]
     identity_pattern: str | None = None
-    align: str = "none"
+    align: Literal["celeba_hq", "none"] = "none"
 
     @property
     def is_large(self) -> bool:
@@ -196,7 +196,7 @@ class DatasetInfo:
         return is_test_key(key, self.test_fraction, self.identity_pattern)
 
     def named_in(self, data: DataConfig, uri: str) -> DataConfig:
-        """Return settings that name this dataset, and say where it came from and what it holds back, as it says.
+        """Return settings that name this dataset, and say what it was made of and what it holds back, as it says.
 
         Args:
             data: settings that it was found by, which may have left that open.
@@ -208,6 +208,7 @@ class DatasetInfo:
             source=self.source,
             test_fraction=self.test_fraction,
             identity_pattern=self.identity_pattern,
+            align=self.align,
         )
 
     def to_json(self) -> bytes:

@@ -364,5 +364,5 @@ def describe(config: Config, plan: Plan, settled: DataConfig, rows: pa.Table, nu
         hair=(labels if has_hair else None) or "none",
         preparation=plan.settings,
         identity_pattern=plan.settings.get("data.identity_pattern"),
-        align=settled.align,
+        align="celeba_hq" if settled.align == "celeba_hq" else "none",
     )

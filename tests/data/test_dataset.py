@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from prepared_set import NUM, copy_name, write_dataset
 from running import run_code
+from tiny import DATASET
 
 from scfegan_ray import cache, storage
+from scfegan_ray.config import DataConfig
 from scfegan_ray.data import dataset
 from scfegan_ray.data.dataset import (
     DIGEST,
@@ -284,3 +286,9 @@ def test_rows_of_an_older_version_say_nothing_of_squares(tmp_path: Path) -> None
         pq.write_table(table.drop_columns("square"), part)
     assert len(PreparedDataset.open(place)) == NUM
     assert PreparedDataset.open(place).row(3)["key"] == "face-03"
+
+
+def test_what_learns_from_a_dataset_says_what_was_taken_of_photographs() -> None:
+    found = replace(DATASET, align="celeba_hq").named_in(DataConfig(align="auto"), "/made")
+    assert (found.prepared, found.align) == ("/made", "celeba_hq")
+    assert DATASET.named_in(DataConfig(align="auto"), "/made").align == "none"

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import FakeFinder, group
+from found_faces import FakeFinder, group
 
 from scfegan_ray import faces
 from scfegan_ray.config import DataConfig
