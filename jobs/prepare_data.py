@@ -23,6 +23,9 @@ class Arguments(cli.Arguments):
     benchmark: bool = False
     """Prepare nothing to keep, but time each stage alone, all in one process, the Ray pipeline, and training's own
     loading, on the first photographs of the source: half a minute's work, or data.max_images."""
+    measure_faces: bool = False
+    """Prepare nothing, but measure how well faces are found: the first 200 photographs of the source, or
+    data.max_images, whose faces must be aligned as in CelebA-HQ, are turned, scaled and pasted into other pictures."""
 
 
 def job(arguments: Arguments) -> dict[str, Any]:
@@ -36,6 +39,10 @@ def job(arguments: Arguments) -> dict[str, Any]:
         from scfegan_ray.benchmarks import data
 
         return data.run(arguments.config, session=session)
+    if arguments.measure_faces:
+        from scfegan_ray.benchmarks import alignment
+
+        return alignment.run(arguments.config)
     from scfegan_ray.data import prepare
 
     made = prepare.prepare(arguments.config, session=session)

@@ -165,6 +165,14 @@ class DataConfig:
     s3:// URI."""
     image_column: str = "image"
     """Column of encoded images in a Parquet source: bytes, or a struct with a field `bytes`."""
+    align: Literal["auto", "celeba_hq", "none"] = "none"
+    """What is taken of each photograph. none: its central square. celeba_hq: each of its faces, turned, cropped and
+    resized as those of CelebA-HQ were; a square photograph that is aligned already is taken as it is; several faces of
+    one become NAME#1, NAME#2 and so on, the largest first; what is too small (its square is less than half of
+    `size_px`, or 64 pixels), turned away or blurred is left out, and so is a photograph without a face. auto:
+    celeba_hq, or none with a warning when the weights that find faces cannot be had. The drawn portraits and the
+    official CelebAMask-HQ layout are aligned already, whatever is said here. Default: none, which wants no weights and
+    leaves out no picture, such as a painting, for the sake of a face that was not found in it."""
     max_megapixels: float = 100.0
     """Photographs of more pixels are refused before they are decoded, which takes 3 to 8 bytes a pixel."""
     max_images: int | None = None
@@ -186,7 +194,7 @@ class DataConfig:
     license: str | None = None
     """License tag of the photographs, carried to the registered model. Default: what the source says of itself."""
     shard_images: int = 64
-    """Images per Parquet file; an interrupted preparation does at most this many per worker again."""
+    """Photographs per Parquet file; an interrupted preparation does at most this many per worker again."""
     gpus_per_actor: float | None = None
     """Share of a GPU that each actor takes which detects edges: 0.5 puts two on a GPU, and as many on each GPU that
     joins later; all cores of all nodes do the rest. 0: cores do all of it. Default: 0.5 where HED detects and each node
@@ -216,6 +224,7 @@ class DataConfig:
             f"data.eyes has {len(self.eyes)} values; give 4: x and y of the left eye, then of the right one",
         )
         _check_choice("data.feed", self.feed, ("auto", "local", "ray"))
+        _check_choice("data.align", self.align, ("auto", "celeba_hq", "none"))
         for value in self.eyes:
             _check_fraction("a value of data.eyes", value)
         _check(

@@ -34,4 +34,4 @@ class Cluster(InThisProcess):
                 raise KeyboardInterrupt
             maker.make(number, plan.keys_of(number).to_pylist())
             self.made.append(number)
-        return 1.0, plan.num_images(missing)
+        return 1.0, plan.num_photographs(missing)

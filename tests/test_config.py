@@ -89,6 +89,7 @@ def test_unknown_preset_lists_those_that_exist() -> None:
 @pytest.mark.parametrize(
     ("make", "named"),
     [
+        (lambda: DataConfig(align="ffhq"), "data.align is 'ffhq'; give one of auto, celeba_hq, none"),  # type: ignore
         (lambda: Config(data=DataConfig(size_px=100)), "data.size_px 100 is not divisible by"),
         (
             lambda: TrainConfig(batch_size=3, num_workers=4),

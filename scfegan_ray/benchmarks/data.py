@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from scfegan_ray.config import Config
-from scfegan_ray.data import examples, masks, prepare, sketches, sources
+from scfegan_ray.data import align, examples, masks, prepare, sketches, sources
 from scfegan_ray.data.rows import PreparedDataset
 from scfegan_ray.errors import DataError
 
@@ -51,6 +51,8 @@ def run(
     """
     data = replace(config.data, sketch=sketches.settle(config.data.sketch))
     source, listing = sources.open_source(data, config.seed, outputs=(config.storage.path,))
+    if isinstance(source, sources.RawPhotographs):
+        data = replace(data, align=align.settle(data.align))
     seconds: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="scfegan-benchmark-") as scratch:
         maker = prepare.ShardMaker(data, source, f"{scratch}/one", {})
@@ -104,10 +106,10 @@ def run(
 
 def _can_be_used(maker: prepare.ShardMaker, key: str) -> bool:
     try:
-        maker.load(key)
+        faces, _ = maker.load(key)
     except DataError:
         return False
-    return True
+    return bool(faces)
 
 
 def _time_stages(maker: prepare.ShardMaker, keys: list[str], per_shard: int, seconds: dict[str, list[float]]) -> None:
@@ -119,14 +121,15 @@ def _time_stages(maker: prepare.ShardMaker, keys: list[str], per_shard: int, sec
         seconds[name].append(time.perf_counter() - started)
         started = time.perf_counter()
 
-    loaded = [maker.load(key) for key in keys]
+    named = [face for key in keys for face in maker.load(key)[0]]
+    loaded = [face for _, face in named]
     stop("read, decode, resize, label")
     chunks = [loaded[at : at + prepare.CHUNK_IMAGES] for at in range(0, len(loaded), prepare.CHUNK_IMAGES)]
     drawn = np.concatenate([maker.draw(maker.detect(maker.equalize(chunk))) for chunk in chunks])
     stop("sketch")
     painted = [maker.color(face) for face in loaded]
     stop("color")
-    rows = [maker.encode(*one) for one in zip(keys, loaded, drawn, painted, strict=True)]
+    rows = [maker.encode(*face, *maps) for face, *maps in zip(named, drawn, painted, strict=True)]
     stop("encode")
     for number, at in enumerate(range(0, len(rows), per_shard)):
         maker.write(number, rows[at : at + per_shard], [])

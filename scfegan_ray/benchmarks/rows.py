@@ -71,7 +71,7 @@ def run(config: Config) -> dict[str, Any]:
 def _write_shards(config: Config) -> None:
     """Write what a preparation would; the pictures are the same everywhere."""
     plan = planning.make_plan(config)
-    settled = planning.settle(config.data, plan.uri, None).sketch
+    settled = planning.settle(config.data, plan, None).sketch
     drawn = faces.draw_face(0, 0, _SIZE_PX)
     row = encode_row(
         "", drawn.image, drawn.image[..., 0] * 0, drawn.image.clip(1), None, np.asarray(drawn.eyes, np.float32)

@@ -221,7 +221,7 @@ def make_batch(config: Config, device: torch.device) -> tuple[Batch, Tensor]:
     data = replace(config.data, source=sources.EMBEDDED, num_embedded=config.train.batch_size, sketch=sketch)
     source, listing = sources.open_source(replace(data, max_images=None), config.seed)
     maker = prepare.ShardMaker(data, source, "", {})
-    loaded = [(key, maker.load(key)) for key in listing.keys.to_pylist()]
+    loaded = [face for key in listing.keys.to_pylist() for face in maker.load(key)[0]]
     edges = maker.detect(maker.equalize([face for _, face in loaded]))
     made = [
         examples.make_example(decode_row(row), config.masks, np.random.default_rng([config.seed, index]))

@@ -11,17 +11,21 @@ Positions are in pixels from the upper left corner of a photograph, so that a pi
 from __future__ import annotations
 
 import cmath
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from scfegan_ray.data import decoding
+from scfegan_ray.errors import ModelError
 from scfegan_ray.weights import face_mesh_tflite, yunet_onnx
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 """To be raised whenever other squares are found in the same photograph, or other pixels come from the same square."""
@@ -33,7 +37,9 @@ ALIGNED_TOLERANCE = 0.08
 """How far, as a fraction of the side, the corners found in a photograph may be from its own for it to count as aligned
 already: of 99 % of CelebAMask-HQ's it is less."""
 
-_DETECTED_SIDE_PX = 640
+_DETECTED_SIDE_PX, _DETECTED_WIDTH_PX = 640, 320
+# Longest side of what is searched; where a photograph is so long that this would leave little of it, its shortest one.
+
 _LEAST_SCORE, _MOST_OVERLAP, _MOST_BOXES = 0.6, 0.3, 5000
 
 _MESH_SIDE_PX = 192
@@ -56,6 +62,7 @@ _SHARPNESS_PX = 128
 
 _OVERSAMPLED = 4
 _BORDER, _PADDED, _BLURRED = 0.1, 0.3, 0.02  # of the side, as CelebA-HQ has them
+_BLUR_PX = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +108,27 @@ class Face:
     problem: str | None = None
 
 
+def settle(asked: Literal["auto", "celeba_hq", "none"]) -> Literal["celeba_hq", "none"]:
+    """Decide what `data.align` leaves open by what can be had here and now, for all workers of a job.
+
+    Raises:
+        ModelError: faces are to be found, and the weights for it cannot be had.
+    """
+    if asked == "none":
+        return "none"
+    try:
+        yunet_onnx(), face_mesh_tflite()
+    except ModelError as error:
+        if asked == "celeba_hq":
+            raise ModelError(
+                f"faces cannot be found: {error}; or give --data.align none, which takes the central square of each "
+                "photograph"
+            ) from error
+        logger.warning("the central square of each photograph is taken, wherever its faces are: %s", error)
+        return "none"
+    return "celeba_hq"
+
+
 def own_square(width: int, height: int) -> Square:
     """Return the largest square in the middle of a photograph, which is all of one that is square."""
     left, top, right, bottom = decoding.central_square(width, height)
@@ -108,16 +136,19 @@ def own_square(width: int, height: int) -> Square:
 
 
 def is_aligned(found: Sequence[Face], width: int, height: int) -> bool:
-    """Tell whether a photograph is aligned already: one of its faces fills it as a face of CelebA-HQ does."""
+    """Tell whether a photograph is aligned already: it is square, and a face fills it as one of CelebA-HQ does.
+
+    One that is not square was cut by another rule, however near to it a face may be by chance.
+    """
     own = own_square(width, height)
-    return any(face.square.distance(own) <= ALIGNED_TOLERANCE for face in found)
+    return width == height and any(face.square.distance(own) <= ALIGNED_TOLERANCE for face in found)
 
 
 class FaceFinder:
     """Finds faces and how CelebA-HQ would have cropped them.
 
     On faces of CelebAMask-HQ that were turned by up to 30 degrees, scaled and pasted into other pictures, corners are
-    off by 1.8 % of the side (median), 4.9 % (95th percentile).
+    off by 1.8 % of the side (median), 4.6 % (95th percentile); `jobs/prepare_data.py --measure-faces` measures it.
 
     Args:
         least_side_px: of the squares of faces that are large enough.
@@ -162,7 +193,7 @@ class FaceFinder:
     def _boxes(self, image: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Return (N, 15): left, top, width, height, x and y of both eyes, nose and both corners of the mouth, score."""
         height, width = image.shape[:2]
-        scale = min(1.0, _DETECTED_SIDE_PX / max(height, width))
+        scale = min(1.0, max(_DETECTED_SIDE_PX / max(height, width), _DETECTED_WIDTH_PX / min(height, width)))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         small = image if scale == 1.0 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         self._detector.setInputSize(size)
@@ -365,11 +396,21 @@ def _padded(image: NDArray[np.uint8], margins: NDArray[np.int64], sigma_px: floa
     """Continue a picture by margins (left, top, right, bottom, none 0) in the way of CelebA-HQ; see `crop`."""
     left, top, right, bottom = margins.tolist()
     # What is farther than a picture from its border is mirrored again.
-    mirrored = np.pad(image, ((top, bottom), (left, right), (0, 0)), "reflect").astype(np.float32)
+    mirrored = np.pad(image, ((top, bottom), (left, right), (0, 0)), "reflect")
     height, width = mirrored.shape[:2]
+    # A wide Gaussian takes long and leaves no detail, so it is done where there is little of it.
+    shrink = max(1, math.floor(sigma_px / _BLUR_PX))
+    size = max(1, width // shrink), max(1, height // shrink)
+    small = cv2.resize(mirrored, size, interpolation=cv2.INTER_AREA)
+    soft = np.asarray(cv2.resize(cv2.GaussianBlur(small, (0, 0), sigma_px / shrink), (width, height)), np.uint8)
     x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
     inside = np.minimum(np.minimum(x / left, (width - 1 - x) / right), np.minimum(y / top, (height - 1 - y) / bottom))
-    outside = (1.0 - inside)[..., None]
-    mirrored += (cv2.GaussianBlur(mirrored, (0, 0), sigma_px) - mirrored) * np.clip(3.0 * outside + 1.0, 0.0, 1.0)
-    mirrored += (np.median(mirrored, axis=(0, 1)) - mirrored) * np.clip(outside, 0.0, 1.0)
-    return np.asarray(np.rint(mirrored.clip(0.0, 255.0)), np.uint8)
+    outside = 1.0 - inside
+    median: NDArray[np.uint8] = np.full_like(mirrored, np.rint(np.median(small, axis=(0, 1))))
+    softened = _mixed(mirrored, soft, np.clip(3.0 * outside + 1.0, 0.0, 1.0))
+    return _mixed(softened, median, np.clip(outside, 0.0, 1.0))
+
+
+def _mixed(image: NDArray[np.uint8], other: NDArray[np.uint8], share: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return a picture of which a share of each pixel, from 0 to 1, is another's."""
+    return np.asarray(cv2.blendLinear(image, other, 1.0 - share, share), np.uint8)

@@ -11,7 +11,7 @@
 
 | column | type | meaning |
 | --- | --- | --- |
-| key | string | the image's path relative to the source, unique |
+| key | string | the image's path relative to the source, unique; #1, #2 follow where a photograph has several faces |
 | image | PNG bytes | (S, S, 3) uint8 RGB ground truth |
 | sketch | PNG bytes | (S, S) uint8, 255 on one-pixel lines, else 0 |
 | color | PNG bytes | (S, S, 3) uint8 RGB, each segment in its median color, never pure black |
@@ -22,6 +22,8 @@
 | num_colors | int32 | flat colors of the color map |
 | color_error | float32 | mean absolute difference of color map and image, in 8-bit levels |
 | hair_area | float32 or null | share of pixels that are hair |
+| square | struct or null | where in its photograph the face was found: center_x, center_y, side_px and angle, each \
+float64, as `align.Square` has them; null where the central square was taken; older datasets lack it |
 
 | column of the index | type | meaning |
 | --- | --- | --- |
@@ -50,7 +52,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -67,8 +69,11 @@ from scfegan_ray.errors import DataError
 ResultT = TypeVar("ResultT")
 
 SCHEMA_VERSION = 2
-"""To be raised whenever other files or columns are written, or other contents come from the same photographs' pixels;
-`decoding.VERSION` says which pixels come from a file."""
+"""To be raised whenever files or columns that are read are others, or other contents come from the same photographs'
+pixels; `decoding.VERSION` says which pixels come from a file, `align.VERSION` which faces from those."""
+
+SQUARE = pa.struct([(name, pa.float64()) for name in ("center_x", "center_y", "side_px", "angle")])
+"""Type of the column that says where a face was found."""
 
 SCHEMA = pa.schema(
     [
@@ -83,6 +88,7 @@ SCHEMA = pa.schema(
         ("num_colors", pa.int32()),
         ("color_error", pa.float32()),
         ("hair_area", pa.float32()),
+        ("square", SQUARE),
     ]
 )
 
@@ -139,6 +145,7 @@ class DatasetInfo:
         color_segments: what the color map's segments are: "labels" of people, of a "parser", or "superpixels".
         eyes: where eye positions come from: "labels", "parser", or "canonical" for those of aligned faces.
         hair: where the hair region comes from: "labels", "parser" or "none".
+        align: what was taken of photographs: each face as "celeba_hq" has it, or, "none", the central square.
         preparation: every setting that shaped the dataset, by its dotted name.
     """
 
@@ -160,6 +167,7 @@ class DatasetInfo:
     hair: str
     preparation: dict[str, Any]
     identity_pattern: str | None = None
+    align: Literal["celeba_hq", "none"] = "none"
 
     @property
     def is_large(self) -> bool:
@@ -188,7 +196,7 @@ class DatasetInfo:
         return is_test_key(key, self.test_fraction, self.identity_pattern)
 
     def named_in(self, data: DataConfig, uri: str) -> DataConfig:
-        """Return settings that name this dataset, and say where it came from and what it holds back, as it says.
+        """Return settings that name this dataset, and say what it was made of and what it holds back, as it says.
 
         Args:
             data: settings that it was found by, which may have left that open.
@@ -200,6 +208,7 @@ class DatasetInfo:
             source=self.source,
             test_fraction=self.test_fraction,
             identity_pattern=self.identity_pattern,
+            align=self.align,
         )
 
     def to_json(self) -> bytes:
@@ -236,7 +245,7 @@ class Shard:
 
     Attributes:
         settings: everything that shaped it, as it was asked for.
-        settled: what was decided where `data.sketch` left it open.
+        settled: what was decided where `data.sketch` and `data.align` left it open.
         rows: one per image, of `SUMMARY`.
         refused: (key, reason) of the shard's images that cannot be used.
         notes: (key, note) of its images whose files needed a guess.
@@ -261,8 +270,16 @@ def window_images(num_images: int, size_px: int) -> int:
     return _WINDOW_IMAGES if most_bytes(num_images, size_px) > _LARGE_BYTES else 0
 
 
+def photograph_of(key: str) -> str:
+    """Return the key of the photograph that an image comes from: without the number that tells its faces apart.
+
+    No source lists a key that ends with such a number: they are names of images or numbers of rows.
+    """
+    return re.sub(r"#[0-9]+$", "", key)
+
+
 def is_test_key(key: str, test_fraction: float, identity_pattern: str | None = None) -> bool:
-    """Tell whether an image is held back: a pure function of its key.
+    """Tell whether an image is held back: a pure function of its photograph's key, so that its faces stay together.
 
     Args:
         key: of the image.
@@ -271,6 +288,7 @@ def is_test_key(key: str, test_fraction: float, identity_pattern: str | None = N
             the image shows, all of whose images are held back, or none. An image where it finds nothing stands for
             itself.
     """
+    key = photograph_of(key)
     found = re.search(identity_pattern, key) if identity_pattern else None
     if found is not None:
         key = (found[1] if found.re.groups else found[0]) or key
@@ -458,7 +476,7 @@ def _read_in_order(read: Callable[[str], ResultT], uris: Sequence[str]) -> Itera
 
 
 def trains_on(uri: str, info: DatasetInfo, keys: Collection[str]) -> int:
-    """Count the images that a dataset trains on, among some, by their keys.
+    """Count the images that a dataset trains on, among some, by the keys of their photographs.
 
     Args:
         uri: of the dataset.
@@ -471,7 +489,11 @@ def trains_on(uri: str, info: DatasetInfo, keys: Collection[str]) -> int:
     """
     asked = {key for key in keys if not info.holds_back(key)}
     places = [shard_place(uri, number) for number in range(info.num_shards if asked else 0)]
-    return sum(key in asked for shard in read_shards(places) for key in shard.rows.column("key").to_pylist())
+    photographs = {photograph_of(key) for key in asked}
+    learnt: set[str] = set()
+    for shard in read_shards(places):
+        learnt |= photographs.intersection(map(photograph_of, shard.rows.column("key").to_pylist()))
+    return sum(photograph_of(key) in learnt for key in asked)
 
 
 def read_rows(uri: str, count: int) -> list[dict[str, Any]]:

@@ -105,6 +105,18 @@ def open_photograph(data: bytes, *, max_megapixels: float, note: Callable[[str],
     return _open(data, max_megapixels, None, None, note)
 
 
+def decode_whole(data: bytes, *, max_megapixels: float, note: Callable[[str], None] | None = None) -> NDArray[np.uint8]:
+    """Decode all of a photograph, at its own size and however long it is; else as `decode_photograph`.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        DataError: it cannot be used; the text is the reason, without a name.
+    """
+    return np.asarray(_to_rgb(open_photograph(data, max_megapixels=max_megapixels, note=note)), np.uint8)
+
+
 def check_photograph(image: NDArray[np.uint8]) -> None:
     """Refuse label maps and masks, which lie beside the photographs of many datasets.
 

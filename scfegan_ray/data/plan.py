@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from scfegan_ray import config as configuration
 from scfegan_ray import faces, storage
 from scfegan_ray.config import Config, DataConfig
-from scfegan_ray.data import columns, decoding, parsing, sketches, sources
+from scfegan_ray.data import align, columns, decoding, parsing, sketches, sources
 from scfegan_ray.data.dataset import (
     INDEX_SCHEMA,
     OTHER_FILES,
@@ -26,6 +26,7 @@ from scfegan_ray.data.dataset import (
     fingerprint,
     is_test_key,
     locate,
+    photograph_of,
     read_shards,
     settle_identity_pattern,
     shard_name,
@@ -62,7 +63,7 @@ ROWS = pa.schema([*SUMMARY, *(INDEX_SCHEMA.field(name) for name in INDEX_SCHEMA.
 class Plan:
     """What is to be made, and everything that shapes it; and, to inform, where the photographs come from.
 
-    The images of one shard are the next `shard_images` keys of the listing.
+    The images of one shard are those of the next `shard_images` keys of the listing, each of a photograph.
     """
 
     source: sources.FaceSource
@@ -78,12 +79,17 @@ class Plan:
         """Number of shards, the last of which may have fewer images."""
         return -(-len(self.listing.keys) // self.shard_images)
 
+    @property
+    def aligns(self) -> bool:
+        """Whether faces are to be found in its photographs, if that can be done."""
+        return "data.align" in self.settings
+
     def keys_of(self, number: int) -> pa.ChunkedArray:
-        """Return the keys of one shard: a view of the listing's."""
+        """Return the keys of the photographs of one shard: a view of the listing's."""
         return self.listing.keys.slice(number * self.shard_images, self.shard_images)
 
-    def num_images(self, numbers: Sequence[int]) -> int:
-        """Return how many images some shards shall hold."""
+    def num_photographs(self, numbers: Sequence[int]) -> int:
+        """Return of how many photographs some shards shall hold the images."""
         return sum(min(self.shard_images, len(self.listing.keys) - number * self.shard_images) for number in numbers)
 
     def holds_back(self, key: str) -> bool:
@@ -100,7 +106,8 @@ class Made:
         rows: one per image, of `ROWS`, in the order of the shards as they were read.
         refused: (key, reason) of images that cannot be used.
         notes: (key, note) of images whose files needed a guess.
-        settled: what was decided for all of them where `data.sketch` left it open; None where there are none.
+        settled: what was decided for all of them where `data.sketch` and `data.align` left it open; None where there
+            are none.
     """
 
     numbers: frozenset[int] = frozenset()
@@ -134,6 +141,9 @@ def make_plan(config: Config) -> Plan:
     values["schema_version"] = SCHEMA_VERSION
     pattern = settle_identity_pattern(values.pop("identity_pattern"), columns.values_of(listing.keys))
     values |= {"identity_pattern": pattern} if pattern else {}
+    if values.pop("align") != "none" and isinstance(source, sources.RawPhotographs):
+        # The same dataset, but where `_check_align` finds otherwise.
+        values |= {"align": "auto", "align_version": align.VERSION}
     values |= listing.identity
     values |= {"drawing_version": faces.VERSION} if embedded else {"decoding_version": decoding.VERSION}
     if config.data.parser.model:
@@ -185,6 +195,7 @@ def check_finished(config: DataConfig, plan: Plan, found: DatasetInfo) -> None:
         )
     _check_same(plan, lacking | found.preparation, "was prepared")
     check_detector(config, plan.uri, found.sketch_detector)
+    _check_align(config, plan, found.align)
 
 
 def _may_lack(config: DataConfig, name: str) -> bool:
@@ -221,6 +232,19 @@ def check_detector(config: DataConfig, uri: str, found: str) -> None:
         raise DataError(
             f"the sketches of {uri} were drawn with {found}, now data.sketch.detector is hed; give "
             f"--data.sketch.detector auto to take them as they are, or another --data.prepared, or delete that folder"
+        )
+
+
+def _check_align(config: DataConfig, plan: Plan, found: str) -> None:
+    """Refuse central squares where faces were asked for by name.
+
+    Raises:
+        DataError: they are.
+    """
+    if plan.aligns and config.align == "celeba_hq" and found != "celeba_hq":
+        raise DataError(
+            f"{plan.uri} holds the central squares of photographs, now data.align is celeba_hq; give --data.align auto "
+            "to take them as they are, or another --data.prepared, or delete that folder"
         )
 
 
@@ -275,12 +299,15 @@ def read_planned(plan: Plan, numbers: Sequence[int], before: Made | None = None)
         for number, shard in zip(numbers, found, strict=True):
             _check_same(plan, shard.settings, "holds shards of a preparation that was begun")
             keys = shard.rows.column("key").to_pylist()
-            if {*keys, *(key for key, _ in shard.refused)} != set(plan.keys_of(number).to_pylist()):
+            if {photograph_of(key) for key in (*keys, *(key for key, _ in shard.refused))} != set(
+                plan.keys_of(number).to_pylist()
+            ):
                 raise DataError(f"{shard_place(plan.uri, number)} holds other images than it should; delete it")
             settled = settled or shard.settled
             if shard.settled != settled:
                 raise DataError(
-                    f"two preparations of {plan.uri} chose different edge detectors; delete it and start anew"
+                    f"two preparations of {plan.uri} chose different edge detectors, or only one of them could find "
+                    "faces; delete it and start anew"
                 )
             refused.extend(shard.refused)
             notes.extend(shard.notes)
@@ -291,12 +318,24 @@ def read_planned(plan: Plan, numbers: Sequence[int], before: Made | None = None)
     return Made(before.numbers.union(numbers), rows, tuple(refused), tuple(notes), settled)
 
 
-def settle(config: DataConfig, uri: str, settled: dict[str, Any] | None) -> DataConfig:
-    """Decide once for all workers what the settings leave open, as it was decided for the shards that are there."""
+def settle(config: DataConfig, plan: Plan, settled: dict[str, Any] | None) -> DataConfig:
+    """Decide once for all workers what the settings leave open, as it was decided for the shards that are there.
+
+    Raises:
+        DataError: that was decided otherwise than is asked for by name.
+        ModelError: weights that are asked for by name cannot be had.
+    """
     if settled is None:
-        return dataclasses.replace(config, sketch=sketches.settle(config.sketch))
-    check_detector(config, uri, settled["detector"])
-    return dataclasses.replace(config, sketch=dataclasses.replace(config.sketch, **settled))
+        return dataclasses.replace(
+            config,
+            sketch=sketches.settle(config.sketch),
+            align=align.settle(config.align) if plan.aligns else "none",
+        )
+    check_detector(config, plan.uri, settled["detector"])
+    found = settled.get("align", "none")
+    _check_align(config, plan, found)
+    sketch = dataclasses.replace(config.sketch, detector=settled["detector"], precision=settled["precision"])
+    return dataclasses.replace(config, sketch=sketch, align=found)
 
 
 def describe(config: Config, plan: Plan, settled: DataConfig, rows: pa.Table, num_rejected: int) -> DatasetInfo:
@@ -325,4 +364,5 @@ def describe(config: Config, plan: Plan, settled: DataConfig, rows: pa.Table, nu
         hair=(labels if has_hair else None) or "none",
         preparation=plan.settings,
         identity_pattern=plan.settings.get("data.identity_pattern"),
+        align="celeba_hq" if settled.align == "celeba_hq" else "none",
     )

@@ -16,13 +16,14 @@ what it was made from; so a preparation that was stopped at any moment goes on w
 | column | type | meaning |
 | --- | --- | --- |
 | shard | int64 | its number |
-| keys | list of string | of its images |
+| keys | list of string | of its photographs |
 | faces | list of lists of struct | those that can be used, in chunks; key: string, eyes: 4 float32; as binary image: \
-(S, S, 3) uint8 and labels: (S, S) uint8 or null |
+(S, S, 3) uint8 and labels: (S, S) uint8 or null; square: struct or null |
 | equalized | list of binary | a chunk's (N, P, P, 3) uint8, what the edge detector is to see |
 | edges | list of binary | a chunk's (N, P, P) float32 |
 | refused, notes | list of struct | key and text: string, each |
-| prepared, num_refused | int64 | how many images were |
+| num_photographs | int64 | how many the shard is made of |
+| prepared | int64 | how many images were |
 | began, ended | float64 | seconds of the clock |
 | error, message | string | null, or the class and text of what ended the whole preparation: Ray would pass it on as \
 the text of a traceback |
@@ -38,7 +39,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import cv2
@@ -53,9 +54,9 @@ from ray.data.read_api import from_blocks
 from scfegan_ray import errors, locks, nodes, room, storage
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.config import Config, DataConfig
-from scfegan_ray.data import colors, parsing, report, sketches, sources
+from scfegan_ray.data import align, colors, decoding, parsing, report, sketches, sources
 from scfegan_ray.data.codecs import encode_row
-from scfegan_ray.data.dataset import DatasetInfo, read_rejected, write_index, write_rejected, write_shard
+from scfegan_ray.data.dataset import SQUARE, DatasetInfo, read_rejected, write_index, write_rejected, write_shard
 from scfegan_ray.data.plan import (
     Made,
     Plan,
@@ -183,11 +184,11 @@ def _make(config: Config, plan: Plan, session: Callable[[], contextlib.AbstractC
     if storage.is_local(plan.uri):
         storage.check_writable(plan.uri)  # a folder that cannot be made now cannot be made in a minute
     there = _patiently(config, lambda: find_shards(plan))
-    settled = settle(config.data, plan.uri, there.settled)
+    settled = settle(config.data, plan, there.settled)
     missing = [number for number in range(plan.num_shards) if number not in there.numbers]
     busy_seconds, num_made = 0.0, 0
     if missing:
-        num_images = plan.num_images(missing)
+        num_images = plan.num_photographs(missing)  # at least, where faces are found
         room.require(
             plan.uri,
             _LEAST_BYTES_PER_PIXEL * num_images * config.data.size_px**2,
@@ -204,7 +205,7 @@ def _make(config: Config, plan: Plan, session: Callable[[], contextlib.AbstractC
                 )
             busy_seconds, num_made = _run(plan, settled, missing)
         there = _patiently(config, functools.partial(read_planned, plan, missing, there))
-        settled = settle(config.data, plan.uri, there.settled)
+        settled = settle(config.data, plan, there.settled)
     info, rejected = _describe(config, plan, settled, there)
     rows, notes = there.rows.drop_columns("sha256"), sorted(there.notes)
     del there  # digests of millions of images take a fifth of this process
@@ -249,8 +250,16 @@ def _finish(
         storage.delete_abandoned(folder)
     write_index(plan.uri, rows)
     write_rejected(plan.uri, rejected)
-    report.write(plan.uri, info, rows, rejected, config.masks, notes)
+    report.write(plan.uri, info, rows, rejected, config.masks, notes, _reader(plan, info))
     storage.write_bytes(storage.join(plan.uri, "dataset.json"), info.to_json())
+
+
+def _reader(plan: Plan, info: DatasetInfo) -> Callable[[str], NDArray[np.uint8]] | None:
+    """Return what reads a whole photograph by its key; None where no faces were found in any."""
+    source = plan.source
+    if info.align == "none" or not isinstance(source, sources.RawPhotographs):
+        return None
+    return lambda key: decoding.decode_whole(source.read(key), max_megapixels=source.max_megapixels)
 
 
 def _run(plan: Plan, config: DataConfig, missing: list[int]) -> tuple[float, int]:
@@ -259,8 +268,8 @@ def _run(plan: Plan, config: DataConfig, missing: list[int]) -> tuple[float, int
     Returns:
         The seconds between the first one's start and the last one's end, and how many images were prepared in them.
     """
-    total = plan.num_images(missing)
-    logger.info("preparing %d images at %d px from %s", total, config.size_px, plan.source.name)
+    total = plan.num_photographs(missing)
+    logger.info("preparing %d photographs at %d px from %s", total, config.size_px, plan.source.name)
     # With one shard per actor at a time the pool is never more than fully busy, which is Ray Data's sign to grow it.
     ray.data.DataContext.get_current().autoscaling_config.actor_pool_util_upscaling_threshold = 0.8
     gpu_share = _choose_gpu_share(config)
@@ -354,12 +363,12 @@ def _collect(made: ray.data.Dataset, total: int) -> tuple[float, int]:
                 raise getattr(errors, row["error"])(row["message"])
             began, ended = min(began, row["began"]), max(ended, row["ended"])
             num_prepared += row["prepared"]
-            done += row["prepared"] + row["num_refused"]
+            done += row["num_photographs"]
         # The rate counts from the first shard, when the actors have started.
         progress = progress or Progress("prepare", total=total, start=done, log=logger.info)
         progress.update(done)
     if done != total:
-        raise DataError(f"{total - done} of {total} images got lost in preparation; run it again")
+        raise DataError(f"{total - done} of {total} photographs got lost in preparation; run it again")
     return ended - began, num_prepared
 
 
@@ -425,10 +434,17 @@ _FACE = pa.struct(
         ("image", pa.large_binary()),
         ("labels", pa.large_binary()),
         ("eyes", pa.list_(pa.float32())),
+        ("square", SQUARE),
     ]
 )
 _PIXELS = pa.list_(pa.large_binary())
-_HANDED_ON = [("shard", pa.int64()), ("faces", pa.list_(pa.list_(_FACE))), ("refused", _TEXTS), ("notes", _TEXTS)]
+_HANDED_ON = [
+    ("shard", pa.int64()),
+    ("num_photographs", pa.int64()),
+    ("faces", pa.list_(pa.list_(_FACE))),
+    ("refused", _TEXTS),
+    ("notes", _TEXTS),
+]
 _TOLD = [("began", pa.float64()), ("error", pa.string()), ("message", pa.string())]
 
 LOADED = pa.schema([*_HANDED_ON, ("equalized", _PIXELS), *_TOLD])
@@ -437,7 +453,7 @@ LOADED = pa.schema([*_HANDED_ON, ("equalized", _PIXELS), *_TOLD])
 DETECTED = pa.schema([*_HANDED_ON, ("edges", _PIXELS), *_TOLD])
 """Columns of a shard whose edges are found."""
 
-MADE = pa.schema([("prepared", pa.int64()), ("num_refused", pa.int64()), ("ended", pa.float64()), *_TOLD])
+MADE = pa.schema([("num_photographs", pa.int64()), ("prepared", pa.int64()), ("ended", pa.float64()), *_TOLD])
 """Columns about a shard that is made."""
 
 
@@ -457,8 +473,9 @@ def make_shard(maker: ShardMaker, block: pa.Table, landmarks: nodes.Landmarks | 
         _get_ready(maker, landmarks, *STAGES)
         began = time.time()
         [row] = block.to_pylist()
-        prepared, num_refused = maker.make(row["shard"], row["keys"])
-        return {"prepared": prepared, "num_refused": num_refused, "began": began, "ended": time.time()}
+        prepared, _ = maker.make(row["shard"], row["keys"])
+        told = {"began": began, "ended": time.time()}
+        return {"num_photographs": len(row["keys"]), "prepared": prepared} | told
 
     return _attempt(work, MADE)
 
@@ -480,8 +497,9 @@ def load_shard(maker: ShardMaker, block: pa.Table, landmarks: nodes.Landmarks | 
         for chunk in maker.load_chunks(row["keys"], refused, notes):
             faces.append([_pack(key, face) for key, face in chunk])
             equalized.append(maker.equalize([face for _, face in chunk]).tobytes())
-        told = {"refused": _pairs(refused), "notes": _pairs(notes)}
-        return {"shard": row["shard"], "faces": faces, "equalized": equalized, "began": began} | told
+        told: dict[str, Any] = {"refused": _pairs(refused), "notes": _pairs(notes)}
+        told |= {"shard": row["shard"], "num_photographs": len(row["keys"]), "began": began}
+        return {"faces": faces, "equalized": equalized} | told
 
     return _attempt(work, LOADED)
 
@@ -512,7 +530,7 @@ def detect_edges(maker: ShardMaker, block: pa.Table, device: torch.device | None
     if block.column("error")[0].is_valid:
         return block.set_column(block.column_names.index("equalized"), "edges", pa.nulls(1, _PIXELS))
     found = _attempt(work, DETECTED)
-    handed_on = ("shard", "faces", "refused", "notes", "began")
+    handed_on = (*(name for name, _ in _HANDED_ON), "began")
     return pa.table({name: (block if name in handed_on else found).column(name) for name in DETECTED.names}, DETECTED)
 
 
@@ -538,7 +556,8 @@ def finish_shard(maker: ShardMaker, block: pa.Table, landmarks: nodes.Landmarks 
         ]
         refused, notes = ([(one["key"], one["text"]) for one in row[name]] for name in ("refused", "notes"))
         maker.write(row["shard"], rows, refused, notes)
-        return {"prepared": len(rows), "num_refused": len(refused), "began": row["began"], "ended": time.time()}
+        told = {"began": row["began"], "ended": time.time()}
+        return {"num_photographs": row["num_photographs"], "prepared": len(rows)} | told
 
     if block.column("error")[0].is_valid:
         return pa.Table.from_pylist(block.select(["began", "error", "message"]).to_pylist(), MADE)
@@ -566,13 +585,15 @@ def _pairs(texts: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
 
 def _pack(key: str, face: sources.Face) -> dict[str, Any]:
     labels = None if face.labels is None else face.labels.tobytes()
-    return {"key": key, "image": face.image.tobytes(), "labels": labels, "eyes": face.eyes}
+    square = None if face.square is None else asdict(face.square)
+    return {"key": key, "image": face.image.tobytes(), "labels": labels, "eyes": face.eyes, "square": square}
 
 
 def _unpack(packed: dict[str, Any]) -> tuple[str, sources.Face]:
     [image] = _squares(packed["image"], np.uint8, 1, 3)
     labels = None if packed["labels"] is None else _squares(packed["labels"], np.uint8, 1)[0]
-    return packed["key"], sources.Face(image, image, labels, np.asarray(packed["eyes"], np.float32))
+    square = None if packed["square"] is None else align.Square(**packed["square"])
+    return packed["key"], sources.Face(image, image, labels, np.asarray(packed["eyes"], np.float32), square=square)
 
 
 def _squares(pixels: bytes, kind: type[PixelT], count: int, *channels: int) -> NDArray[PixelT]:
@@ -596,7 +617,7 @@ class ShardMaker:
         """Take the work's description.
 
         Args:
-            config: with `sketch` settled, so that no two workers choose differently.
+            config: with `sketch` and `align` settled, so that no two workers choose differently.
             source: where the keys are read from.
             uri: of the dataset.
             settings: everything that shapes the shards; written into each.
@@ -625,6 +646,14 @@ class ShardMaker:
         config = self._config.parser
         return parsing.load_parser(config, self._retry_seconds) if config.model else None
 
+    @functools.cached_property
+    def finder(self) -> align.FaceFinder | None:
+        """What finds the faces of photographs, if that is wanted."""
+        if self._config.align == "none" or not isinstance(self._source, sources.RawPhotographs):
+            return None
+        # Where they would have to be enlarged more than twice, there is little to learn.
+        return align.FaceFinder(max(align.LEAST_SIDE_PX, self._config.size_px // 2))
+
     def set_up(self, *stages: Stage, device: torch.device | None = None) -> None:
         """Make this process ready: load weights and libraries, and keep to one core, for every core has a process.
 
@@ -644,6 +673,8 @@ class ShardMaker:
         blank = np.full((size_px, size_px, 3), 128, np.uint8)
         # The first face through takes a second longer: libraries load parts of themselves when they are first used.
         equalized = self.equalize([sources.Face(blank, blank)] * CHUNK_IMAGES)
+        if "load" in stages and self.finder is not None:
+            self.finder.find(blank)
         if "load" in stages and self.parser is not None:
             self.parser(blank)
         if "detect" in stages:
@@ -658,7 +689,7 @@ class ShardMaker:
 
         Args:
             number: of the shard.
-            keys: of its images.
+            keys: of its photographs.
 
         Returns:
             How many images were prepared, and how many were refused.
@@ -678,42 +709,57 @@ class ShardMaker:
     def load_chunks(
         self, keys: Sequence[str], refused: list[tuple[str, str]], notes: list[tuple[str, str]]
     ) -> Iterator[list[tuple[str, sources.Face]]]:
-        """Read faces, a few at a time, each as `load` does.
+        """Read faces, a few at a time, each photograph's as `load` does.
 
         Args:
-            keys: of the faces.
+            keys: of the photographs.
             refused: takes (key, reason) of those that cannot be used.
             notes: takes (key, note) of those whose files needed a guess.
 
         Yields:
-            (key, face) of what can be used of the next `CHUNK_IMAGES`.
+            (key, face) of the next `CHUNK_IMAGES` that can be used.
 
         Raises:
             StorageError: the source fails.
         """
         self._source.read_ahead(keys)
-        for start in range(0, len(keys), CHUNK_IMAGES):
-            chunk: list[tuple[str, sources.Face]] = []
-            for key in keys[start : start + CHUNK_IMAGES]:
-                try:
-                    chunk.append((key, self._patiently(functools.partial(self.load, key))))
-                except DataError as error:
-                    refused.append((key, " ".join(str(error).split())))
-            notes += [(key, note) for key, face in chunk for note in face.notes]
-            if chunk:
-                yield chunk
+        chunk: list[tuple[str, sources.Face]] = []
+        for key in keys:
+            try:
+                faces, left_out = self._patiently(functools.partial(self.load, key))
+            except DataError as error:
+                faces, left_out = [], [(key, " ".join(str(error).split()))]
+            refused += left_out
+            notes += [(name, note) for name, face in faces for note in face.notes]
+            chunk += faces
+            while len(chunk) >= CHUNK_IMAGES:
+                yield chunk[:CHUNK_IMAGES]
+                chunk = chunk[CHUNK_IMAGES:]
+        if chunk:
+            yield chunk
 
     def _patiently(self, work: Callable[[], ResultT]) -> ResultT:
         return storage.retrying(work, self._retry_seconds, logger.warning)
 
-    def load(self, key: str) -> sources.Face:
-        """Read one face, with labels of the parser where nobody labelled it, and with eyes.
+    def load(self, key: str) -> tuple[list[tuple[str, sources.Face]], list[tuple[str, str]]]:
+        """Read the faces of one photograph, with labels of the parser where nobody labelled them, and with eyes.
+
+        Returns:
+            (key, face) of each, and (key, reason) of those that are left out.
 
         Raises:
-            DataError: this image cannot be used; the text is the reason, without the key.
+            DataError: the photograph cannot be used; the text is the reason, without the key.
         """
         size_px = self._config.size_px
-        face = self._source.load(key, size_px, sketches.working_size_px(self._config.sketch, size_px))
+        detail_px = sketches.working_size_px(self._config.sketch, size_px)
+        if self.finder is None:
+            return [(key, self._completed(self._source.load(key, size_px, detail_px)))], []
+        assert isinstance(self._source, sources.RawPhotographs), "for others there is no finder"
+        faces, refused = sources.load_faces(self._source, key, self.finder, size_px, detail_px)
+        return [(name, self._completed(face)) for name, face in faces], refused
+
+    def _completed(self, face: sources.Face) -> sources.Face:
+        size_px = self._config.size_px
         labels = face.labels
         if labels is None and self.parser is not None:
             found = self.parser(face.photograph)
@@ -755,7 +801,8 @@ class ShardMaker:
         """Make one face's row; its columns are documented in `dataset`."""
         hair = None if face.labels is None else parsing.hair_region(face.labels)
         assert face.eyes is not None, "load gives every face eyes"
-        return encode_row(key, face.image, sketch, color, hair, face.eyes)
+        square = None if face.square is None else asdict(face.square)
+        return encode_row(key, face.image, sketch, color, hair, face.eyes) | {"square": square}
 
     def write(
         self,
@@ -769,7 +816,9 @@ class ShardMaker:
         Raises:
             StorageError: the dataset's place fails.
         """
-        settled = {"detector": self._config.sketch.detector, "precision": self._config.sketch.precision}
+        settled: dict[str, str] = {"detector": self._config.sketch.detector, "precision": self._config.sketch.precision}
+        if "data.align" in self._settings:
+            settled["align"] = self._config.align
         self._patiently(
             lambda: write_shard(
                 self._uri,

@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from scfegan_ray import images, pages, storage
 from scfegan_ray.config import MaskConfig
-from scfegan_ray.data import columns, examples, masks
+from scfegan_ray.data import align, columns, examples, masks
 from scfegan_ray.data.codecs import decode_png, decode_row, encode_png, encode_webp
 from scfegan_ray.data.dataset import (
     STATISTICS,
@@ -26,16 +26,20 @@ from scfegan_ray.data.dataset import (
     DatasetInfo,
     Shard,
     fingerprint,
+    photograph_of,
     read_rows,
     read_shards,
     shard_name,
 )
-from scfegan_ray.errors import DataError
+from scfegan_ray.errors import DataError, StorageError
 
 logger = logging.getLogger(__name__)
 
 PREVIEW_ROWS = 16
 PREVIEW_SIDE_PX = 128
+
+ALIGNED_ROWS = 8
+ALIGNED_SIDE_PX = 192
 
 _SAMPLE_SHARDS = 8
 _SAMPLE_ROWS = 64
@@ -44,6 +48,8 @@ _LISTED = 100
 _NUM_BARS = 40
 _CHART_PX = (380, 200)
 _STRIP_PX = 180
+_FACES_SHOWN = 4
+_SQUARE_COLOR = (0, 255, 0)
 _PERCENTILES = (5, 25, 50, 75, 95)
 _MEANING = {
     "hole_area": "share of the image that a training hole covers, hair included",
@@ -51,6 +57,10 @@ _MEANING = {
     "num_colors": "flat colors in the color map",
     "color_error": "mean difference of color map and photograph, in 8-bit levels",
     "hair_area": "share of the image that is hair",
+}
+_CROPPED = {
+    "none": "as the photographs have them, of each the central square",
+    "celeba_hq": "found, and turned, cropped and resized as in CelebA-HQ, where a photograph was not so already",
 }
 
 
@@ -61,6 +71,7 @@ def write(
     rejected: Sequence[tuple[str, str]],
     mask_config: MaskConfig,
     notes: Sequence[tuple[str, str]] = (),
+    read_photograph: Callable[[str], NDArray[np.uint8]] | None = None,
 ) -> None:
     """Write `preview.png` and `report.html` of a dataset whose shards are all there.
 
@@ -71,6 +82,8 @@ def write(
         rejected: (key, reason) of each image that was left out.
         mask_config: how the sample holes are drawn.
         notes: (key, note) of each image whose file needed a guess.
+        read_photograph: gives (H, W, 3) uint8 RGB by the key of a photograph, to show where faces were found in some;
+            it may raise what `FaceSource.load` does. None where none were looked for.
 
     Raises:
         StorageError: the dataset cannot be read or written.
@@ -82,7 +95,8 @@ def write(
     bars = np.frombuffer(chart, np.uint8).reshape(_STRIP_PX, width_px, 4)[..., :3]
     preview = np.concatenate([sheet, bars])
     storage.write_bytes(storage.join(uri, "preview.png"), encode_png(preview))
-    page = _write_page(uri, info, rows, rejected, areas, sheet, mask_config, notes)
+    aligned = _draw_aligned(sample, read_photograph) if read_photograph is not None else None
+    page = _write_page(uri, info, rows, rejected, areas, sheet, mask_config, notes, aligned)
     storage.write_bytes(storage.join(uri, "report.html"), page)
 
 
@@ -198,6 +212,45 @@ def _draw_sheet(sample: Sequence[dict[str, Any]], mask_config: MaskConfig) -> ND
     return images.contact_sheet(sheet, titles, PREVIEW_SIDE_PX)
 
 
+def _draw_aligned(
+    sample: Sequence[dict[str, Any]], read_photograph: Callable[[str], NDArray[np.uint8]]
+) -> NDArray[np.uint8] | None:
+    """Show some photographs, the squares that were found in them and what was cut out; None where none were."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in sample:
+        if row["square"] is not None:
+            found.setdefault(photograph_of(row["key"]), []).append(row)
+    sheet = []
+    for key, rows in found.items():
+        try:
+            photograph = read_photograph(key)
+        except (DataError, StorageError) as error:
+            logger.warning("%s is not shown in the report: %s", key, error)
+            continue
+        blank = np.full((1, 1, 3), 255, np.uint8)
+        crops = [decode_png(row["image"]) for row in rows[:_FACES_SHOWN]]
+        squares = [align.Square(**row["square"]) for row in rows]
+        sheet.append([_with_squares(photograph, squares), *crops, *[blank] * (_FACES_SHOWN - len(crops))])
+        if len(sheet) == ALIGNED_ROWS:
+            break
+    titles = ["photograph", *(f"face {number}" for number in range(1, _FACES_SHOWN + 1))]
+    return images.contact_sheet(sheet, titles, ALIGNED_SIDE_PX) if sheet else None
+
+
+def _with_squares(photograph: NDArray[np.uint8], squares: Sequence[align.Square]) -> NDArray[np.uint8]:
+    """Return a photograph in the middle of a white square, with squares drawn on it."""
+    height, width = photograph.shape[:2]
+    scale = ALIGNED_SIDE_PX / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = cv2.resize(photograph, size, interpolation=cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR)
+    left, top = ((ALIGNED_SIDE_PX - length) // 2 for length in size)
+    shown = np.full((ALIGNED_SIDE_PX, ALIGNED_SIDE_PX, 3), 255, np.uint8)
+    shown[top : top + size[1], left : left + size[0]] = small
+    corners = [np.rint(square.corners() * scale + (left, top)).astype(np.int32) for square in squares]
+    cv2.polylines(shown, corners, True, _SQUARE_COLOR, 1, cv2.LINE_AA)
+    return shown
+
+
 def _title(name: str, values: NDArray[Any]) -> str:
     numbers = _summary(values)
     return (
@@ -228,6 +281,7 @@ def _write_page(
     sheet: NDArray[np.uint8],
     mask_config: MaskConfig,
     notes: Sequence[tuple[str, str]],
+    aligned: NDArray[np.uint8] | None,
 ) -> bytes:
     """Return a page that needs no other file."""
     num_bald = rows.column("hair_area").null_count
@@ -244,6 +298,7 @@ def _write_page(
         "hair": info.hair if info.hair == "none" else f"{info.hair}, unknown in {num_bald} images",
         "holes": f"{in_range:.1%} of {len(areas)} drawn here cover {least:.0%} to {most:.0%}; "
         f"hair, where it is known, is added to {mask_config.hair_probability:.0%}",
+        "faces": _CROPPED[info.align],
         "fingerprint": info.fingerprint,
     }
     statistics = [
@@ -269,6 +324,7 @@ def _write_page(
         notes=notes,
         guesses=Counter(note for _, note in notes).most_common(),
         listed=_LISTED,
+        aligned=None if aligned is None else pages.data_uri("image/webp", encode_webp(aligned)),
         preview=pages.data_uri("image/webp", encode_webp(sheet)),
         settings=sorted(info.preparation.items()),
     )

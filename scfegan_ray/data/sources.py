@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from scfegan_ray import faces, storage
 from scfegan_ray.config import DataConfig
-from scfegan_ray.data import columns, decoding, layouts, parsing, trees
+from scfegan_ray.data import align, columns, decoding, layouts, parsing, trees
 from scfegan_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class Face:
         eyes: (4,) float32: x, y of the eye at the image's left, then of the one at its right, in pixels; or None
             where they follow from the labels, or from the alignment of the photographs.
         notes: what was guessed about the file.
+        square: where in the photograph it was found; None where that was taken as it is.
     """
 
     image: NDArray[np.uint8]
@@ -74,6 +75,7 @@ class Face:
     labels: NDArray[np.uint8] | None = None
     eyes: NDArray[np.float32] | None = None
     notes: tuple[str, ...] = ()
+    square: align.Square | None = None
 
 
 class FaceSource(Protocol):
@@ -108,6 +110,25 @@ class FaceSource(Protocol):
 
         Raises:
             DataError: this image cannot be used, others may; the text is the reason, without the key.
+            StorageError: the storage fails.
+        """
+        ...
+
+
+@runtime_checkable
+class RawPhotographs(FaceSource, Protocol):
+    """Photographs of which nothing says where their faces are."""
+
+    @property
+    def max_megapixels(self) -> float:
+        """Larger ones are refused."""
+        ...
+
+    def read(self, key: str) -> bytes:
+        """Read the file of one photograph.
+
+        Raises:
+            DataError: there is none, others may be fine; the text is the reason, without the key.
             StorageError: the storage fails.
         """
         ...
@@ -157,7 +178,11 @@ class ImageFolder:
 
     def load(self, key: str, size_px: int, detail_px: int) -> Face:
         """Read, crop and resize one photograph; see `FaceSource`."""
-        return _face(self.tree.read(key), self.max_megapixels, size_px, detail_px)
+        return _face(self.read(key), self.max_megapixels, size_px, detail_px)
+
+    def read(self, key: str) -> bytes:
+        """Read one file; see `RawPhotographs`."""
+        return self.tree.read(key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,12 +297,16 @@ class ParquetImages:
         """Do nothing: rows that follow each other lie together, and are read together."""
 
     def load(self, key: str, size_px: int, detail_px: int) -> Face:
-        """Read one row; rows that are asked for in their order are read in one go. See `FaceSource`."""
+        """Read, crop and resize one photograph; see `FaceSource`."""
+        return _face(self.read(key), self.max_megapixels, size_px, detail_px)
+
+    def read(self, key: str) -> bytes:
+        """Read one row; rows that are asked for in their order are read in one go. See `RawPhotographs`."""
         name, _, row = key.rpartition("/")
         data = self._cursor.read(self.uris[name], int(row))
         if data is None:
             raise DataError("the row holds no image")
-        return _face(data, self.max_megapixels, size_px, detail_px)
+        return data
 
     @functools.cached_property
     def _cursor(self) -> _ParquetCursor:
@@ -328,6 +357,51 @@ class _ParquetCursor:
         self._file, self._uri, self._group = _open_parquet(uri), uri, -1
         meta = self._file.metadata
         self._starts = np.cumsum([0, *(meta.row_group(at).num_rows for at in range(meta.num_row_groups))]).tolist()
+
+
+def load_faces(
+    source: RawPhotographs, key: str, finder: align.FaceFinder, size_px: int, detail_px: int
+) -> tuple[list[tuple[str, Face]], list[tuple[str, str]]]:
+    """Read one photograph, and cut out its faces as CelebA-HQ was; one that is aligned already is taken as it is.
+
+    Args:
+        source: of the photograph.
+        key: of the photograph.
+        finder: finds the faces.
+        size_px: side of the images that are wanted.
+        detail_px: side from which what is cut out need not be larger.
+
+    Returns:
+        (key, face) of each face that can be used, and (key, reason) of each other one. Where there are several, their
+        keys are numbered; see `dataset.photograph_of`.
+
+    Raises:
+        DataError: the photograph cannot be used, others may; the text is the reason, without the key.
+        StorageError: the storage fails.
+    """
+    notes: list[str] = []
+    photograph = decoding.decode_whole(source.read(key), max_megapixels=source.max_megapixels, note=notes.append)
+    height, width = photograph.shape[:2]
+    left, top, right, bottom = decoding.central_square(width, height)
+    decoding.check_photograph(photograph[top:bottom, left:right])
+    found = finder.find(photograph)
+    if not found:
+        raise DataError("no face found")
+    enough_px = max(size_px, detail_px)
+    if align.is_aligned(found, width, height):
+        return [(key, _sized(photograph, size_px, enough_px, notes))], []
+    faces: list[tuple[str, Face]] = []
+    refused: list[tuple[str, str]] = []
+    for number, one in enumerate(found, 1):
+        name = key if len(found) == 1 else f"{key}#{number}"
+        if one.problem is not None:
+            refused.append((name, one.problem))
+            continue
+        image = align.crop(photograph, one.square, size_px)
+        seen_px = min(enough_px, max(size_px, round(one.square.side_px)))
+        seen = image if seen_px == size_px else align.crop(photograph, one.square, seen_px)
+        faces.append((name, Face(image, seen, notes=tuple(notes), square=one.square)))
+    return faces, refused
 
 
 def open_source(config: DataConfig, seed: int, *, outputs: Sequence[str] = ()) -> tuple[FaceSource, Listing]:
@@ -548,6 +622,10 @@ def _face(data: bytes, max_megapixels: float, size_px: int, detail_px: int) -> F
         data, max_megapixels=max_megapixels, at_least_px=enough_px, note=notes.append
     )
     decoding.check_photograph(photograph)
+    return _sized(photograph, size_px, enough_px, notes)
+
+
+def _sized(photograph: NDArray[np.uint8], size_px: int, enough_px: int, notes: Sequence[str]) -> Face:
     seen = decoding.resize(photograph, enough_px) if photograph.shape[0] > enough_px else photograph
     return Face(decoding.resize(photograph, size_px), seen, notes=tuple(notes))
 

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from found_faces import FakeFinder, group
 
 from cluster import Cluster
 from scfegan_ray import faces
 from scfegan_ray.config import Config
-from scfegan_ray.data import prepare
+from scfegan_ray.data import align, prepare
 from scfegan_ray.data.codecs import encode_png
 
 
@@ -51,4 +52,24 @@ def photographs(tmp_path: Path) -> Path:
     folder.mkdir()
     for at in range(6):
         (folder / f"{at}.png").write_bytes(encode_png(faces.draw_face(0, at, 48).image))
+    return folder
+
+
+@pytest.fixture
+def finder(monkeypatch: pytest.MonkeyPatch) -> FakeFinder:
+    """Let faces be found without weights."""
+    monkeypatch.setattr(align, "FaceFinder", FakeFinder)
+    for name in ("yunet_onnx", "face_mesh_tflite"):
+        monkeypatch.setattr(align, name, lambda: b"")
+    return FakeFinder()
+
+
+@pytest.fixture
+def groups(tmp_path: Path) -> Path:
+    """Give photographs of no, one, two and four faces, and one that is aligned already."""
+    folder = tmp_path / "groups"
+    folder.mkdir()
+    for name, count in (("a", 2), ("b", 1), ("d", 4), ("e", 0), ("f", 2), ("g", 1)):
+        (folder / f"{name}.png").write_bytes(encode_png(group(count, ord(name))))
+    (folder / "c.png").write_bytes(encode_png(faces.draw_face(0, 0, 48).image))
     return folder

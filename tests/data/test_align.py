@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from scfegan_ray.data import align, decoding
 from scfegan_ray.data.align import Face, FaceFinder, Square
+from scfegan_ray.errors import ModelError
 
 
 def mesh(
@@ -152,21 +153,39 @@ def test_aligned_where_a_face_fills_the_photograph_as_usual() -> None:
     assert align.is_aligned([face(300.0), face(57.0)], 100, 100)
     assert not align.is_aligned([face(59.0)], 100, 100)
     assert not align.is_aligned([], 100, 100)
-    # Of a photograph that is no square the central one counts.
-    assert align.is_aligned([face(100.0)], 200, 100)
+    # A photograph that is no square was never aligned so, even where its central square is.
+    assert not align.is_aligned([face(100.0)], 200, 100)
+
+
+def test_what_is_left_open_is_settled_by_what_can_be_had(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("yunet_onnx", "face_mesh_tflite"):
+        monkeypatch.setattr(align, name, lambda: b"")
+    assert (align.settle("auto"), align.settle("celeba_hq"), align.settle("none")) == ("celeba_hq", "celeba_hq", "none")
+
+    def offline() -> bytes:
+        raise ModelError("no network")
+
+    monkeypatch.setattr(align, "face_mesh_tflite", offline)
+    assert align.settle("none") == "none" and not caplog.text
+    assert align.settle("auto") == "none"
+    assert "the central square of each photograph is taken, wherever its faces are: no network" in caplog.text
+    with pytest.raises(ModelError, match="cannot be found: no network; or give --data.align none"):
+        align.settle("celeba_hq")
 
 
 @pytest.fixture(scope="module")
-def finder(tmp_path_factory: pytest.TempPathFactory) -> FaceFinder:
+def real(tmp_path_factory: pytest.TempPathFactory) -> FaceFinder:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCFEGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
         return FaceFinder()
 
 
 @pytest.mark.network
-def test_a_real_face_is_found_however_it_is_turned(finder: FaceFinder) -> None:
+def test_a_real_face_is_found_however_it_is_turned(real: FaceFinder) -> None:
     photograph = skimage.data.astronaut()
-    [face] = finder.find(photograph)
+    [face] = real.find(photograph)
     assert face.problem is None
     assert face.score > 0.8
     # The eyes are at 200, 103 and 249, 104, the mouth is at 223, 144.
@@ -178,7 +197,7 @@ def test_a_real_face_is_found_however_it_is_turned(finder: FaceFinder) -> None:
     for degrees, scale in ((-25, 1.0), (20, 1.7), (10, 0.6)):
         matrix = cv2.getRotationMatrix2D((256, 256), -degrees, scale)
         turned = cv2.warpAffine(photograph, matrix, (512, 512), borderMode=cv2.BORDER_REPLICATE)
-        [again] = finder.find(np.asarray(turned, np.uint8))
+        [again] = real.find(np.asarray(turned, np.uint8))
         expected = np.column_stack([face.square.corners(), np.ones(4)]) @ matrix.T
         off = np.linalg.norm(again.square.corners() - expected, axis=1).mean()
         assert off < 0.05 * again.square.side_px
@@ -187,43 +206,43 @@ def test_a_real_face_is_found_however_it_is_turned(finder: FaceFinder) -> None:
 
 
 @pytest.mark.network
-def test_what_is_cut_out_is_aligned_already(finder: FaceFinder) -> None:
+def test_what_is_cut_out_is_aligned_already(real: FaceFinder) -> None:
     photograph = skimage.data.astronaut()
-    [face] = finder.find(photograph)
+    [face] = real.find(photograph)
     cut = align.crop(photograph, face.square, 256)
-    assert align.is_aligned(finder.find(cut), 256, 256)
+    assert align.is_aligned(real.find(cut), 256, 256)
 
 
 @pytest.mark.network
-def test_several_faces_come_with_the_largest_first(finder: FaceFinder) -> None:
+def test_several_faces_come_with_the_largest_first(real: FaceFinder) -> None:
     photograph = skimage.data.astronaut()
     half = np.full_like(photograph, 255)
     half[128:384, 128:384] = cv2.resize(photograph, (256, 256), interpolation=cv2.INTER_AREA)
     group = np.concatenate([half, photograph], axis=1)
-    first, second = finder.find(group)
+    first, second = real.find(group)
     assert first.square.center_x > 512 > second.square.center_x
     assert second.square.side_px == pytest.approx(first.square.side_px / 2, rel=0.05)
     assert [face.problem for face in (first, second)] == [None, None]
 
 
 @pytest.mark.network
-def test_what_is_not_to_be_learnt_from_is_told(finder: FaceFinder) -> None:
+def test_what_is_not_to_be_learnt_from_is_told(real: FaceFinder) -> None:
     photograph = skimage.data.astronaut()
     tiny = np.asarray(cv2.resize(photograph, (160, 160), interpolation=cv2.INTER_AREA), np.uint8)
-    [small] = finder.find(tiny)
+    [small] = real.find(tiny)
     assert small.problem == "face too small: 53 px, at least 64 are wanted"
-    [blurred] = finder.find(np.asarray(cv2.GaussianBlur(photograph, (0, 0), 4.0), np.uint8))
+    [blurred] = real.find(np.asarray(cv2.GaussianBlur(photograph, (0, 0), 4.0), np.uint8))
     assert blurred.problem == "face blurred"
     # This face is hardly turned, so the limit is moved.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(align, "_MOST_TURNED_DEGREES", 0.1)
-        [turned] = finder.find(photograph)
+        [turned] = real.find(photograph)
     assert turned.problem is not None
     assert turned.problem.startswith("face turned away: by ")
 
 
 @pytest.mark.network
 @pytest.mark.parametrize("shape", [(16, 16), (16, 300), (700, 40)])
-def test_nothing_is_found_where_there_is_no_face(finder: FaceFinder, shape: tuple[int, int]) -> None:
-    assert finder.find(np.full((*shape, 3), 128, np.uint8)) == []
-    assert finder.find(noise(shape[1], shape[0])) == []
+def test_nothing_is_found_where_there_is_no_face(real: FaceFinder, shape: tuple[int, int]) -> None:
+    assert real.find(np.full((*shape, 3), 128, np.uint8)) == []
+    assert real.find(noise(shape[1], shape[0])) == []

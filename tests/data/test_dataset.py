@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from prepared_set import NUM, copy_name, write_dataset
 from running import run_code
+from tiny import DATASET
 
 from scfegan_ray import cache, storage
+from scfegan_ray.config import DataConfig
 from scfegan_ray.data import dataset
 from scfegan_ray.data.dataset import (
     DIGEST,
@@ -28,8 +30,10 @@ from scfegan_ray.data.dataset import (
     fingerprint,
     first_held_back,
     is_test_key,
+    photograph_of,
     read_shard,
     settle_identity_pattern,
+    trains_on,
     write_index,
 )
 from scfegan_ray.data.rows import PreparedDataset
@@ -252,3 +256,39 @@ def test_index_is_sorted_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         {"key": "b", "shard": 0, "row": 0, "held_back": True},
         {"key": "c", "shard": 0, "row": 1, "held_back": False},
     ]
+
+
+def test_faces_of_a_photograph_are_on_one_side() -> None:
+    assert photograph_of("a/b#2.jpg#13") == "a/b#2.jpg"
+    assert photograph_of("a/b#2.jpg") == "a/b#2.jpg"
+    keys = [f"7_{at}.jpg" for at in range(50)]
+    for pattern in (None, NUMBERED_PEOPLE):
+        for key in keys:
+            assert len({is_test_key(name, 0.5, pattern) for name in (key, f"{key}#1", f"{key}#20")}) == 1
+    assert len({is_test_key(key, 0.5) for key in keys}) == 2
+
+
+def test_photograph_was_trained_on_whichever_of_its_faces_was(tiny_dataset: str) -> None:
+    info = DatasetInfo.read(tiny_dataset)
+    assert info is not None
+    keys = [f"embedded/0/{at:07d}" for at in range(12)]
+    learnt = [key for key in keys if not info.holds_back(key)]
+    held_back = next(key for key in keys if info.holds_back(key))
+    assert trains_on(tiny_dataset, info, keys) == len(learnt)
+    asked = [f"{learnt[0]}#1", f"{learnt[0]}#2", learnt[1], f"{held_back}#1", "other#1"]
+    assert trains_on(tiny_dataset, info, asked) == 3
+
+
+def test_rows_of_an_older_version_say_nothing_of_squares(tmp_path: Path) -> None:
+    place = write_dataset(tmp_path / "old")
+    for part in Path(place, "data").iterdir():
+        table = pq.read_table(part)
+        pq.write_table(table.drop_columns("square"), part)
+    assert len(PreparedDataset.open(place)) == NUM
+    assert PreparedDataset.open(place).row(3)["key"] == "face-03"
+
+
+def test_what_learns_from_a_dataset_says_what_was_taken_of_photographs() -> None:
+    found = replace(DATASET, align="celeba_hq").named_in(DataConfig(align="auto"), "/made")
+    assert (found.prepared, found.align) == ("/made", "celeba_hq")
+    assert DATASET.named_in(DataConfig(align="auto"), "/made").align == "none"

@@ -38,6 +38,20 @@ def decode(data: bytes, **how: Any) -> np.ndarray:
     return decoding.decode_photograph(data, **{"max_megapixels": 100.0, "at_least_px": 64} | how)
 
 
+def test_whole_photograph_however_long() -> None:
+    image = halves(200, 40)
+    whole = decoding.decode_whole(encoded(image), max_megapixels=1.0)
+    assert np.array_equal(whole, np.asarray(image))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = decoding.decode_whole(encoded(image, exif=exif), max_megapixels=1.0)
+    assert upright.shape == (200, 40, 3) and np.array_equal(upright, np.rot90(whole, -1))
+    with pytest.raises(DataError, match="more than 0.001 megapixels"):
+        decoding.decode_whole(encoded(image), max_megapixels=0.001)
+    with pytest.raises(DataError, match="longer than 3 times"):
+        decode(encoded(image))
+
+
 def is_red(pixel: np.ndarray) -> bool:
     return bool(pixel[0] > 200 and pixel[2] < 60)
 

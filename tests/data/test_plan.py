@@ -18,7 +18,7 @@ from test_prepare import content
 from cluster import Cluster
 from scfegan_ray import faces, storage
 from scfegan_ray.config import Config, DataConfig
-from scfegan_ray.data import dataset, prepare, sketches
+from scfegan_ray.data import align, dataset, prepare, sketches
 from scfegan_ray.data.codecs import encode_png
 from scfegan_ray.data.dataset import DatasetInfo, shard_place
 from scfegan_ray.data.plan import Plan, make_plan
@@ -255,6 +255,46 @@ def test_dataset_of_the_older_decoding(
     else:
         with pytest.raises(DataError, match="begun with data.decoding_version = None, now it is 2; choose another"):
             prepare.prepare(config)
+
+
+def test_aligning_shapes_a_dataset_of_photographs_alone(config: Config, photographs: Path) -> None:
+    def settings(source: str, align: str) -> dict[str, object]:
+        return make_plan(replace(config, data=replace(config.data, source=source, align=align))).settings
+
+    plain = settings(str(photographs), "none")
+    assert not [name for name in plain if "align" in name], "what was prepared before is the same"
+    for asked in ("auto", "celeba_hq"):
+        found = settings(str(photographs), asked)
+        assert found == plain | {"data.align": "auto", "data.align_version": 1}
+        assert settings("embedded", asked) == settings("embedded", "none")
+
+
+def test_central_squares_are_no_faces_that_were_found(
+    config: Config, cluster: Cluster, groups: Path, monkeypatch: pytest.MonkeyPatch, finder: object
+) -> None:
+    def offline() -> bytes:
+        raise ModelError("no network")
+
+    def wanting(asked: str) -> Config:
+        return replace(config, data=replace(config.data, source=str(groups), align=asked))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(align, "yunet_onnx", offline)
+        with pytest.raises(ModelError, match="give --data.align none"):
+            prepare.prepare(wanting("celeba_hq"))
+        cluster.stop_after = 1
+        with pytest.raises(KeyboardInterrupt):
+            prepare.prepare(wanting("auto"))
+    cluster.stop_after = None
+    with pytest.raises(DataError, match="holds the central squares of photographs, now data.align is celeba_hq; give"):
+        prepare.prepare(wanting("celeba_hq"))
+    made = prepare.prepare(wanting("auto"))
+    assert made.info.align == "none", "what is there decides for the rest"
+    with pytest.raises(DataError, match="holds the central squares of photographs, now data.align is celeba_hq; give"):
+        prepare.prepare(wanting("celeba_hq"))
+    assert prepare.prepare(wanting("auto")).info == made.info
+    with pytest.raises(DataError, match="was prepared with data.align = auto, now it is None; choose another"):
+        prepare.prepare(wanting("none"))
 
 
 def test_people_shape_the_split_and_what_was_prepared_without_them_is_used(

@@ -172,6 +172,70 @@ def test_parser_that_finds_no_face_is_not_claimed(config: Config, cluster: Clust
     assert (info.color_segments, info.eyes, info.hair) == ("superpixels", "canonical", "none")
 
 
+def aligned(config: Config, groups: Path, **how: object) -> Config:
+    changed = {"source": str(groups), "align": "celeba_hq", "shard_images": 3} | how
+    return replace(config, data=replace(config.data, **changed))  # type: ignore[arg-type]
+
+
+def test_each_face_of_a_photograph_is_a_row(config: Config, cluster: Cluster, groups: Path, finder: object) -> None:
+    made = prepare.prepare(aligned(config, groups))
+    assert (made.info.num_images, made.info.num_rejected, made.info.num_shards) == (10, 2, 3)
+    assert made.rejected == [("d.png#3", "face blurred"), ("e.png", "no face found")]
+    assert made.info.align == "celeba_hq" and made.info.preparation["data.align"] == "auto"
+    dataset = PreparedDataset.open(made.uri)
+    expected = ["a.png#1", "a.png#2", "b.png", "c.png", "d.png#1", "d.png#2", "d.png#4", "f.png#1", "f.png#2", "g.png"]
+    assert keys_of(dataset) == expected
+    squares: dict[str, dict[str, float] | None] = {}
+    for at in range(3):
+        table = pq.read_table(Path(made.uri, "data", f"part-{at:05d}.parquet"), columns=["key", "square"])
+        squares |= {row["key"]: row["square"] for row in table.to_pylist()}
+    assert squares["c.png"] is None
+    assert squares["d.png#4"] == {"center_x": 218.0, "center_y": 32.0, "side_px": 41.0, "angle": pytest.approx(0.3)}
+    [index] = [row for row in pq.read_table(Path(made.uri, "index.parquet")).to_pylist() if row["key"] == "d.png#4"]
+    assert (index["shard"], index["row"]) == (1, 2)
+
+
+def test_photographs_of_groups_go_on_where_they_were_stopped(
+    config: Config, cluster: Cluster, groups: Path, finder: object, tmp_path: Path
+) -> None:
+    whole = prepare.prepare(aligned(config, groups, prepared=str(tmp_path / "whole")))
+    cluster.made.clear()
+    cluster.stop_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare(aligned(config, groups))
+    cluster.stop_after = None
+    made = prepare.prepare(aligned(config, groups, align="auto"))
+    assert cluster.made == [0, 1, 2]
+    assert content(made.uri) == content(whole.uri)
+    assert (made.info, made.rejected) == (whole.info, whole.rejected)
+
+
+def test_photograph_that_lacks_in_a_shard_is_noticed(
+    config: Config, cluster: Cluster, groups: Path, finder: object, tmp_path: Path
+) -> None:
+    cluster.stop_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare(aligned(config, groups))
+    part = tmp_path / "made" / "data" / "part-00000.parquet"
+    table = pq.read_table(part)
+    pq.write_table(table.slice(2), part)  # without both faces of the first photograph
+    with pytest.raises(DataError, match="holds other images than it should; delete it"):
+        prepare.prepare(aligned(config, groups))
+
+
+def test_faces_are_large_enough_not_to_be_enlarged_much(config: Config, groups: Path, finder: object) -> None:
+    for size_px, least_px in ((32, 64), (256, 128)):
+        asked = aligned(config, groups, size_px=size_px)
+        plan = make_plan(asked)
+        found = prepare.ShardMaker(asked.data, plan.source, "", plan.settings).finder
+        assert found is not None and found.least_side_px == least_px  # type: ignore[attr-defined]
+
+
+def test_drawn_faces_want_no_weights(config: Config, cluster: Cluster) -> None:
+    made = prepare.prepare(replace(config, data=replace(config.data, align="celeba_hq")))
+    assert made.info.align == "none" and made.info.num_images == 12
+
+
 def test_guess_about_a_file_is_told(
     config: Config, cluster: Cluster, photographs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -204,7 +268,7 @@ def test_stage_gives_one_line_about_its_shard(config: Config, tmp_path: Path) ->
     plan = make_plan(config)
     maker = prepare.ShardMaker(config.data, plan.source, plan.uri, plan.settings)
     [row] = prepare.make_shard(maker, block(plan.keys_of(0).to_pylist())).to_pylist()
-    assert (row["prepared"], row["num_refused"], row["error"], row["message"]) == (4, 0, None, None)
+    assert (row["prepared"], row["num_photographs"], row["error"], row["message"]) == (4, 4, None, None)
     assert row["began"] <= row["ended"]
     assert (tmp_path / "made" / "data" / "part-00003.parquet").exists()
 
@@ -229,16 +293,19 @@ def through_stages(maker: prepare.ShardMaker, keys: list[str]) -> dict[str, obje
     return row
 
 
-@pytest.mark.parametrize("kind", ["embedded", "folder", "refused"])
-def test_three_stages_make_the_same_shard_as_one(config: Config, photographs: Path, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["embedded", "folder", "refused", "groups"])
+def test_three_stages_make_the_same_shard_as_one(
+    config: Config, photographs: Path, groups: Path, finder: object, tmp_path: Path, kind: str
+) -> None:
     (photographs / "2.png").write_bytes(b"no")
     twelve = faces.draw_face(0, 9, 48).image.astype(np.uint16) * 16
     (photographs / "deep.png").write_bytes(cv2.imencode(".png", twelve)[1].tobytes())
     if kind == "refused":
         for path in photographs.iterdir():
             path.write_bytes(b"no")
-    source = "embedded" if kind == "embedded" else str(photographs)
-    config = replace(config, data=replace(config.data, source=source, shard_images=12))
+    source = {"embedded": "embedded", "groups": str(groups)}.get(kind, str(photographs))
+    align = "celeba_hq" if kind == "groups" else "none"
+    config = replace(config, data=replace(config.data, source=source, shard_images=12, align=align))
     plan = make_plan(config)
     keys = plan.keys_of(0).to_pylist()
     assert len(keys) == (12 if kind == "embedded" else 7)
@@ -247,8 +314,9 @@ def test_three_stages_make_the_same_shard_as_one(config: Config, photographs: Pa
         maker = prepare.ShardMaker(config.data, plan.source, str(tmp_path / way), plan.settings)
         rows.append(through_stages(maker, keys) if make is None else make(maker, block(keys)).to_pylist()[0])
     assert all(row["error"] is None and row["began"] <= row["ended"] for row in rows)
-    assert [(row["prepared"], row["num_refused"]) for row in rows] == {
-        "embedded": [(12, 0)] * 2, "folder": [(6, 1)] * 2, "refused": [(0, 7)] * 2
+    assert [(row["prepared"], row["num_photographs"]) for row in rows] == {
+        "embedded": [(12, 12)] * 2, "folder": [(6, 7)] * 2, "refused": [(0, 7)] * 2,
+        "groups": [(10, 7)] * 2,
     }[kind]  # fmt: skip
     one, three = (Path(tmp_path, way, "data", "part-00003.parquet").read_bytes() for way in ("one", "three"))
     assert one == three
@@ -301,7 +369,7 @@ def test_where_edges_are_detected_is_said(
 
 def test_many_shards_come_in_few_blocks(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(replace(config, data=replace(config.data, num_embedded=22)))
-    assert plan.num_shards == 6 and plan.num_images([0, 5]) == 4 + 2
+    assert plan.num_shards == 6 and plan.num_photographs([0, 5]) == 4 + 2
     missing = [0, 2, 3, 4, 5]
     for most, sizes in ((9, [1] * 5), (2, [3, 2])):
         monkeypatch.setattr(prepare, "_MOST_BLOCKS", most)

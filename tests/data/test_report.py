@@ -21,7 +21,7 @@ from scfegan_ray.config import Config, MaskConfig
 from scfegan_ray.data import prepare, report
 from scfegan_ray.data.codecs import decode_png, decode_row, encode_png
 from scfegan_ray.data.dataset import read_shard, shard_place
-from scfegan_ray.errors import DataError
+from scfegan_ray.errors import DataError, StorageError
 
 EVIL = "<script>alert(1)</script> & 'x'.png"
 
@@ -202,3 +202,36 @@ def test_no_key_reason_or_note_breaks_the_page(made: prepare.Preparation) -> Non
             "twice each in the first 100 and in a setting, thrice in the notes"
         )
     assert "Left out: 120" in page.text and "the first 100" in page.text
+
+
+def test_squares_are_shown_beside_what_was_cut_out(
+    tiny: Config, cluster: Cluster, groups: Path, finder: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(tiny, data=replace(tiny.data, source=str(groups), align="celeba_hq", shard_images=3))
+    made = prepare.prepare(config)
+    page = page_of(made.uri)
+    *_, sheet, _ = page.pictures
+    found = cv2.imdecode(np.frombuffer(sheet, np.uint8), cv2.IMREAD_COLOR)
+    assert found is not None
+    # Of a, b, d, f and g; c was aligned, and in e there is no face.
+    side, gap = report.ALIGNED_SIDE_PX, 2
+    assert found.shape == (18 + 5 * (side + gap) + gap, 5 * (side + gap) + gap, 3)
+    greens = (np.abs(found.astype(int) - (0, 255, 0)) < 90).all(2)
+    assert greens[:, :side].sum() > 20 * greens[:, side + 4 :].sum()
+    text = " ".join(page.text)
+    assert "Faces found" in text and "turned, cropped and resized as in CelebA-HQ" in text
+    assert "face blurred" in text and "no face found" in text
+
+
+def test_photograph_that_is_gone_is_not_shown(tiny: Config, caplog: pytest.LogCaptureFixture) -> None:
+    def gone(key: str) -> np.ndarray:
+        raise StorageError(f"cannot read {key}")
+
+    square = {"center_x": 1.0, "center_y": 1.0, "side_px": 2.0, "angle": 0.0}
+    assert report._draw_aligned([{"key": "a.png#1", "square": square}], gone) is None
+    assert "a.png is not shown in the report: cannot read a.png" in caplog.text
+
+
+def test_without_faces_that_were_found_nothing_is_said_of_them(made: prepare.Preparation) -> None:
+    text = " ".join(page_of(made.uri).text)
+    assert "Faces found" not in text and "of each the central square" in text

@@ -12,9 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from found_faces import FakeFinder, group
 
+from scfegan_ray import faces
 from scfegan_ray.config import DataConfig
-from scfegan_ray.data import parsing, sources, trees
+from scfegan_ray.data import align, parsing, sources, trees
+from scfegan_ray.data.codecs import encode_png
 from scfegan_ray.errors import DataError
 
 
@@ -296,3 +299,70 @@ def test_embedded_faces_depend_on_seed_and_index_only() -> None:
     assert first.labels is not None and first.eyes is not None
     _, other = sources.open_source(DataConfig(num_embedded=3), seed=2)
     assert (source.load(other.keys[2].as_py(), 32, 64).image != first.image).any()
+
+
+def load_faces(
+    place: Path, key: str, size_px: int = 32, detail_px: int = 40
+) -> tuple[list[tuple[str, sources.Face]], list[tuple[str, str]]]:
+    source, _ = open_at(place)
+    assert isinstance(source, sources.RawPhotographs)
+    return sources.load_faces(source, key, FakeFinder(), size_px, detail_px)  # type: ignore[arg-type]
+
+
+def test_each_face_of_a_photograph_is_cut_out(groups: Path) -> None:
+    found, refused = load_faces(groups, "d.png")
+    assert [key for key, _ in found] == ["d.png#1", "d.png#2", "d.png#4"]
+    assert refused == [("d.png#3", "face blurred")]
+    photograph = group(4, ord("d"))
+    for (_, face), number in zip(found, (0, 1, 3), strict=True):
+        assert face.square == align.Square(38.0 + 60 * number, 32.0, 44.0 - number, 0.1 * number)
+        assert np.array_equal(face.image, align.crop(photograph, face.square, 32))
+        assert np.array_equal(face.photograph, align.crop(photograph, face.square, 40))
+        assert face.labels is None and face.eyes is None
+
+
+def test_what_is_cut_out_has_no_more_detail_than_there_is(groups: Path) -> None:
+    [(_, face)], _ = load_faces(groups, "b.png", 32, 200)
+    assert face.image.shape[0] == 32 and face.photograph.shape[0] == 44
+    [(_, face)], _ = load_faces(groups, "b.png", 64, 200)
+    assert face.image is face.photograph and face.image.shape[0] == 64
+
+
+def test_one_face_keeps_the_name_of_its_photograph(groups: Path) -> None:
+    [(key, _)], refused = load_faces(groups, "b.png")
+    assert (key, refused) == ("b.png", [])
+
+
+def test_photograph_that_is_aligned_is_taken_as_it_is(groups: Path) -> None:
+    [(key, face)], refused = load_faces(groups, "c.png")
+    plain = open_at(groups)[0].load("c.png", 32, 40)
+    assert (key, refused, face.square) == ("c.png", [], None)
+    assert np.array_equal(face.image, plain.image) and np.array_equal(face.photograph, plain.photograph)
+
+
+def test_photograph_without_a_face(groups: Path) -> None:
+    with pytest.raises(DataError, match="^no face found$"):
+        load_faces(groups, "e.png")
+
+
+def test_notes_about_a_file_are_those_of_each_of_its_faces(tmp_path: Path) -> None:
+    deep = group(2).astype(np.uint16) * 16
+    deep[0, 0] = 2 * 16
+    (tmp_path / "deep.png").write_bytes(cv2.imencode(".png", deep)[1].tobytes())
+    found, _ = load_faces(tmp_path, "deep.png")
+    assert [len(face.notes) for _, face in found] == [1, 1]
+
+
+def test_who_says_where_faces_are(groups: Path, tmp_path: Path) -> None:
+    table = pa.table({"image": pa.array([encode_png(group(2))], pa.binary())})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    [one, two], _ = load_faces(tmp_path / "rows.parquet", "rows.parquet/00000000")
+    assert (one[0], two[0]) == ("rows.parquet/00000000#1", "rows.parquet/00000000#2")
+    zipped_source, _ = open_at(zipped(groups))
+    assert isinstance(zipped_source, sources.RawPhotographs)
+    assert not isinstance(sources.EmbeddedFaces(), sources.RawPhotographs)
+    drawn = faces.draw_face(0, 1, 48)
+    write(tmp_path / "hq" / "CelebA-HQ-img" / "1.jpg", drawn.image)
+    write(tmp_path / "hq" / "CelebAMask-HQ-mask-anno" / "0" / "00001_skin.png", drawn.labels)
+    official, _ = open_at(tmp_path / "hq")
+    assert official.has_labels and not isinstance(official, sources.RawPhotographs)

@@ -309,7 +309,7 @@ def test_gpus_detect_edges_and_every_core_does_the_rest(tmp_path: Path) -> None:
 
     data = DataConfig(size_px=32, num_embedded=60, shard_images=1, sketch=SketchConfig(detector="opencv"))
     plan = make_plan(Config(model=ModelConfig(num_downsamples=2), data=data))
-    maker = ShardMaker(settle(data, "", None), plan.source, str(tmp_path / "one"), plan.settings)
+    maker = ShardMaker(settle(data, plan, None), plan.source, str(tmp_path / "one"), plan.settings)
     for number in range(plan.num_shards):
         maker.make(number, plan.keys_of(number).to_pylist())
     expected = {path.name: path.read_bytes() for path in (tmp_path / "one" / "data").iterdir()}
