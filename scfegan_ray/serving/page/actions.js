@@ -35,6 +35,7 @@ export async function openFile({ editor, status }, file) {
   const fits = await editor.open(file, file.name);
   const number = editor.faces.length;
   if (!fits) status("other_photograph");
+  else if (editor.opened?.message && number) status("note", { text: editor.opened.message });
   else if (editor.active < 0) status(number ? "opened_faces" : "", { number });
 }
 

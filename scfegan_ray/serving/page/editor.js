@@ -38,6 +38,7 @@ export class Editor extends EventTarget {
     this.waiting = null;
     this.timer = 0;
     this.unsaved = false;
+    this.isPhotographKept = false;
   }
 
   get face() {
@@ -61,6 +62,15 @@ export class Editor extends EventTarget {
   async start() {
     this.model = await this.backend.model();
     this.tell("model");
+  }
+
+  /** Another model may have taken over; where its square is larger or smaller, begin anew with the same strokes. */
+  async followModel() {
+    const before = this.model?.size_px;
+    await this.start();
+    if (before === this.model?.size_px) return;
+    this.faces = this.faces.map((face) => ({ ...blankFace(face.square, face.problem), ...this.factsOf(face) }));
+    await this.show(this.active);
   }
 
   /** @returns {import("./backend.js").Model} */
@@ -95,6 +105,7 @@ export class Editor extends EventTarget {
     this.photograph = photograph;
     this.name = name;
     this.opened = opened;
+    this.isPhotographKept = false;
     this.faces = opened.faces.map(({ square, problem }) => blankFace(square, problem));
     this.active = -1;
     this.tell("photograph");
@@ -193,18 +204,22 @@ export class Editor extends EventTarget {
     const edit = JSON.stringify(makeEdit("", { name, width: opened.width, height: opened.height },
       this.faces.map((one) => this.factsOf(one))));
     try {
-      await keep({ photograph, name, opened, face, edit });
+      const isKept = this.isPhotographKept;
+      this.isPhotographKept = true;
+      await keep({ edit, face }, isKept ? null : { photograph, name, opened });
       this.tell("kept", true);
     } catch {
+      this.isPhotographKept = false;
       this.tell("kept", false);
     }
   }
 
   /** Go on with what the browser kept. @returns {Promise<boolean>} */
   async restore() {
-    const work = await kept().catch(() => undefined);
+    const work = await kept().catch(() => null);
     if (!work) return false;
     this._take(work.photograph, work.name, { ...work.opened, faces: [] });
+    this.isPhotographKept = true;
     const { faces } = JSON.parse(work.edit);
     if (faces.length) this._put(parseEdit(work.edit));
     await this.show(Math.min(work.face, this.faces.length - 1));

@@ -9,6 +9,7 @@ export const SHORTCUTS = [
   ["1", "layer-mask"], ["2", "layer-sketch"], ["3", "layer-color"],
   ["B", "shape-brush"], ["L", "shape-lasso"], ["G", "shape-bucket"], ["I", "shape-picker"], ["E", "erase"],
   ["X", "mirror"], ["[", "smaller"], ["]", "larger"],
+  [",", "smaller"], [".", "larger"],
   ["R", "run"], ["V", "view"], ["C", "mode-compare"], ["H", "layers"], ["N", "vary"],
   ["+", "zoom-in"], ["-", "zoom-out"], ["0", "fit"], ["P", "overview"], ["F", "full"], ["?", "help"],
   ["Ctrl+Enter", "run"], ["Ctrl+Z", "undo"], ["Ctrl+Shift+Z", "redo"], ["Ctrl+Y", "redo"],
@@ -27,9 +28,11 @@ const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], Arrow
 export function listen(act) {
   addEventListener("keydown", (event) => {
     const target = /** @type {HTMLElement} */ (event.target);
-    const command = event.ctrlKey || event.metaKey;
+    // On many keyboards AltGr, which counts as Ctrl and Alt, is what brackets take.
+    const typed = event.getModifierState("AltGraph");
+    const command = !typed && (event.ctrlKey || event.metaKey);
     const written = target.matches?.("textarea, select, input:not([type=range], [type=checkbox], [type=color])");
-    if (event.defaultPrevented || event.altKey || (written && !command) || document.querySelector("dialog[open]")) return;
+    if (event.defaultPrevented || (event.altKey && !typed) || (written && !command) || document.querySelector("dialog[open]")) return;
     if (!command && setting("keys", "on") !== "on") return;
     const key = event.key === " " ? "Space" : event.key.length === 1 ? event.key.toUpperCase() : event.key;
     const shift = command && event.shiftKey ? "Shift+" : "";

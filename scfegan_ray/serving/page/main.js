@@ -21,6 +21,8 @@ import { fillWords, say } from "./words.js";
 /** @typedef {import("./rasterize.js").Stroke} Stroke */
 /** @typedef {import("./view.js").Mode} Mode */
 
+const UNPROCESSABLE = 422;
+
 const element = (/** @type {string} */ id) => /** @type {HTMLElement} */ (document.getElementById(id));
 
 // A folder that `jobs/edit.py --static` wrote has its model beside it.
@@ -243,6 +245,7 @@ editor.addEventListener("ready", () => {
   showResult();
   element("hint").hidden = setting("hint", "shown") !== "shown";
   view.stage.focus({ preventScroll: true });
+  runner.outdated();
 });
 editor.addEventListener("pixels", (event) => {
   const { face, layer, rect } = /** @type {CustomEvent} */ (event).detail;
@@ -259,14 +262,21 @@ runner.addEventListener("waiting", () => {
   document.body.classList.add("running");
   status("waiting", {}, "waiting");
 });
-runner.addEventListener("busy", (event) => status("busy", /** @type {CustomEvent} */ (event).detail, "waiting"));
+runner.addEventListener("busy", (event) => {
+  const { seconds, answered } = /** @type {CustomEvent} */ (event).detail;
+  status(answered ? "busy" : "unreachable", { seconds }, "waiting");
+});
 runner.addEventListener("idle", () => {
   document.body.classList.remove("running");
   if (element("status").dataset.kind === "waiting") status("");
 });
 runner.addEventListener("nothing", () => status("nothing"));
 runner.addEventListener("emptied", showResult);
-runner.addEventListener("failed", (event) => report(/** @type {CustomEvent} */ (event).detail));
+runner.addEventListener("failed", (event) => {
+  const error = /** @type {CustomEvent} */ (event).detail;
+  report(error);
+  if (error instanceof BackendError && error.status === UNPROCESSABLE) attempt(() => editor.followModel());
+});
 runner.addEventListener("variants", drawVariants);
 runner.addEventListener("result", showResult);
 runner.addEventListener("done", (event) => {
@@ -303,6 +313,7 @@ document.querySelector("#split input")?.addEventListener("input", (event) => {
   setSplit(Number(/** @type {HTMLInputElement} */ (event.target).value) / 100);
 });
 listen(act);
+addEventListener("keydown", (event) => event.key === "Escape" && document.body.classList.remove("sheet-open"));
 new KeyCursor(tools, status);
 takeFiles((file) => attempt(() => openFile(app, file)));
 addEventListener("visibilitychange", () => document.hidden && editor.keep());

@@ -127,7 +127,7 @@ export class Runner extends EventTarget {
           const again = error instanceof BackendError ? error.again : null;
           if (running.signal.aborted) return null;
           if (again === null || tried === TRIES) throw error;
-          this._tell("busy", { seconds: again });
+          this._tell("busy", { seconds: again, answered: error instanceof BackendError && error.status > 0 });
           await sleep(1000 * again, running.signal);
           if (running.signal.aborted) return null;
         }

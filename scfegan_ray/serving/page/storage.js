@@ -1,12 +1,11 @@
 // @ts-check
 // What the browser keeps, so that work survives a reload: the photograph and the document.
 
-/** @typedef {{photograph: Blob, name: string, edit: string, opened: import("./backend.js").Opened,
- *   face: number}} Work */
+/** @typedef {{photograph: Blob, name: string, opened: import("./backend.js").Opened}} Photograph */
+/** @typedef {{edit: string, face: number}} Work */
 
 const DATABASE = "scfegan-editor";
 const STORE = "work";
-const KEY = "current";
 
 /** @returns {Promise<IDBDatabase>} */
 function connect() {
@@ -19,18 +18,17 @@ function connect() {
 }
 
 /**
- * @template T
  * @param {IDBTransactionMode} mode
- * @param {(store: IDBObjectStore) => IDBRequest<T>} act
- * @returns {Promise<T>}
+ * @param {(store: IDBObjectStore) => IDBRequest[]} act
+ * @returns {Promise<any[]>} results of the requests
  */
 async function inStore(mode, act) {
   const database = await connect();
   try {
     return await new Promise((resolve, reject) => {
       const transaction = database.transaction(STORE, mode);
-      const request = act(transaction.objectStore(STORE));
-      transaction.oncomplete = () => resolve(request.result);
+      const requests = act(transaction.objectStore(STORE));
+      transaction.oncomplete = () => resolve(requests.map((one) => one.result));
       transaction.onerror = transaction.onabort = () => reject(transaction.error);
     });
   } finally {
@@ -38,11 +36,18 @@ async function inStore(mode, act) {
   }
 }
 
-/** @param {Work} work */
-export const keep = (work) => inStore("readwrite", (store) => store.put(work, KEY));
+/** @param {Work} work @param {Photograph | null} photograph null where it is kept already */
+export function keep(work, photograph) {
+  return inStore("readwrite", (store) => {
+    return [store.put(work, "work"), ...(photograph ? [store.put(photograph, "photograph")] : [])];
+  });
+}
 
-/** @returns {Promise<Work | undefined>} */
-export const kept = () => inStore("readonly", (store) => store.get(KEY));
+/** @returns {Promise<(Work & Photograph) | null>} */
+export async function kept() {
+  const [work, photograph] = await inStore("readonly", (store) => [store.get("work"), store.get("photograph")]);
+  return work && photograph ? { ...work, ...photograph } : null;
+}
 
 /** @param {string} name @param {string} fallback a small setting */
 export function setting(name, fallback) {

@@ -19,7 +19,7 @@ const LIGHT_LINE = 0xf7f3ef;
 const OPAQUE = 0xff000000;
 // Outside the hole a stroke does nothing, and looks like it.
 const FADED = 0x58000000;
-const DARKEST_PAINT = 96;
+const DARKEST_PAINT = 56;
 
 const byId = (/** @type {string} */ id) => /** @type {HTMLElement} */ (document.getElementById(id));
 const canvasOf = (/** @type {string} */ id) => /** @type {HTMLCanvasElement} */ (document.getElementById(id));

@@ -120,6 +120,7 @@ export default {
   busy: "서버가 바쁩니다. {seconds}초 뒤 다시 시도합니다 …",
   unreachable: "서버가 응답하지 않습니다. 아직 실행 중인가요?",
   unauthorized: "토큰이 있는 주소가 필요합니다. 시작할 때 표시된 주소를 여세요.",
+  note: "{text}",
   failed: "실패했습니다: {reason}",
   too_large: "파일이 너무 큽니다. 최대 {megabytes} MB입니다.",
   no_edit: "이 파일은 그림 파일이 아닙니다: {reason}.",
