@@ -30,7 +30,8 @@ WITH_RAY = {
 }
 WITH_MLFLOW = {
     "tracking", "registry", "served", "training.checks", "training.worker", "training.launch", "tuning.search",
-    "serving.loading", "serving.editor", "evaluation.run", "card", "promotion", "importing", "benchmarks.ray",
+    "serving.loading", "serving.editor", "serving.export", "evaluation.run", "card", "promotion", "importing",
+    "benchmarks.ray",
 }  # fmt: skip
 WITH_MATPLOTLIB = {  # through torchmetrics
     "evaluation.sets", "evaluation.summary", "evaluation.report",
