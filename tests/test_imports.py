@@ -31,8 +31,9 @@ WITH_RAY = {
 }
 WITH_MLFLOW = {
     "tracking", "registry", "served", "training.checks", "training.worker", "training.launch", "tuning.search",
-    "serving.loading", "serving.editor", "evaluation.run", "card", "promotion", "importing", "benchmarks.ray",
-    "serving.current", "serving.replay", "serving.api", "serving.server", "benchmarks.serving", "serving.static",
+    "serving.loading", "serving.editor", "serving.export", "evaluation.run", "card", "promotion", "importing",
+    "benchmarks.ray", "serving.current", "serving.replay", "serving.api", "serving.server", "benchmarks.serving",
+    "serving.static",
 }  # fmt: skip
 WITH_MATPLOTLIB = {  # through torchmetrics
     "evaluation.sets", "evaluation.summary", "evaluation.report",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,6 +20,8 @@ _AVERAGINGS = 8
 _LEAST_KNOWN = 1e-6
 _LRN_RADIUS = 5
 _LRN_BIAS = 5e-5
+
+_adds_shifted: ContextVar[bool] = ContextVar("adds_shifted", default=False)
 
 
 def same_padding(size: int, kernel_size: int, stride: int, dilation: int) -> tuple[int, int]:
@@ -110,6 +115,20 @@ def _takes_custom_gradients() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_exporting()
 
 
+@contextlib.contextmanager
+def shifted_sums() -> Iterator[None]:
+    """Within the context sums over 11 neighboring channels are made of five additions of shifted copies.
+
+    That is what to export for other runtimes: they would copy each window, with 64-bit indices, before they sum it.
+    Results differ from the usual ones by rounding alone.
+    """
+    token = _adds_shifted.set(True)
+    try:
+        yield
+    finally:
+        _adds_shifted.reset(token)
+
+
 def _window_sum(values: Tensor) -> Tensor:
     """Sum channels c-5..c+5 for each channel c, with zeros beyond the ends.
 
@@ -122,6 +141,11 @@ def _window_sum(values: Tensor) -> Tensor:
         (N, C, H, W), dtype of `values`.
     """
     padded = F.pad(values, (0, 0, 0, 0, _LRN_RADIUS, _LRN_RADIUS))
+    if not torch.compiler.is_dynamo_compiling() and _adds_shifted.get():  # Dynamo cannot read a context variable
+        two = padded[:, :-1] + padded[:, 1:]
+        four = two[:, :-2] + two[:, 2:]
+        eight = four[:, :-4] + four[:, 4:]
+        return eight[:, : values.shape[1]] + two[:, 8 : 8 + values.shape[1]] + padded[:, 10:]  # 11 = 8 + 2 + 1
     return padded.unfold(1, 2 * _LRN_RADIUS + 1, 1).sum(-1)  # a view, and one call that reads it
 
 

@@ -16,7 +16,7 @@ from scfegan_ray.errors import DataError
 from scfegan_ray.models import editing
 from scfegan_ray.models.generator import Generator
 from scfegan_ray.precision import check_available
-from scfegan_ray.serving import loading
+from scfegan_ray.serving import loading, runtimes
 
 _OPAQUE_MODES = ("1", "L", "P", "RGB")
 """Of PIL images that say without a doubt which pixels of a map are marked."""
@@ -30,22 +30,41 @@ class FaceEditor:
         generator: trained generator.
         config: of its training.
         device: where to compute.
+        runtime: what computes: "torch", "openvino", or "auto" for what is fastest here. Others than torch make
+            themselves ready at the first edit of each size, which takes seconds.
+        precision: "float32", "bfloat16", or "auto" for bfloat16 only where the hardware computes it natively.
 
     Raises:
-        ConfigError: it is a GPU, and torch sees none.
+        ConfigError: it is a GPU, and torch sees none; or runtime or precision cannot be had here.
     """
 
-    def __init__(self, generator: Generator, config: Config, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        generator: Generator,
+        config: Config,
+        device: torch.device | str = "cpu",
+        *,
+        runtime: runtimes.RuntimeName = "torch",
+        precision: runtimes.PrecisionName = "float32",
+    ) -> None:
         self.config = config
         self._device = torch.device(device)
         check_available(self._device, 'give device="cpu"')
+        self._choice = runtimes.choose(self._device, runtime, precision)
         generator.silence_untrained_taps(config.data.size_px)
         self._model = editing.EditingModel(generator).requires_grad_(False).eval().to(self._device)
         self._image: NDArray[np.uint8] | None = None
+        self._ready: tuple[tuple[int, int] | None, runtimes.Edit] | None = None
 
     @classmethod
     def from_uri(
-        cls, uri: str | os.PathLike[str], *, tracking_uri: str | None = None, device: torch.device | str = "cpu"
+        cls,
+        uri: str | os.PathLike[str],
+        *,
+        tracking_uri: str | None = None,
+        device: torch.device | str = "cpu",
+        runtime: runtimes.RuntimeName = "torch",
+        precision: runtimes.PrecisionName = "float32",
     ) -> FaceEditor:
         """Load a model; only its weights and its config are read, and nothing of it is executed.
 
@@ -54,15 +73,17 @@ class FaceEditor:
                 or its `checkpoints` (the newest one is taken), or a model that was downloaded from MLflow.
             tracking_uri: registry to ask; default `MLFLOW_TRACKING_URI`.
             device: where to compute.
+            runtime: as of the class.
+            precision: as of the class.
 
         Raises:
             ModelError: there is no such model, or it does not fit.
             CheckpointError: the folder is none of these.
-            ConfigError: `device` is a GPU, and torch sees none.
+            ConfigError: `device` is a GPU, and torch sees none; or runtime or precision cannot be had here.
             StorageError: the storage cannot be read.
         """
         found = loading.load_generator(uri, tracking_uri=tracking_uri)
-        return cls(found.generator, found.config, device)
+        return cls(found.generator, found.config, device, runtime=runtime, precision=precision)
 
     def set_image(self, image: ArrayLike | Image.Image) -> None:
         """Choose the photograph to edit.
@@ -107,16 +128,24 @@ class FaceEditor:
         """
         if self._image is None:
             raise DataError("no image to edit; call set_image first")
-        size = self._image.shape[:2]
+        size = (self._image.shape[0], self._image.shape[1])
         planes = [_plane("mask", mask, size), _plane("sketch", sketch, size)]
         paint = _colors("color", color, size)
         rng = np.random.default_rng(seed)
         noise = (rng.random((*size, 1)) < self.config.masks.noise_probability).astype(np.uint8)
         arrays = (self._image, *planes, paint, noise)
-        with torch.no_grad():
-            filled = self._model(*(torch.from_numpy(array[None]).to(self._device) for array in arrays))
+        filled = self._edit_of(size)(*(torch.from_numpy(array[None]).to(self._device) for array in arrays))
         result: NDArray[np.uint8] = filled[0].cpu().numpy()
         return result
+
+    def _edit_of(self, size: tuple[int, int]) -> runtimes.Edit:
+        """Return what edits images of this height and width; one is kept, as it may hold a copy of the weights."""
+        key = None if self._choice.takes_any_size else size
+        ready = self._ready
+        if ready is None or ready[0] != key:
+            ready = key, runtimes.compiled(self._model, size, self._device, self._choice)
+            self._ready = ready
+        return ready[1]
 
 
 def _colors(name: str, given: ArrayLike | Image.Image, size: tuple[int, ...] | None = None) -> NDArray[np.uint8]:

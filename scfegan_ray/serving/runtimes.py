@@ -1,0 +1,169 @@
+"""What computes an edit: torch, or OpenVINO where it is installed; in float32, or in bfloat16 where hardware has it.
+
+Every runtime takes and gives what `EditingModel` does, and pixels outside the hole are the image's, bit by bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module, util
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from scfegan_ray.errors import ConfigError
+from scfegan_ray.models.editing import EditingModel
+from scfegan_ray.models.layers import shifted_sums
+from scfegan_ray.precision import autocast, has_bfloat16, name_of, resolve_precision
+
+logger = logging.getLogger(__name__)
+
+RuntimeName = Literal["auto", "torch", "openvino"]
+PrecisionName = Literal["auto", "float32", "bfloat16"]
+
+Edit = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Image, mask, sketch, color and noise to a picture, as `EditingModel.forward`, on the device it was made for."""
+
+INSTALL = "pip install 'scfegan-ray[openvino]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What computes.
+
+    Attributes:
+        runtime: that.
+        dtype: torch.float32 or torch.bfloat16.
+    """
+
+    runtime: Literal["torch", "openvino"]
+    dtype: torch.dtype
+
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether what `compiled` returns edits images of other sizes, too."""
+        return self.runtime == "torch"
+
+
+def choose(device: torch.device, runtime: RuntimeName = "auto", precision: PrecisionName = "auto") -> Choice:
+    """Settle what computes; one line of the log says it.
+
+    Args:
+        device: where.
+        runtime: "auto" means OpenVINO on CPUs where it is installed, else torch.
+        precision: "auto" means bfloat16 where the hardware computes it natively, else float32.
+
+    Raises:
+        ConfigError: OpenVINO is asked for and is not installed, or not on a CPU; or bfloat16, and the hardware would
+            have to emulate it; or a name is unknown.
+    """
+    for name, given, known in (
+        ("runtime", runtime, ("auto", "torch", "openvino")),
+        ("precision", precision, ("auto", "float32", "bfloat16")),
+    ):
+        if given not in known:
+            raise ConfigError(f"{name} is {given!r}; give one of {', '.join(known)}")
+    is_on_cpu, is_there = device.type == "cpu", util.find_spec("openvino") is not None
+    if runtime == "openvino" and not is_on_cpu:
+        raise ConfigError(f'OpenVINO edits on CPUs, not on {device}; give runtime="torch" or device="cpu"')
+    if runtime == "openvino" and not is_there:
+        raise ConfigError(f'OpenVINO is not installed; {INSTALL}, or give runtime="torch"')
+    if precision == "bfloat16" and not has_bfloat16(device):
+        what = "processor" if is_on_cpu else "GPU"
+        raise ConfigError(f'this {what} does not compute bfloat16; give precision="float32" or "auto"')
+    is_chosen = runtime == "openvino" or (runtime == "auto" and is_on_cpu and is_there)
+    choice = Choice("openvino" if is_chosen else "torch", resolve_precision(precision, device))
+    faster = f"; OpenVINO would be faster: {INSTALL}" if runtime == "auto" and is_on_cpu and not is_there else ""
+    logger.info("edits run in %s, %s, on %s%s", choice.runtime, name_of(choice.dtype), device, faster)
+    return choice
+
+
+def compiled(model: EditingModel, size_px: tuple[int, int], device: torch.device, choice: Choice) -> Edit:
+    """Make a model ready to edit one image after the other.
+
+    In torch and float32 it is the model itself. OpenVINO wants some seconds, and a second copy of the weights; it
+    takes as many threads as `torch.get_num_threads` says now.
+
+    Args:
+        model: on the device, in evaluation mode.
+        size_px: height and width of the images.
+        device: where to compute.
+        choice: of `choose`.
+    """
+    if choice.runtime == "openvino":
+        return _openvino(model, size_px, choice.dtype)
+    return _torch(model, device, choice.dtype)
+
+
+def _torch(model: EditingModel, device: torch.device, dtype: torch.dtype) -> Edit:
+    if dtype == torch.bfloat16:
+        # In the layout in which it is fast, on CPUs and GPUs; a copy, as the model may be in use elsewhere.
+        model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def edit(*maps: Tensor) -> Tensor:
+        with torch.no_grad(), autocast(dtype, device):
+            filled: Tensor = model(*maps)
+        return filled
+
+    return edit
+
+
+def _openvino(model: EditingModel, size_px: tuple[int, int], dtype: torch.dtype) -> Edit:
+    openvino = _imported("openvino")
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "ENABLE_CPU_PINNING": False,  # threads share the cores with whatever else runs here
+    }
+    program = openvino.Core().compile_model(_converted(model, size_px), "CPU", settings)
+    request, lock = program.create_infer_request(), threading.Lock()  # a request does one thing at a time
+
+    def edit(*maps: Tensor) -> Tensor:
+        with lock:
+            filled = torch.from_numpy(request.infer([one.numpy() for one in maps])[0].copy())
+        image, mask = maps[:2]
+        return torch.where(mask.ne(0), filled, image)
+
+    return edit
+
+
+def _converted(model: EditingModel, size_px: tuple[int, int]) -> Any:
+    """Return the model as OpenVINO's, for images of one size."""
+    decoder = _imported("openvino.frontend.pytorch.fx_decoder").TorchFXPythonDecoder
+    kept = _imported("openvino.frontend.pytorch.torchdynamo.export_decompositions").ops_to_not_decompose
+    image = torch.zeros(1, *size_px, 3, dtype=torch.uint8)
+    plane = image[..., :1]
+    with torch.no_grad(), shifted_sums(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch, of its own classes
+        program = torch.export.export(model, (image, plane.clone(), plane.clone(), image.clone(), plane.clone()))
+        steps = torch.export.default_decompositions()
+        for operator in kept():
+            steps.pop(operator, None)  # type: ignore[no-untyped-call]
+        reader = decoder(program.run_decompositions(steps).module(), dynamic_shapes=False)
+    # By the frontend alone: `openvino.convert_model` is for people who watch it, and reports to its makers.
+    frontend = _imported("openvino.frontend").FrontEndManager().load_by_framework("pytorch")
+    return frontend.convert(frontend.load(reader))  # `reader` must live until then
+
+
+def _imported(name: str) -> Any:
+    """Import a module of OpenVINO without its telemetry.
+
+    That would write into the home folder and send a message to its makers at each import; OpenVINO does without where
+    it is not installed.
+    """
+    telemetry = "openvino_telemetry"
+    if telemetry in sys.modules:
+        return import_module(name)
+    sys.modules[telemetry] = None  # type: ignore[assignment]  # what Python takes for "not installed"
+    try:
+        return import_module(name)
+    finally:
+        del sys.modules[telemetry]
