@@ -60,7 +60,11 @@ def run(config: Config, options: ServingConfig) -> dict[str, Any]:
         _write(generator, config, Path(scratch))
         began = time.monotonic()
         running = server.start(
-            config, replace(options, host="127.0.0.1", port=0, max_waiting_per_client=_CLIENTS), model=scratch
+            config,
+            replace(
+                options, host="127.0.0.1", port=0, max_waiting_per_client=_CLIENTS, runtime="torch", precision="float32"
+            ),
+            model=scratch,
         )
         started = time.monotonic() - began
         try:

@@ -403,7 +403,7 @@ def _routes(current: CurrentModel, options: ServingConfig) -> APIRouter:
         )
         fillings: list[Filling] = []
         for face, picture in zip(document.faces, crops, strict=True):  # others may have their turn in between
-            fillings.append(await model_lane.run(request, lambda f=face, p=picture: replay.fill(served.editor, p, f)))  # type: ignore[misc]
+            fillings.append(await model_lane.run(request, lambda f=face, p=picture: replay.fill(served.exact, p, f)))  # type: ignore[misc]
         content = await picture_lane.run(request, lambda: opened.encode(fillings, format))
         end = "jpg" if format == "jpeg" else format
         headers = {"Content-Disposition": f'attachment; filename="edited.{end}"', "X-Model-Uri": served.uri}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ from scfegan_ray.config import Config
 from scfegan_ray.errors import ModelError, ScFeganError
 from scfegan_ray.serving import loading
 from scfegan_ray.serving.editor import FaceEditor
+from scfegan_ray.serving.options import ServingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +29,15 @@ class ServedModel:
         uri: where it came from.
         name: short.
         license: of what it learnt from; empty where nobody said.
-        editor: at work one request at a time.
+        editor: as fast as it gets here; at work one request at a time.
+        exact: the same in torch and float32, for what is kept: a replay elsewhere gives the same.
     """
 
     uri: str
     name: str
     license: str
     editor: FaceEditor
+    exact: FaceEditor
 
 
 def choose(config: Config, asked: str) -> str:
@@ -63,13 +65,14 @@ def choose(config: Config, asked: str) -> str:
     return found
 
 
-def load(config: Config, uri: str, make: Callable[[loading.LoadedModel], FaceEditor]) -> ServedModel:
+def load(config: Config, uri: str, options: ServingConfig, device: str) -> ServedModel:
     """Load a model and try it.
 
     Args:
         config: names the registry.
         uri: as `choose` gives it.
-        make: an editor of what was loaded.
+        options: its `runtime` and `precision`.
+        device: where to compute.
 
     Raises:
         ModelError: it cannot be read, or does not fill a hole.
@@ -80,14 +83,16 @@ def load(config: Config, uri: str, make: Callable[[loading.LoadedModel], FaceEdi
         raise ModelError(f"the weights of {loaded.uri} are not finite")
     is_version = loaded.uri.startswith("models:")
     tag = registry.tags_of(config, loaded.uri).get(LICENSE_TAG, "") if is_version else loaded.config.data.license
-    editor = make(loaded)
+    editor = FaceEditor(loaded.generator, loaded.config, device, runtime=options.runtime, precision=options.precision)
+    exact = FaceEditor(loaded.generator, loaded.config, device)
     size_px = loaded.config.data.size_px
     gray = np.full((size_px, size_px, 3), 128, np.uint8)
     hole = np.zeros((size_px, size_px), np.uint8)
     hole[size_px // 4 : size_px // 2, size_px // 4 : size_px // 2] = 1
-    editor.set_image(gray)
-    editor.edit(hole, np.zeros_like(hole), np.zeros_like(gray))
-    return ServedModel(loaded.uri, loaded.name, tag or "", editor)
+    for one in (editor, exact):
+        one.set_image(gray)
+        one.edit(hole, np.zeros_like(hole), np.zeros_like(gray))
+    return ServedModel(loaded.uri, loaded.name, tag or "", editor, exact)
 
 
 class CurrentModel:
@@ -96,21 +101,19 @@ class CurrentModel:
     Args:
         config: names the registry.
         asked: as in `choose`. Where it is an alias, or empty, the registry is asked again and again.
-        make: an editor of what was loaded.
-        poll_seconds: how often.
+        options: how often, and how edits are computed.
+        device: where.
 
     Raises:
         ScFeganError: there is none to begin with.
     """
 
-    def __init__(
-        self, config: Config, asked: str, make: Callable[[loading.LoadedModel], FaceEditor], poll_seconds: float
-    ) -> None:
-        self._config, self._asked, self._make, self._poll_seconds = config, asked, make, poll_seconds
+    def __init__(self, config: Config, asked: str, options: ServingConfig, device: str = "cpu") -> None:
+        self._config, self._asked, self._options, self._device = config, asked, options, device
         self._refused = ""
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
-        self.model = load(config, choose(config, asked), make)
+        self.model = load(config, choose(config, asked), options, device)
 
     def follow(self) -> None:
         """Begin to look for a new champion, where one may come."""
@@ -134,7 +137,7 @@ class CurrentModel:
         if uri in (self.model.uri, self._refused):
             return
         try:
-            self.model = load(self._config, uri, self._make)
+            self.model = load(self._config, uri, self._options, self._device)
         except Exception as error:  # whatever is wrong with it, the one that works stays
             self._refused = uri
             logger.error("%s cannot be served, so %s stays: %s", uri, self.model.uri, error)
@@ -142,5 +145,5 @@ class CurrentModel:
             logger.info("%s is served from now on", uri)
 
     def _watch(self) -> None:
-        while not self._stopped.wait(self._poll_seconds):
+        while not self._stopped.wait(self._options.poll_seconds):
             self.refresh()

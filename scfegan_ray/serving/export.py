@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,11 @@ def to_onnx(model: EditingModel, size_px: int, facts: dict[str, str], *, float16
     onnx.checker.check_model(proto)
     data: bytes = proto.SerializeToString()
     return data
+
+
+def facts_of(file: Path) -> dict[str, str]:
+    """Return the metadata of an ONNX file, see `export`."""
+    return {fact.key: fact.value for fact in _imported("onnx").load(str(file)).metadata_props}
 
 
 def check(data: bytes, model: EditingModel, size_px: int, *, most: int = 1) -> dict[str, int]:

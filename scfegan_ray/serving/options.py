@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from typing import Literal
 
 from scfegan_ray.errors import ConfigError
 
@@ -27,6 +28,11 @@ class ServingConfig:
     """Requests of one client (address) that may wait."""
     upload_seconds: float = 60.0
     """Time for a request to arrive."""
+    runtime: Literal["auto", "torch", "openvino"] = "auto"
+    """What computes what is seen while one draws; auto: OpenVINO on CPUs where it is installed. What is saved is always
+    computed by torch in float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where the hardware computes it natively."""
     poll_seconds: float = 30.0
     """How often the registry is asked for a new champion."""
 

@@ -20,7 +20,6 @@ from scfegan_ray import places
 from scfegan_ray.config import Config
 from scfegan_ray.errors import ConfigError, ModelError
 from scfegan_ray.serving import api, current, server
-from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.serving.options import ServingConfig
 
 NAME = "scfegan-editor"
@@ -43,9 +42,7 @@ class EditorReplica:
         if device == "cpu":
             torch.set_num_threads(max(1, int(options.cpus_per_replica)))
         self._options = options
-        self._current = current.CurrentModel(
-            config, model, lambda loaded: FaceEditor(loaded.generator, loaded.config, device), options.poll_seconds
-        )
+        self._current = current.CurrentModel(config, model, options, device)
         self._current.follow()
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -18,7 +18,6 @@ from scfegan_ray.config import Config
 from scfegan_ray.errors import ConfigError, StorageError
 from scfegan_ray.serving import api
 from scfegan_ray.serving.current import CurrentModel
-from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.serving.options import ServingConfig
 
 logger = logging.getLogger(__name__)
@@ -80,12 +79,7 @@ def start(config: Config, options: ServingConfig, *, model: str = "", device: st
     """
     listening = _listen(options)
     try:
-        current = CurrentModel(
-            config,
-            model,
-            lambda loaded: FaceEditor(loaded.generator, loaded.config, device),
-            options.poll_seconds,
-        )
+        current = CurrentModel(config, model, options, device)
         token = token_of(options) if TOKEN_VARIABLE in os.environ or options.is_local else secrets.token_urlsafe(24)
         server = uvicorn.Server(
             uvicorn.Config(

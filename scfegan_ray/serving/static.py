@@ -75,12 +75,11 @@ def write(config: Config, folder: str, *, model: str = "") -> dict[str, Any]:
     runtime = _runtime()
     with storage.new_folder(place, last=_LAST) as scratch:
         made = export.export(config, uri, str(scratch / "model.onnx"))
-        facts = {
-            "model_uri": made["model_uri"],
-            "name": loading.name_of(made["model_uri"]) if ":" in made["model_uri"] else Path(made["model_uri"]).name,
-            "size_px": made["size_px"],
-            "license": made["license"],
-            "noise_probability": made["noise_probability"],
+        facts: dict[str, Any] = export.facts_of(scratch / "model.onnx")
+        facts |= {
+            "name": loading.name_of(facts["model_uri"]),
+            "size_px": int(facts["size_px"]),
+            "noise_probability": float(facts["noise_probability"]),
             "limits": {
                 "upload_bytes": ServingConfig().max_upload_mb << 20,
                 "megapixels": ServingConfig().max_megapixels,

@@ -28,7 +28,9 @@ def serving(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """Serve it, to this machine alone."""
     place = tmp_path_factory.mktemp("serving")
     config = dataclasses.replace(Config(), storage=StorageConfig(path=str(place)))
-    options = ServingConfig(port=0, max_upload_mb=2, max_megapixels=1.0, upload_seconds=2.0)
+    options = ServingConfig(
+        port=0, max_upload_mb=2, max_megapixels=1.0, upload_seconds=2.0, runtime="torch", precision="float32"
+    )
     running = server.start(config, options, model=str(model_folder))
     with requests.Session() as session:
         yield Editing(running.url, session)

@@ -20,12 +20,7 @@ from scfegan_ray.config import Config, StorageConfig
 from scfegan_ray.errors import ModelError, ScFeganError, StorageError
 from scfegan_ray.models import editing
 from scfegan_ray.serving import current
-from scfegan_ray.serving.editor import FaceEditor
-from scfegan_ray.serving.loading import LoadedModel
-
-
-def make(loaded: LoadedModel) -> FaceEditor:
-    return FaceEditor(loaded.generator, loaded.config)
+from scfegan_ray.serving.options import ServingConfig
 
 
 @pytest.fixture
@@ -76,7 +71,7 @@ def test_a_new_champion_takes_over_and_a_failing_one_never_does(
 ) -> None:
     first, second = (str(write_model(TINY, tmp_path / name, seed)) for seed, name in enumerate(("first", "second")))
     named(first)
-    model = current.CurrentModel(config, "", make, 0.05)
+    model = current.CurrentModel(config, "", ServingConfig(poll_seconds=0.05))
     assert model.model.uri == first
 
     broken = write_model(TINY, tmp_path / "broken")
@@ -112,7 +107,7 @@ def test_a_new_champion_takes_over_and_a_failing_one_never_does(
 
 def test_a_certain_version_is_not_followed(config: Config, tmp_path: Path) -> None:
     folder = write_model(TINY, tmp_path / "model")
-    model = current.CurrentModel(config, str(folder), make, 0.01)
+    model = current.CurrentModel(config, str(folder), ServingConfig(poll_seconds=0.01))
     model.follow()
     assert model._thread is None
     model.stop()
