@@ -99,6 +99,10 @@ def test_each_kind_of_stroke_undo_redo_complete_and_save(opened: Windows, face: 
     file = tmp_path / "drawing.json"
     file.write_bytes(text)
     page.set_input_files("#file", str(file))
+    page.locator("[data-answer=no]").click()  # what was drawn since is not saved
+    assert window.count("mask") == 0
+    page.set_input_files("#file", str(file))
+    page.locator("[data-answer=yes]").click()
     page.wait_for_function("() => !document.querySelector('#stage').classList.contains('loading')")
     assert window.count("mask") == maps.mask.sum()
     press("Control+z")  # of a stroke that came with the document
@@ -386,7 +390,11 @@ def test_scripting_per_frame_with_500_strokes(opened: Windows, face: dict[str, A
     file = {"name": "a.json", "mimeType": "application/json", "buffer": json.dumps(document).encode()}
     window.page.set_input_files("#file", file)
     window.page.locator("[data-act=undo]:not([disabled])").wait_for()
-    path = [window.point(0.2 + 0.0015 * at, 0.5 + 0.3 * np.sin(at / 30)) for at in range(400)]
+    (left, top), (right, bottom) = window.point(0, 0), window.point(1, 1)
+    along = np.linspace(0.2, 0.8, 400)
+    path = np.stack(
+        [left + (right - left) * along, top + (bottom - top) * (0.5 + 0.3 * np.sin(20 * along))], 1
+    ).tolist()
     for key, layer in enumerate(layers, 1):
         window.page.keyboard.press(str(key))
         window.page.mouse.move(*path[0])

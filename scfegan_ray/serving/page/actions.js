@@ -1,7 +1,7 @@
 // @ts-check
 // What each button and each key does, by name.
 
-import { copy, download, editedName, isEdit } from "./files.js";
+import { copy, download, editedName, isEdit, mayLeave } from "./files.js";
 import { LAYERS } from "./rasterize.js";
 import { setSetting } from "./storage.js";
 
@@ -26,6 +26,7 @@ const element = (/** @type {string} */ id) => /** @type {HTMLElement} */ (docume
 
 /** Open a photograph or a document. @param {App} app @param {File} file */
 export async function openFile({ editor, status }, file) {
+  if (editor.isPrecious && !(await mayLeave())) return;
   if (isEdit(file)) {
     const isHere = await editor.openEdit(await file.text());
     if (!isHere) status("wants_photograph", { name: editor.waiting?.photograph?.name ?? "" });
@@ -45,6 +46,7 @@ async function save({ editor, status }, format) {
   status("saving", {}, "waiting");
   const name = editedName(editor.name, format === "png" ? "png" : "jpg");
   download(await editor.export(format), name);
+  editor.isPrecious = false;
   status("saved", { name });
 }
 
@@ -53,6 +55,7 @@ function saveEdit({ editor, status }) {
   if (!editor.faces.length) return status("nothing");
   const name = editedName(editor.name, "json");
   download(new Blob([JSON.stringify(editor.edit())], { type: "application/json" }), name);
+  editor.isPrecious = false;
   status("saved", { name });
 }
 

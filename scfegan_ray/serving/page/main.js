@@ -114,6 +114,7 @@ function drawn(strokes) {
 function changed() {
   runner.forget();
   runner.outdated();
+  editor.isPrecious = true;
   editor.changed();
   if (!runner.live) view.setMode("drawing"); // what is seen else is outdated
   refresh();
