@@ -137,6 +137,12 @@ def test_variants_symmetry_layers_and_help_with_drawing(opened: Windows, face: d
     press("i")
     window.draw((0.5, 0.5))
     window.says("Color #")
+    window.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    window.page.locator("#save-button").click()
+    window.act("copy")
+    window.says("Copied")
+    kinds = window.page.evaluate("async () => (await navigator.clipboard.read())[0].types")
+    assert kinds == ["image/png"]
     for language, word in (("de", "Loch"), ("zh-Hans", "擦除区"), ("ko", "지울 곳"), ("en", "Hole")):
         window.page.locator("[popovertarget=settings-menu]").click()
         window.page.locator("#language").select_option(language)
@@ -279,6 +285,32 @@ def test_fingers_on_a_phone(opened: Windows, face: dict[str, Any]) -> None:
     window.says("Done in")
     page.locator("#top [data-act=undo]").tap()
     assert window.count("color") == 0
+
+
+def test_pen_presses_and_fingers_beside_it_only_move_the_view(opened: Windows, face: dict[str, Any]) -> None:
+    window = opened(has_touch=True)
+    window.open(face)
+    devtools = window.page.context.new_cdp_session(window.page)
+
+    def pen(kind: str, place: tuple[float, float], force: float) -> None:
+        x, y = window.point(*place)
+        given = {"type": kind, "x": x, "y": y, "force": force, "pointerType": "pen", "button": "left", "clickCount": 1}
+        devtools.send("Input.dispatchMouseEvent", {**given, "buttons": 1})
+
+    counts = []
+    for row, force in ((0.3, 0.2), (0.6, 1.0)):
+        before = window.count("mask")
+        pen("mousePressed", (0.3, row), force)
+        pen("mouseMoved", (0.5, row), force)
+        pen("mouseReleased", (0.5, row), 0)
+        counts.append(window.count("mask") - before)
+    assert 0 < 2 * counts[0] < counts[1]
+    marked, place = window.count("mask"), window.page.locator("#world").bounding_box()
+    for kind, points in (("touchStart", [(600, 400)]), ("touchMove", [(650, 400)]), ("touchEnd", [])):
+        at = [{"x": x, "y": y, "id": 0} for x, y in points]
+        devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
+    assert window.count("mask") == marked
+    assert window.page.locator("#world").bounding_box()["x"] > place["x"] + 30
 
 
 def test_reload_restores(opened: Windows, pair: dict[str, Any], url: str) -> None:
