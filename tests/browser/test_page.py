@@ -99,6 +99,10 @@ def test_each_kind_of_stroke_undo_redo_complete_and_save(opened: Windows, face: 
     file = tmp_path / "drawing.json"
     file.write_bytes(text)
     page.set_input_files("#file", str(file))
+    page.locator("[data-answer=no]").click()  # what was drawn since is not saved
+    assert window.count("mask") == 0
+    page.set_input_files("#file", str(file))
+    page.locator("[data-answer=yes]").click()
     page.wait_for_function("() => !document.querySelector('#stage').classList.contains('loading')")
     assert window.count("mask") == maps.mask.sum()
     press("Control+z")  # of a stroke that came with the document
@@ -133,6 +137,12 @@ def test_variants_symmetry_layers_and_help_with_drawing(opened: Windows, face: d
     press("i")
     window.draw((0.5, 0.5))
     window.says("Color #")
+    window.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    window.page.locator("#save-button").click()
+    window.act("copy")
+    window.says("Copied")
+    kinds = window.page.evaluate("async () => (await navigator.clipboard.read())[0].types")
+    assert kinds == ["image/png"]
     for language, word in (("de", "Loch"), ("zh-Hans", "擦除区"), ("ko", "지울 곳"), ("en", "Hole")):
         window.page.locator("[popovertarget=settings-menu]").click()
         window.page.locator("#language").select_option(language)
@@ -277,6 +287,32 @@ def test_fingers_on_a_phone(opened: Windows, face: dict[str, Any]) -> None:
     assert window.count("color") == 0
 
 
+def test_pen_presses_and_fingers_beside_it_only_move_the_view(opened: Windows, face: dict[str, Any]) -> None:
+    window = opened(has_touch=True)
+    window.open(face)
+    devtools = window.page.context.new_cdp_session(window.page)
+
+    def pen(kind: str, place: tuple[float, float], force: float) -> None:
+        x, y = window.point(*place)
+        given = {"type": kind, "x": x, "y": y, "force": force, "pointerType": "pen", "button": "left", "clickCount": 1}
+        devtools.send("Input.dispatchMouseEvent", {**given, "buttons": 1})
+
+    counts = []
+    for row, force in ((0.3, 0.2), (0.6, 1.0)):
+        before = window.count("mask")
+        pen("mousePressed", (0.3, row), force)
+        pen("mouseMoved", (0.5, row), force)
+        pen("mouseReleased", (0.5, row), 0)
+        counts.append(window.count("mask") - before)
+    assert 0 < 2 * counts[0] < counts[1]
+    marked, place = window.count("mask"), window.page.locator("#world").bounding_box()
+    for kind, points in (("touchStart", [(600, 400)]), ("touchMove", [(650, 400)]), ("touchEnd", [])):
+        at = [{"x": x, "y": y, "id": 0} for x, y in points]
+        devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
+    assert window.count("mask") == marked
+    assert window.page.locator("#world").bounding_box()["x"] > place["x"] + 30
+
+
 def test_reload_restores(opened: Windows, pair: dict[str, Any], url: str) -> None:
     window = opened()
     window.open(pair, "overview")
@@ -386,7 +422,11 @@ def test_scripting_per_frame_with_500_strokes(opened: Windows, face: dict[str, A
     file = {"name": "a.json", "mimeType": "application/json", "buffer": json.dumps(document).encode()}
     window.page.set_input_files("#file", file)
     window.page.locator("[data-act=undo]:not([disabled])").wait_for()
-    path = [window.point(0.2 + 0.0015 * at, 0.5 + 0.3 * np.sin(at / 30)) for at in range(400)]
+    (left, top), (right, bottom) = window.point(0, 0), window.point(1, 1)
+    along = np.linspace(0.2, 0.8, 400)
+    path = np.stack(
+        [left + (right - left) * along, top + (bottom - top) * (0.5 + 0.3 * np.sin(20 * along))], 1
+    ).tolist()
     for key, layer in enumerate(layers, 1):
         window.page.keyboard.press(str(key))
         window.page.mouse.move(*path[0])

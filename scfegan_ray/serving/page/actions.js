@@ -1,8 +1,9 @@
 // @ts-check
 // What each button and each key does, by name.
 
-import { copy, download, editedName, isEdit } from "./files.js";
+import { copy, download, editedName, isEdit, mayLeave } from "./files.js";
 import { LAYERS } from "./rasterize.js";
+import { attempt, status } from "./status.js";
 import { setSetting } from "./storage.js";
 
 /** @typedef {import("./view.js").Mode} Mode */
@@ -12,8 +13,7 @@ import { setSetting } from "./storage.js";
  * @typedef {{editor: import("./editor.js").Editor, runner: import("./runner.js").Runner,
  *   view: import("./view.js").View, tools: import("./tools.js").Tools, panel: import("./panel.js").Panel,
  *   overview: import("./overview.js").Overview,
- *   status: (word: string, facts?: Record<string, string | number>, kind?: "" | "waiting" | "error") => void,
- *   attempt: (act: () => Promise<unknown>) => Promise<void>, setMode: (mode: Mode) => void,
+ *   setMode: (mode: Mode) => void,
  *   add: (strokes: import("./rasterize.js").Stroke[], word: string) => void, changed: () => void,
  *   setLines: (on: boolean) => void, showHint: (shown: boolean) => void, refresh: () => void}} App
  */
@@ -25,7 +25,8 @@ const ZOOM_STEP = 1.4;
 const element = (/** @type {string} */ id) => /** @type {HTMLElement} */ (document.getElementById(id));
 
 /** Open a photograph or a document. @param {App} app @param {File} file */
-export async function openFile({ editor, status }, file) {
+export async function openFile({ editor }, file) {
+  if (editor.isPrecious && !(await mayLeave())) return;
   if (isEdit(file)) {
     const isHere = await editor.openEdit(await file.text());
     if (!isHere) status("wants_photograph", { name: editor.waiting?.photograph?.name ?? "" });
@@ -40,24 +41,26 @@ export async function openFile({ editor, status }, file) {
 }
 
 /** @param {App} app @param {"png" | "jpeg"} format */
-async function save({ editor, status }, format) {
+async function save({ editor }, format) {
   if (!editor.faces.length) return status("nothing");
   status("saving", {}, "waiting");
   const name = editedName(editor.name, format === "png" ? "png" : "jpg");
   download(await editor.export(format), name);
+  editor.isPrecious = false;
   status("saved", { name });
 }
 
 /** @param {App} app */
-function saveEdit({ editor, status }) {
+function saveEdit({ editor }) {
   if (!editor.faces.length) return status("nothing");
   const name = editedName(editor.name, "json");
   download(new Blob([JSON.stringify(editor.edit())], { type: "application/json" }), name);
+  editor.isPrecious = false;
   status("saved", { name });
 }
 
 /** @param {App} app */
-async function copyPhotograph({ editor, status }) {
+async function copyPhotograph({ editor }) {
   if (!editor.faces.length) return status("nothing");
   status("saving", {}, "waiting");
   await copy(editor.export("png"));
@@ -65,7 +68,7 @@ async function copyPhotograph({ editor, status }) {
 }
 
 /** @param {App} app */
-async function insertGuides({ editor, status, add }) {
+async function insertGuides({ editor, add }) {
   const { face } = editor;
   if (!face?.crop) return;
   status("guiding", {}, "waiting");
@@ -74,7 +77,7 @@ async function insertGuides({ editor, status, add }) {
 }
 
 /** @param {App} app @param {"undo" | "redo"} way */
-function step({ editor, runner, attempt, changed }, way) {
+function step({ editor, runner, changed }, way) {
   const { drawing } = editor;
   if (!drawing) return;
   const { seed } = drawing;
@@ -104,7 +107,7 @@ export function toggle({ runner, view, tools, setLines, refresh }, name, on) {
  * @returns {(name: string) => boolean} runs an action; returns whether there was something to do
  */
 export function makeActions(app) {
-  const { editor, runner, view, tools, panel, overview, attempt, setMode, add } = app;
+  const { editor, runner, view, tools, panel, overview, setMode, add } = app;
   const { settings } = tools;
   /** @type {Actions} */
   const anywhere = {

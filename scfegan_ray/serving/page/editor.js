@@ -38,6 +38,8 @@ export class Editor extends EventTarget {
     this.waiting = null;
     this.timer = 0;
     this.unsaved = false;
+    // Something was drawn that no file holds.
+    this.isPrecious = false;
     this.isPhotographKept = false;
   }
 
@@ -105,6 +107,7 @@ export class Editor extends EventTarget {
     this.photograph = photograph;
     this.name = name;
     this.opened = opened;
+    this.isPrecious = false;
     this.isPhotographKept = false;
     this.faces = opened.faces.map(({ square, problem }) => blankFace(square, problem));
     this.active = -1;

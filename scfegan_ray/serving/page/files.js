@@ -34,6 +34,20 @@ export function takeFiles(onFile) {
   });
 }
 
+/** Ask whether work that is not saved may be left. @returns {Promise<boolean>} */
+export function mayLeave() {
+  const dialog = /** @type {HTMLDialogElement} */ (element("leave"));
+  dialog.returnValue = "";
+  dialog.showModal();
+  dialog.onclick = (event) => {
+    const button = /** @type {HTMLElement} */ (event.target).closest("button");
+    if (button) dialog.close(button.dataset.answer);
+  };
+  return new Promise((resolve) => {
+    dialog.onclose = () => resolve(dialog.returnValue === "yes");
+  });
+}
+
 /** @param {File} file */
 export const isEdit = (file) => file.type === "application/json" || file.name.toLowerCase().endsWith(".json");
 

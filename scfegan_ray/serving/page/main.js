@@ -3,8 +3,7 @@
 
 import { makeActions, openFile, toggle } from "./actions.js";
 import { BackendError, ServerBackend } from "./backend.js";
-import { DocumentError } from "./document.js";
-import { Editor, TooLarge } from "./editor.js";
+import { Editor } from "./editor.js";
 import { takeFiles } from "./files.js";
 import { KEY_OF, KeyCursor, listen } from "./keys.js";
 import { Overlay } from "./overlay.js";
@@ -13,6 +12,7 @@ import { Panel, icon } from "./panel.js";
 import { drawHelp, preparePreferences } from "./preferences.js";
 import { LAYERS, UNITS } from "./rasterize.js";
 import { Runner } from "./runner.js";
+import { attempt, report, status } from "./status.js";
 import { setSetting, setting } from "./storage.js";
 import { Tools } from "./tools.js";
 import { View } from "./view.js";
@@ -63,34 +63,6 @@ const overview = new Overview(editor, (at) => attempt(() => editor.show(at)));
 let toldOutside = false;
 let linesShown = false;
 
-// ---- what is told
-
-/** @param {string} word @param {Record<string, string | number>} [facts] @param {"" | "waiting" | "error"} [kind] */
-function status(word, facts = {}, kind = "") {
-  element("status").textContent = word && say(word, facts);
-  element("status").dataset.kind = kind;
-}
-
-/** @param {unknown} error */
-function report(error) {
-  const reason = error instanceof Error ? error.message : String(error);
-  if (error instanceof DocumentError) status("no_edit", { reason }, "error");
-  else if (error instanceof TooLarge) status("too_large", { megabytes: error.megabytes }, "error");
-  else if (error instanceof BackendError && error.status === 401) status("unauthorized", {}, "error");
-  else if (error instanceof BackendError && !error.status) status("unreachable", {}, "error");
-  else if (error instanceof BackendError) status("failed", { reason }, "error");
-  else status("broken", { reason }, "error");
-}
-
-/** @param {() => Promise<unknown>} act */
-async function attempt(act) {
-  try {
-    await act();
-  } catch (error) {
-    report(error);
-  }
-}
-
 // ---- drawing
 
 /** @param {Stroke[]} strokes what was just drawn */
@@ -114,6 +86,7 @@ function drawn(strokes) {
 function changed() {
   runner.forget();
   runner.outdated();
+  editor.isPrecious = true;
   editor.changed();
   if (!runner.live) view.setMode("drawing"); // what is seen else is outdated
   refresh();
@@ -292,7 +265,7 @@ runner.addEventListener("done", (event) => {
 // ---- actions
 
 const app = {
-  editor, runner, view, tools, panel, overview, status, attempt, setMode, add, changed, showHint, refresh,
+  editor, runner, view, tools, panel, overview, setMode, add, changed, showHint, refresh,
   setLines: (/** @type {boolean} */ on) => {
     linesShown = on;
   },

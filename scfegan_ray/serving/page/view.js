@@ -17,8 +17,8 @@ const PAPER = 0xf0fbf8f7;
 const DARK_LINE = 0x181210;
 const LIGHT_LINE = 0xf7f3ef;
 const OPAQUE = 0xff000000;
-// Outside the hole a stroke does nothing, and looks like it.
-const FADED = 0x58000000;
+// Outside the hole a stroke does nothing, and looks like it; traced colors are everywhere, and hide no photograph.
+const FADED = { sketch: 0x58000000, color: 0x28000000, mask: 0 };
 const DARKEST_PAINT = 56;
 
 const byId = (/** @type {string} */ id) => /** @type {HTMLElement} */ (document.getElementById(id));
@@ -214,7 +214,7 @@ function fillImage(pixels, layer, rect, { size, mask, sketch, color }) {
   for (let row = rect.top; row < rect.bottom; row++) {
     for (let at = row * size + rect.left; at < row * size + rect.right; at++) {
       const red = color[3 * at], green = color[3 * at + 1], blue = color[3 * at + 2];
-      const alpha = mask[at] ? OPAQUE : FADED;
+      const alpha = mask[at] ? OPAQUE : FADED[layer];
       if (layer === "mask") {
         pixels[at] = mask[at] ? PAPER : 0;
       } else if (layer === "color") {

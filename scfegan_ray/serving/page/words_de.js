@@ -97,6 +97,10 @@ export default {
   single_keys: "Kürzel aus einer Taste",
   full: "Vollbild",
   show_hint: "Erste Schritte zeigen",
+  leave: "Diese Zeichnung verlassen?",
+  leave_text: "Sie ist nicht als Datei gespeichert.",
+  leave_no: "Hier bleiben",
+  leave_yes: "Verlassen",
   drop: "Foto hier ablegen",
   help_text: "Mit Umschalt zieht der Pinsel eine gerade Linie vom letzten Punkt. Die rechte Maustaste oder das andere Ende "
     + "des Stifts radiert. Das Mausrad zoomt, mit Alt ändert es die Pinselgröße. Leertaste halten oder mittlere Taste: "

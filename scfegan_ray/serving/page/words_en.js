@@ -96,6 +96,10 @@ export default {
   single_keys: "Shortcuts of one key",
   full: "Full screen",
   show_hint: "Show the first steps",
+  leave: "Leave this drawing?",
+  leave_text: "It was not saved as a file.",
+  leave_no: "Stay here",
+  leave_yes: "Leave it",
   drop: "Drop the photograph here",
   help_text: "With Shift, the brush draws a straight line from the last point. The right mouse button, or the other end "
     + "of a pen, erases. The wheel zooms, with Alt it sizes the brush. Hold Space or the middle button to move the "

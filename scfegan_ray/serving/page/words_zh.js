@@ -96,6 +96,10 @@ export default {
   single_keys: "单键快捷键",
   full: "全屏",
   show_hint: "显示入门步骤",
+  leave: "离开这幅绘制？",
+  leave_text: "它还没有存为文件。",
+  leave_no: "留在这里",
+  leave_yes: "离开",
   drop: "把照片放在这里",
   help_text: "按住 Shift 时，画笔从上一点画直线。鼠标右键或笔的另一端为橡皮。滚轮缩放，按住 Alt 滚动可调画笔大小。"
     + "按住空格或鼠标中键可移动视图。双指缩放和移动。",
