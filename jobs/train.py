@@ -24,10 +24,11 @@ class Arguments(cli.Arguments):
     promote: bool = False
     """At the end let the new version be the champion, if it is better than the present one; see jobs/register.py. It is
     measured on the images that were held back."""
-    benchmark: Literal["step", "ray", "feed", "scale", "rows"] | None = None
+    benchmark: Literal["step", "edit", "ray", "feed", "scale", "rows"] | None = None
     """Train nothing to keep, but time something. step: one update of the configured networks and one edit on one
     device, without Ray, against the same written straight from the paper, with FLOPs, share of the machine's peak and
-    calls of ATen, on a GPU also MFU and memory. ray: the loop of one and of two Ray Train workers against updates
+    calls of ATen, on a GPU also MFU and memory. edit: an edit by each runtime and precision, at `data.size_px` and half
+    of it, with random weights. ray: the loop of one and of two Ray Train workers against updates
     alone. feed: what a second process that decodes and draws adds, and what such a process costs an update beside
     it. scale: preparation, Ray Data's feed and training on one node and on two, a core each. rows: what
     `data.num_embedded` images cost whoever must know of all of them."""
@@ -47,6 +48,10 @@ def job(arguments: Arguments) -> dict[str, Any]:
         from scfegan_ray.benchmarks import step
 
         return step.run(arguments.config)
+    if arguments.benchmark == "edit":
+        from scfegan_ray.benchmarks import edit
+
+        return edit.run(arguments.config)
     if arguments.benchmark == "ray":
         from scfegan_ray.benchmarks import ray
 

@@ -12,6 +12,7 @@ WITH_RAY = {
     "data.prepare",
     "data.ray_feed",
     "benchmarks.data",
+    "benchmarks.edit",
     "benchmarks.ray",
     "benchmarks.rows",
     "benchmarks.scale",

@@ -35,6 +35,7 @@ from scfegan_ray.training.step import Pass, train_step
 
 logger = logging.getLogger(__name__)
 
+KeyT = TypeVar("KeyT")
 ResultT = TypeVar("ResultT")
 
 _REPEATS = 5
@@ -72,7 +73,7 @@ def run(config: Config) -> dict[str, Any]:
     steps: dict[str, Callable[[], dict[str, Tensor]]] = {"plain": functools.partial(plain, batch, interpolation)}
     for kind in kinds:
         steps[name_of(kind)] = _our_step(config, state, batch, interpolation, features, kind)
-    step_seconds, first_parts = _in_turns(steps, device)
+    step_seconds, first_parts = in_turns(steps, device)
     first = {name: {part: float(value) for part, value in parts.items()} for name, parts in first_parts.items()}
     differences = {
         name: {part: abs(one[part] - value) / max(abs(value), 1.0) for part, value in first["plain"].items()}
@@ -86,7 +87,7 @@ def run(config: Config) -> dict[str, Any]:
     for kind in kinds:
         forwards[name_of(kind)] = _our_forward(state, packed, kind)
     with torch.no_grad():
-        inference_seconds, _ = _in_turns(forwards, device)
+        inference_seconds, _ = in_turns(forwards, device)
 
     # Nothing but the state that is updated, so that memory is what a run takes.
     del plain, plain_generator, steps, forwards
@@ -270,12 +271,12 @@ def _our_forward(state: TrainingState, packed: Tensor, kind: torch.dtype) -> Cal
     return forward
 
 
-def _in_turns(
-    work: Mapping[str, Callable[[], ResultT]], device: torch.device
-) -> tuple[dict[str, float], dict[str, ResultT]]:
+def in_turns(
+    work: Mapping[KeyT, Callable[[], ResultT]], device: torch.device
+) -> tuple[dict[KeyT, float], dict[KeyT, ResultT]]:
     """Return the median seconds of each, after one call of each that does not count, and what that call gave."""
-    seconds: dict[str, list[float]] = defaultdict(list)
-    first: dict[str, ResultT] = {}
+    seconds: dict[KeyT, list[float]] = defaultdict(list)
+    first: dict[KeyT, ResultT] = {}
     for turn in range(_REPEATS + 1):
         for name, call in work.items():
             wait(device)

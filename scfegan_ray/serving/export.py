@@ -19,7 +19,7 @@ from scfegan_ray.config import Config
 from scfegan_ray.errors import ConfigError, ModelError
 from scfegan_ray.models.editing import EditingModel
 from scfegan_ray.models.layers import shifted_sums
-from scfegan_ray.serving import loading
+from scfegan_ray.serving import loading, runtimes
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def to_onnx(model: EditingModel, size_px: int, facts: dict[str, str], *, float16
     with torch.no_grad(), shifted_sums(), _quiet():
         program: Any = torch.onnx.export(
             model,
-            tuple(torch.from_numpy(one) for one in _maps(size_px)),
+            tuple(torch.from_numpy(one) for one in runtimes.sample(size_px)),
             input_names=INPUTS,
             output_names=[OUTPUT],
             opset_version=OPSET,
@@ -167,7 +167,7 @@ def check(data: bytes, model: EditingModel, size_px: int, *, most: int = 1) -> d
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    maps = _maps(size_px)
+    maps = runtimes.sample(size_px)
     given: NDArray[np.uint8] = session.run([OUTPUT], dict(zip(INPUTS, maps, strict=True)))[0]
     with torch.no_grad():
         expected = model(*(torch.from_numpy(one) for one in maps)).numpy()
@@ -184,17 +184,6 @@ def check(data: bytes, model: EditingModel, size_px: int, *, most: int = 1) -> d
         "num_different": int((difference > 0).sum()),
         "num_values": int(hole.sum()),
     }
-
-
-def _maps(size_px: int) -> tuple[NDArray[np.uint8], ...]:
-    """Return an image of noise, its mask, sketch, color and noise, as a model takes them."""
-    rng = np.random.default_rng(0)
-    shape = (1, size_px, size_px, 1)
-    image, color = (rng.integers(0, 256, (*shape[:3], 3), np.uint8) for _ in range(2))
-    mask = np.zeros(shape, np.uint8)
-    mask[:, size_px // 4 : 3 * size_px // 4, size_px // 4 : 3 * size_px // 4] = 255
-    sketch, noise, painted = (np.uint8(255) * (rng.random(shape) < share) for share in (0.05, 0.15, 0.5))
-    return image, mask, sketch, color * (painted > 0), noise
 
 
 def _halve(graph: Any, onnx: Any) -> None:

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from importlib import import_module, util
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scfegan_ray.errors import ConfigError
@@ -100,6 +102,23 @@ def compiled(model: EditingModel, size_px: tuple[int, int], device: torch.device
     if choice.runtime == "openvino":
         return _openvino(model, size_px, choice.dtype)
     return _torch(model, device, choice.dtype)
+
+
+def sample(size_px: int) -> tuple[NDArray[np.uint8], ...]:
+    """Return what runtimes are timed with and compared by: image, mask, sketch, color and noise of one edit.
+
+    All is drawn at random but the hole, which is a square in the middle, a quarter of the image.
+
+    Args:
+        size_px: side of the square image.
+    """
+    rng = np.random.default_rng(0)
+    shape = (1, size_px, size_px, 1)
+    image, color = (rng.integers(0, 256, (*shape[:3], 3), np.uint8) for _ in range(2))
+    mask = np.zeros(shape, np.uint8)
+    mask[:, size_px // 4 : 3 * size_px // 4, size_px // 4 : 3 * size_px // 4] = 255
+    sketch, noise, painted = (np.uint8(255) * (rng.random(shape) < share) for share in (0.05, 0.15, 0.5))
+    return image, mask, sketch, color * (painted > 0), noise
 
 
 def _torch(model: EditingModel, device: torch.device, dtype: torch.dtype) -> Edit:

@@ -70,7 +70,8 @@ def url() -> Iterator[str]:
     config = presets.preset("quickstart")
     assert config.data.size_px == SIZE_PX
     torch.manual_seed(0)
-    served = ServedModel("models:/tiny/1", "tiny-1", "CC0-1.0", FaceEditor(Generator(config.model), config))
+    editor = FaceEditor(Generator(config.model), config)
+    served = ServedModel("models:/tiny/1", "tiny-1", "CC0-1.0", editor, editor)
     current = cast(CurrentModel, SimpleNamespace(model=served))
     with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listening:
         patch.setattr(api._Tools, "find", _find)
