@@ -421,17 +421,19 @@ class _Tools:
 
     def find(self, pixels: NDArray[np.uint8]) -> tuple[list[align.Face], str]:
         """Return the faces of a photograph, and why there are none."""
+        own = align.own_square(pixels.shape[1], pixels.shape[0])
         try:
             if self._finder is None:
                 self._finder = align.FaceFinder()
             faces = self._finder.find(pixels)
         except ModelError as error:
             return [], f"faces cannot be looked for: {error}"
-        own = align.own_square(pixels.shape[1], pixels.shape[0])
         faces = [
             replace(face, square=own) if face.square.distance(own) <= align.ALIGNED_TOLERANCE else face
             for face in faces
         ]
+        if not faces and pixels.shape[0] == pixels.shape[1]:
+            return [align.Face(own, 0.0)], ""  # cut out around its face, if one that the detector does not know
         return faces, "" if faces else "no face was found; drag the square onto one"
 
     def guides(self, served: ServedModel) -> GuideMaker:

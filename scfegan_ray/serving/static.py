@@ -12,12 +12,14 @@ Any web server of files may serve it: `python -m http.server --bind 127.0.0.1 --
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
 import os
+import shutil
+import subprocess
 import tarfile
-import urllib.error
 import urllib.request
 from importlib import resources
 from pathlib import Path
@@ -30,6 +32,7 @@ from scfegan_ray.serving import current, edits, export, loading
 from scfegan_ray.serving.options import ServingConfig
 
 RUNTIME = "onnxruntime-web"
+"""Package of npm, by Microsoft, under the MIT license."""
 RUNTIME_VERSION = "1.30.0"
 RUNTIME_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 RUNTIME_FILES = (
@@ -37,7 +40,7 @@ RUNTIME_FILES = (
 )  # fmt: skip
 REGISTRY_VARIABLE = "NPM_CONFIG_REGISTRY"
 _REGISTRY = "https://registry.npmjs.org"
-_FETCH_SECONDS = 120
+_ASK_SECONDS, _FETCH_SECONDS = 20, 120
 _MOST_BYTES = 1 << 27
 
 _LAST = "index.html"
@@ -142,8 +145,19 @@ def _digest(content: bytes) -> str:
     return base64.b64encode(hashlib.sha512(content).digest()).decode()
 
 
+def _registry() -> str:
+    """Return the registry that npm is configured for, where there is an npm."""
+    given = os.environ.get(REGISTRY_VARIABLE)
+    npm = None if given else shutil.which("npm")
+    if npm:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            asked = [npm, "config", "get", "registry"]
+            given = subprocess.run(asked, capture_output=True, text=True, timeout=_ASK_SECONDS, check=True).stdout
+    return (given or "").strip().rstrip("/") or _REGISTRY
+
+
 def _fetch(path: Path) -> bytes:
-    registry = os.environ.get(REGISTRY_VARIABLE, _REGISTRY).rstrip("/")
+    registry = _registry()
     url = f"{registry}/{RUNTIME}/-/{RUNTIME}-{RUNTIME_VERSION}.tgz"
     try:
         with urllib.request.urlopen(url, timeout=_FETCH_SECONDS) as answer:

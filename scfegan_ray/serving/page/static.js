@@ -49,7 +49,9 @@ export class StaticBackend {
     context.drawImage(image, 0, 0, canvas.width, canvas.height);
     const { width, height } = image;
     image.close();
-    return { width, height, faces: [], message: null, preview: canvas.toDataURL("image/jpeg", 0.9) };
+    // One that is square may well have been cut out around its face.
+    const faces = width === height ? [{ square: { x: 0.5, y: 0.5, side: 1, angle: 0 }, problem: null }] : [];
+    return { width, height, faces, message: null, preview: canvas.toDataURL("image/jpeg", 0.9) };
   }
 
   /** @param {Blob} photograph @param {Square} square @returns {Promise<Blob>} */
@@ -81,7 +83,8 @@ export class StaticBackend {
     const maps = rasterize(face.strokes, size);
     const image = withoutAlpha(pixels.data);
     const dots = noise(face.seed, size * size, this._facts.noise_probability);
-    const picture = await this._fill({ image, mask: maps.mask, sketch: maps.sketch, color: maps.color, noise: dots }, signal);
+    const { mask, sketch, color } = maps;
+    const picture = await this._fill({ image, mask, sketch, color, noise: dots }, signal);
     for (let at = 0; at < size * size; at++) pixels.data.set(picture.subarray(3 * at, 3 * at + 3), 4 * at);
     context.putImageData(pixels, 0, 0);
     return blobOf(canvas, "image/png");
