@@ -23,11 +23,12 @@ from scfegan_ray.serving import edits, static
 from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.serving.photograph import Photograph
 
+HOLE = {"kind": "line", "layer": "mask", "width": 20000, "points": [24000, 46000, 255, 42000, 46000, 255]}
 STROKES = [
-    {"kind": "line", "layer": "mask", "width": 20000, "points": [24000, 46000, 255, 42000, 46000, 255]},
-    {"kind": "line", "layer": "sketch", "width": 1, "points": [24000, 46000, 255, 42000, 46000, 255]},
-    {"kind": "line", "layer": "color", "color": "#c01e32", "width": 3000, "points": [26000, 46000, 255, 40000, 46000, 255]},
-]  # fmt: skip
+    HOLE,
+    {**HOLE, "layer": "sketch", "width": 1},
+    {**HOLE, "layer": "color", "color": "#c01e32", "width": 3000},
+]
 EDIT_OF = """async ([edit, bytes]) => {
     const { StaticBackend } = await import(location.href + "page/static.js");
     const backend = new StaticBackend();
