@@ -285,6 +285,8 @@ def test_fingers_on_a_phone(opened: Windows, face: dict[str, Any]) -> None:
     window.says("Done in")
     page.locator("#top [data-act=undo]").tap()
     assert window.count("color") == 0
+    page.locator("#peek").tap()  # what came of it before
+    page.wait_for_selector("#stage[data-mode=result]")
 
 
 def test_pen_presses_and_fingers_beside_it_only_move_the_view(opened: Windows, face: dict[str, Any]) -> None:

@@ -57,7 +57,11 @@ const panel = new Panel(tools, {
     view.canvases[layer].style.opacity = String(shown ? opacity : 0);
   },
   cleared: (layer) => add([{ kind: "clear", layer }], "cleared"),
-  took: (at) => attempt(() => runner.choose(at).then(drawVariants)),
+  took: (at) => attempt(async () => {
+    await runner.choose(at);
+    drawVariants();
+    setMode("result");
+  }),
 });
 const overview = new Overview(editor, (at) => attempt(() => editor.show(at)));
 let toldOutside = false;
@@ -181,9 +185,10 @@ function showPlace() {
 function showResult() {
   const { face } = editor;
   view.setResult(face?.result ?? null);
-  const canvas = /** @type {HTMLCanvasElement} */ (element("preview").querySelector("canvas"));
-  canvas.width = canvas.height = view.size;
-  if (face?.result) canvas.getContext("2d")?.drawImage(face.result.bitmap, 0, 0);
+  for (const canvas of /** @type {NodeListOf<HTMLCanvasElement>} */ (document.querySelectorAll("[data-preview]"))) {
+    canvas.width = canvas.height = view.size;
+    if (face?.result) canvas.getContext("2d")?.drawImage(face.result.bitmap, 0, 0);
+  }
   refresh();
 }
 

@@ -8,12 +8,18 @@ import { say } from "./words.js";
 
 const UNAUTHORIZED = 401;
 
+// Long enough to be read, then it no longer lies over the picture.
+const SHOWN_MS = 12000;
+
 const line = /** @type {HTMLElement} */ (document.getElementById("status"));
+let timer = 0;
 
 /** @param {string} word @param {Record<string, string | number>} [facts] @param {"" | "waiting" | "error"} [kind] */
 export function status(word, facts = {}, kind = "") {
   line.textContent = word && say(word, facts);
   line.dataset.kind = kind;
+  clearTimeout(timer);
+  if (!kind) timer = setTimeout(() => line.replaceChildren(), SHOWN_MS);
 }
 
 /** Say what went wrong. @param {unknown} error */
