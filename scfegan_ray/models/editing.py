@@ -52,10 +52,13 @@ class EditingModel(nn.Module):
         Returns:
             (N, H, W, 3) uint8 RGB; pixels outside the mask are those of `image`.
         """
+        generated = images.to_uint8(self.generator(self.packed(image, mask, sketch, color, noise)))
+        return torch.where(mask.ne(0), generated, image)
+
+    def packed(self, image: Tensor, mask: Tensor, sketch: Tensor, color: Tensor, noise: Tensor) -> Tensor:
+        """(N, 9, H, W): what the generator takes of these maps, which are as of `forward`."""
         hole, lines, dots = (plane.ne(0) for plane in (mask, sketch, noise))
-        batch = images.Batch.from_uint8(image, hole, lines, color, dots)
-        generated = images.to_uint8(self.generator(batch.generator_input()))
-        return torch.where(hole, generated, image)
+        return images.Batch.from_uint8(image, hole, lines, color, dots).generator_input()
 
 
 def export(generator: Generator, size_px: int) -> ExportedProgram:

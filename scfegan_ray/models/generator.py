@@ -38,6 +38,18 @@ def encoder_kernel_size(index: int) -> int:
     return 7 if index == 0 else 5 if index <= 2 else 3
 
 
+def margin_px(num_stages: int) -> int:
+    """Return how far from its border a part of the image is wrong that `Generator.finish` made.
+
+    Where the part ends and the image does not, each stage takes zeros for what is there: its transpose convolution at
+    up to 2 pixels from the border, the convolution after it at 1 more; the next stage doubles that.
+
+    Args:
+        num_stages: stages of the decoder that were left to it.
+    """
+    return 3 * ((1 << num_stages) - 1)
+
+
 class Generator(nn.Module):
     """Turn the packed user input into an image.
 
@@ -92,6 +104,32 @@ class Generator(nn.Module):
             )
         if self.coarse is not None:
             packed = images.with_filled_hole(packed, self.coarse(packed))
+        x, skips = self._encode(packed)
+        return self._finish(self._decode(x, skips, len(self.decoder)), self._fill(packed))
+
+    def begin(self, packed: Tensor, num_left: int) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """Compute what `finish` goes on with, which may then do so on a part of the image.
+
+        Args:
+            packed: as of `forward`.
+            num_left: stages of the decoder, the last ones, that are left to `finish`.
+
+        Returns:
+            Features, (N, C, H / 2^num_left, W / 2^num_left); the skip connections of the stages that are left, of the
+            last one first; and what is added to the result, (N, 3, H, W), or None.
+        """
+        if self.coarse is not None:
+            packed = images.with_filled_hole(packed, self.coarse(packed))
+        x, skips = self._encode(packed)
+        x = self._decode(x, skips, len(self.decoder) - num_left)
+        return x, skips, self._fill(packed)
+
+    def finish(self, x: Tensor, skips: list[Tensor], fill: Tensor | None) -> Tensor:
+        """Return the image, or the same part of it that each of the arguments is of, see `begin` and `margin_px`."""
+        return self._finish(self._decode(x, skips, len(skips)), fill)
+
+    def _encode(self, packed: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the bottleneck's features, and what each layer of the encoder was given."""
         x = packed
         skips = []
         for layer, weights in _with_weights(self.encoder):
@@ -99,15 +137,29 @@ class Generator(nn.Module):
             x = layer(x, weights)
         for layer, weights in _with_weights(self.bottleneck):
             x = layer(x, weights)
-        stages = _with_weights([*self.upsamplers, *self.decoder])
-        number = len(self.decoder)
+        return x, skips
+
+    def _decode(self, x: Tensor, skips: list[Tensor], number: int) -> Tensor:
+        """Go through so many stages of the decoder, the first that have not had their skip connection taken."""
+        if not number:
+            return x
+        first = len(self.decoder) - len(skips)
+        chosen = slice(first, first + number)
+        stages = _with_weights([*self.upsamplers[chosen], *self.decoder[chosen]])
         for (upsampler, its_weights), (layer, weights) in zip(stages[:number], stages[number:], strict=True):
             x = layer(torch.cat([skips.pop(), upsampler(x, its_weights)], dim=1), weights)
+        return x
+
+    def _fill(self, packed: Tensor) -> Tensor | None:
+        """Return what a residual is added to, before tanh."""
+        if self.config.output != "residual":
+            return None
+        fill = smooth_fill(*images.known_colors(packed.float()), self.config.num_downsamples)
+        return torch.atanh(_FILL_RANGE * fill)
+
+    def _finish(self, x: Tensor, fill: Tensor | None) -> Tensor:
         x = full_precision(x)
-        if self.config.output == "residual":
-            fill = smooth_fill(*images.known_colors(packed.float()), self.config.num_downsamples)
-            x = x + torch.atanh(_FILL_RANGE * fill)
-        return torch.tanh(x)
+        return torch.tanh(x if fill is None else x + fill)
 
     @torch.no_grad()
     def silence_untrained_taps(self, trained_size_px: int) -> None:

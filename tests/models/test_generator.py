@@ -7,7 +7,7 @@ from torch.export import Dim
 from scfegan_ray import images
 from scfegan_ray.config import ModelConfig
 from scfegan_ray.errors import ConfigError
-from scfegan_ray.models.generator import Generator
+from scfegan_ray.models.generator import Generator, margin_px
 from scfegan_ray.models.layers import GatedConv2d, GatedDeconv2d
 
 
@@ -204,3 +204,28 @@ def test_both_stages_are_silenced():
     for network in (generator, generator.coarse):
         assert network.bottleneck[1].weight[:, :, 0].abs().sum() == 0
         assert network.bottleneck[0].weight[:, :, 0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("num_left", [1, 2, 3])
+@pytest.mark.parametrize("output", ["direct", "residual"])
+def test_a_part_of_the_image_is_right_but_for_its_margin(num_left: int, output: str) -> None:
+    torch.manual_seed(0)
+    generator = Generator(ModelConfig(base_channels=4, num_downsamples=3, output=output)).eval()
+    mask = torch.zeros(1, 1, 96, 64)
+    mask[:, :, 20:70, 10:60] = 1
+    packed = images.pack_input(torch.rand(1, 3, 96, 64) * (1 - mask), mask, -mask.expand(1, 3, 96, 64), mask, mask)
+    with torch.no_grad():
+        whole = generator(packed)
+        x, skips, fill = generator.begin(packed, num_left)
+        assert len(skips) == num_left and torch.equal(generator.finish(x, list(skips), fill), whole)
+
+        def part(features: torch.Tensor) -> torch.Tensor:
+            step = 96 // features.shape[2]
+            return features[:, :, 16 // step : 80 // step, : 56 // step]
+
+        found = generator.finish(part(x), [part(skip) for skip in skips], None if fill is None else part(fill))
+    margin = margin_px(num_left)
+    expected = whole[:, :, 16:80, :56]
+    right = (found - expected)[:, :, margin:-margin, :-margin], (found - expected)[:, :, :, : margin // 2]
+    assert right[0].abs().max() < 1e-5, "the left border is the image's, and has no margin"
+    assert right[1].abs().max() > 1e-5, "there is one"

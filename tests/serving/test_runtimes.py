@@ -57,6 +57,42 @@ def test_openvino_gives_the_picture_that_torch_gives(tiny: Config, network: dict
     assert not np.array_equal(result[MASK != 0], IMAGE[MASK != 0])
 
 
+def test_holes_of_any_size_and_place_are_filled_alike(tiny: Config) -> None:
+    config = replace(tiny, model=replace(tiny.model, num_downsamples=4))
+    expected, other = editors(config, runtime="openvino")
+    image = RNG.integers(0, 256, (192, 256, 3), np.uint8)
+    holes = [np.zeros((192, 256), np.uint8) for _ in range(5)]
+    holes[0][90:100, 100:130] = 1
+    holes[1][:10, 250:] = 1
+    holes[2][185:, 3:20] = 1
+    holes[3][50:150, 60:200] = 1
+    holes[4][[0, 191], [0, 255]] = 1
+    for hole in holes:
+        pictures = []
+        for editor in (expected, other):
+            editor.set_image(image)
+            pictures.append(editor.edit(hole, hole * (RNG.random(hole.shape) < 0), image))
+        assert differences(*pictures).max() <= 1
+        assert np.array_equal(pictures[1][hole == 0], image[hole == 0])
+        assert not np.array_equal(pictures[1], image)
+    assert np.array_equal(other.edit(holes[0] * 0, holes[0] * 0, image), image), "no hole at all"
+
+
+def test_windows_are_of_few_sizes_and_hold_the_hole_and_its_margin() -> None:
+    shapes, size = set(), (512, 384)
+    for _ in range(300):
+        corners = [np.sort(RNG.choice(one, 2, replace=False)) for one in size]
+        rows, columns = (slice(int(begin), int(end)) for begin, end in corners)
+        hole = np.zeros(size, bool)
+        hole[rows, columns] = True
+        window = runtimes._window(hole, 8, 21)
+        for inner, outer, most in zip((rows, columns), window, size, strict=True):
+            assert outer.start % 8 == outer.stop % 8 == 0 and outer.start >= 0 and outer.stop <= most
+            assert outer.start <= max(inner.start - 21, 0) and min(inner.stop + 21, most) <= outer.stop
+        shapes.add(tuple(one.stop - one.start for one in window))
+    assert shapes == {(128, 96), (256, 192), (320, 240), (384, 288), (512, 384)}
+
+
 def test_images_of_other_sizes_may_follow(tiny: Config) -> None:
     expected, other = editors(tiny, runtime="openvino")
     for size in ((32, 48, 3), (48, 32, 3), (32, 48, 3)):
