@@ -28,6 +28,7 @@ const element = (/** @type {string} */ id) => /** @type {HTMLElement} */ (docume
 // A folder that `jobs/edit.py --static` wrote has its model beside it.
 const isStatic = document.documentElement.dataset.backend === "static";
 const editor = new Editor(isStatic ? new (await import("./static.js")).StaticBackend() : new ServerBackend());
+for (const one of document.querySelectorAll("[data-act=guides]")) /** @type {HTMLElement} */ (one).hidden = isStatic;
 const runner = new Runner(editor);
 const view = new View();
 const overlay = new Overlay(view);
