@@ -31,6 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import resources
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -127,7 +128,7 @@ class ErrorAnswer(BaseModel):
     error: str
 
 
-class BusyError(Exception):
+class QueueFullError(Exception):
     """Too many requests wait."""
 
     def __init__(self, seconds: float) -> None:
@@ -157,12 +158,12 @@ class Lane:
         """Do some work for a request, or not, if who asked has gone before it began.
 
         Raises:
-            BusyError: too many wait.
+            QueueFullError: too many wait.
         """
         client = request.client.host if request.client else ""
         waiting = self._clients.total()
         if waiting >= self._options.max_waiting or self._clients[client] >= self._options.max_waiting_per_client:
-            raise BusyError(waiting * self._seconds)
+            raise QueueFullError(waiting * self._seconds)
         self._clients[client] += 1
         loop = asyncio.get_running_loop()
         job = self._executor.submit(self._timed, work)
@@ -263,8 +264,8 @@ def _answer_errors(app: FastAPI) -> None:
     def refused(request: Request, error: ScFeganError) -> JSONResponse:
         return answer(422 if isinstance(error, DataError) else 500, str(error))
 
-    @app.exception_handler(BusyError)
-    def busy(request: Request, error: BusyError) -> JSONResponse:
+    @app.exception_handler(QueueFullError)
+    def busy(request: Request, error: QueueFullError) -> JSONResponse:
         return answer(503, str(error), **{"Retry-After": str(error.seconds)})
 
     @app.exception_handler(_GoneError)
@@ -298,8 +299,8 @@ def _routes(current: CurrentModel, options: ServingConfig) -> APIRouter:
         served = current.model
         return ModelAnswer(
             model_uri=served.uri,
-            name=served.name,
-            size_px=_size_px(served),
+            name=served.loaded.name,
+            size_px=served.size_px,
             license=served.license,
             limits=Limits(
                 upload_bytes=options.max_upload_mb << 20, megapixels=options.max_megapixels, edit_bytes=edits.MAX_BYTES
@@ -333,7 +334,7 @@ def _routes(current: CurrentModel, options: ServingConfig) -> APIRouter:
         data, where = await photograph.read(), edits.parse_square(square)
 
         def work() -> bytes:
-            return _png(decoded(data).crop(where, _size_px(current.model)))
+            return _png(decoded(data).crop(where, current.model.size_px))
 
         return Response(await picture_lane.run(request, work), media_type="image/png")
 
@@ -399,14 +400,14 @@ def _routes(current: CurrentModel, options: ServingConfig) -> APIRouter:
         data, document, served = await photograph.read(), edits.parse_edit(edit), current.model
         opened = await picture_lane.run(request, lambda: decoded(data))
         crops = await picture_lane.run(
-            request, lambda: [opened.crop(face.square, _size_px(served)) for face in document.faces]
+            request, lambda: [opened.crop(face.square, served.size_px) for face in document.faces]
         )
         fillings: list[Filling] = []
         for face, picture in zip(document.faces, crops, strict=True):  # others may have their turn in between
             fillings.append(await model_lane.run(request, lambda f=face, p=picture: replay.fill(served.exact, p, f)))  # type: ignore[misc]
         content = await picture_lane.run(request, lambda: opened.encode(fillings, format))
         end = "jpg" if format == "jpeg" else format
-        headers = {"Content-Disposition": f'attachment; filename="edited.{end}"', "X-Model-Uri": served.uri}
+        headers = {"Content-Disposition": f'attachment; filename="edited.{end}"', **_model_header(served)}
         return Response(content, media_type=MEDIA_TYPES[format], headers=headers)
 
     return router
@@ -439,12 +440,8 @@ class _Tools:
     def guides(self, served: ServedModel) -> GuideMaker:
         """Return what draws lines as the model has learnt them."""
         if served.uri not in self._guides:
-            self._guides = {served.uri: GuideMaker(served.editor.config.data)}
+            self._guides = {served.uri: GuideMaker(served.loaded.config.data)}
         return self._guides[served.uri]
-
-
-def _size_px(served: ServedModel) -> int:
-    return served.editor.config.data.size_px
 
 
 def _answered(square: edits.Square) -> SquareAnswer:
@@ -453,7 +450,7 @@ def _answered(square: edits.Square) -> SquareAnswer:
 
 def _square_of(data: bytes, served: ServedModel) -> NDArray[np.uint8]:
     """Return a picture that must have the model's size: (S, S, 3) uint8."""
-    size_px = _size_px(served)
+    size_px = served.size_px
     image = decoding.open_photograph(data, max_megapixels=size_px * size_px / 1e6)
     if image.size != (size_px, size_px):
         raise DataError(f"a picture of {image.width}x{image.height} pixels; {served.uri} edits {size_px}x{size_px}")
@@ -471,7 +468,11 @@ def _seeds(text: str) -> list[int]:
 
 
 def _filled(picture: NDArray[np.uint8], served: ServedModel) -> Response:
-    return Response(_png(picture), media_type="image/png", headers={"X-Model-Uri": served.uri})
+    return Response(_png(picture), media_type="image/png", headers=_model_header(served))
+
+
+def _model_header(served: ServedModel) -> dict[str, str]:
+    return {"X-Model-Uri": quote(served.uri, safe=":/@ ")}  # the path of a folder may be no ASCII
 
 
 def _png(picture: NDArray[np.uint8]) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ import torch
 from scfegan_ray import registry, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.errors import ModelError, ScFeganError
-from scfegan_ray.serving import loading
+from scfegan_ray.serving import loading, runtimes
 from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.serving.options import ServingConfig
 
@@ -26,18 +26,27 @@ class ServedModel:
     """A model that edits.
 
     Attributes:
-        uri: where it came from.
-        name: short.
+        loaded: its weights, and where they came from.
         license: of what it learnt from; empty where nobody said.
-        editor: as fast as it gets here; at work one request at a time.
-        exact: the same in torch and float32, for what is kept: a replay elsewhere gives the same.
+        exact: edits in torch and float32, for what is kept: a replay elsewhere gives the same.
+        editor: edits as fast as it gets here, once that is ready; until then it is `exact`. Each of both is at work one
+            request at a time.
     """
 
-    uri: str
-    name: str
+    loaded: loading.LoadedModel
     license: str
-    editor: FaceEditor
     exact: FaceEditor
+    editor: FaceEditor
+
+    @property
+    def uri(self) -> str:
+        """Where it came from."""
+        return self.loaded.uri
+
+    @property
+    def size_px(self) -> int:
+        """Side of the square that it was made for."""
+        return self.loaded.config.data.size_px
 
 
 def choose(config: Config, asked: str) -> str:
@@ -65,13 +74,12 @@ def choose(config: Config, asked: str) -> str:
     return found
 
 
-def load(config: Config, uri: str, options: ServingConfig, device: str) -> ServedModel:
+def load(config: Config, uri: str, device: str = "cpu") -> ServedModel:
     """Load a model and try it.
 
     Args:
         config: names the registry.
         uri: as `choose` gives it.
-        options: its `runtime` and `precision`.
         device: where to compute.
 
     Raises:
@@ -83,16 +91,41 @@ def load(config: Config, uri: str, options: ServingConfig, device: str) -> Serve
         raise ModelError(f"the weights of {loaded.uri} are not finite")
     is_version = loaded.uri.startswith("models:")
     tag = registry.tags_of(config, loaded.uri).get(LICENSE_TAG, "") if is_version else loaded.config.data.license
-    editor = FaceEditor(loaded.generator, loaded.config, device, runtime=options.runtime, precision=options.precision)
     exact = FaceEditor(loaded.generator, loaded.config, device)
-    size_px = loaded.config.data.size_px
+    _try(exact)
+    return ServedModel(loaded, tag or "", exact, exact)
+
+
+def quickened(served: ServedModel, options: ServingConfig, device: str = "cpu") -> ServedModel:
+    """Return a model that edits as its server was told to; that may take seconds to make.
+
+    Args:
+        served: the model.
+        options: its `runtime` and `precision`.
+        device: where to compute.
+    """
+    try:
+        editor = FaceEditor(
+            served.loaded.generator,
+            served.loaded.config,
+            device,
+            runtime=options.runtime,
+            precision=options.precision,
+        )
+        _try(editor)
+    except Exception as error:  # whatever a compiler makes of a model, torch edits with it
+        logger.error("edits go on in torch, float32, as %s cannot be made faster: %s", served.uri, error)
+        return served
+    return replace(served, editor=editor)
+
+
+def _try(editor: FaceEditor) -> None:
+    size_px = editor.config.data.size_px
     gray = np.full((size_px, size_px, 3), 128, np.uint8)
     hole = np.zeros((size_px, size_px), np.uint8)
     hole[size_px // 4 : size_px // 2, size_px // 4 : size_px // 2] = 1
-    for one in (editor, exact):
-        one.set_image(gray)
-        one.edit(hole, np.zeros_like(hole), np.zeros_like(gray))
-    return ServedModel(loaded.uri, loaded.name, tag or "", editor, exact)
+    editor.set_image(gray)
+    editor.edit(hole, np.zeros_like(hole), np.zeros_like(gray))
 
 
 class CurrentModel:
@@ -112,20 +145,18 @@ class CurrentModel:
         self._config, self._asked, self._options, self._device = config, asked, options, device
         self._refused = ""
         self._stopped = threading.Event()
-        self._thread: threading.Thread | None = None
-        self.model = load(config, choose(config, asked), options, device)
+        self._thread = threading.Thread(target=self._work, name="scfegan-model", daemon=True)
+        if options.runtime != "auto" or options.precision != "auto":
+            runtimes.choose(torch.device(device), options.runtime, options.precision)  # or say why not
+        self.model = load(config, choose(config, asked), device)
 
     def follow(self) -> None:
-        """Begin to look for a new champion, where one may come."""
-        if not self._asked or "@" in self._asked:
-            self._thread = threading.Thread(target=self._watch, name="scfegan-champion", daemon=True)
-            self._thread.start()
+        """Begin to make edits faster, and to look for a new champion where one may come."""
+        self._thread.start()
 
     def stop(self) -> None:
         """Look no longer."""
         self._stopped.set()
-        if self._thread:
-            self._thread.join()
 
     def refresh(self) -> None:
         """Ask the registry once, and take a new champion over if it works."""
@@ -137,13 +168,15 @@ class CurrentModel:
         if uri in (self.model.uri, self._refused):
             return
         try:
-            self.model = load(self._config, uri, self._options, self._device)
+            self.model = quickened(load(self._config, uri, self._device), self._options, self._device)
         except Exception as error:  # whatever is wrong with it, the one that works stays
             self._refused = uri
             logger.error("%s cannot be served, so %s stays: %s", uri, self.model.uri, error)
         else:
             logger.info("%s is served from now on", uri)
 
-    def _watch(self) -> None:
-        while not self._stopped.wait(self._options.poll_seconds):
-            self.refresh()
+    def _work(self) -> None:
+        self.model = quickened(self.model, self._options, self._device)
+        if not self._asked or "@" in self._asked:
+            while not self._stopped.wait(self._options.poll_seconds):
+                self.refresh()

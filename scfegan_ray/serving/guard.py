@@ -17,6 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from scfegan_ray.serving import edits
 from scfegan_ray.serving.options import ServingConfig
 
 COOKIE = "scfegan_token"
@@ -48,12 +49,11 @@ class Guard:
         app: what is guarded.
         options: limits.
         token: empty where the address alone decides.
-        edit_bytes: of an edit's document.
     """
 
-    def __init__(self, app: ASGIApp, *, options: ServingConfig, token: str = "", edit_bytes: int = 8 << 20) -> None:
+    def __init__(self, app: ASGIApp, *, options: ServingConfig, token: str = "") -> None:
         self._app, self._token = app, token
-        self._most_bytes = (options.max_upload_mb << 20) + edit_bytes + _FORM_BYTES
+        self._most_bytes = (options.max_upload_mb << 20) + edits.MAX_BYTES + _FORM_BYTES
         self._seconds = options.upload_seconds
         self._names = {*OWN_NAMES, options.host.strip("[]").lower()}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from scfegan_ray.serving import api, current, server
 from scfegan_ray.serving.options import ServingConfig
 
 NAME = "scfegan-editor"
+_ANSWER_SECONDS = 30
 _MOST_REQUESTS = 256
 # Of one copy at a time; how many may wait for its model, its app says itself.
 _FIELDS = ("model", "device", "storage", "tracking", "serving")
@@ -102,11 +104,13 @@ def start(
     with contextlib.ExitStack() as stack:
         stack.enter_context(session())
         serve.start(http_options={"host": options.host, "port": options.port})
-        stack.callback(serve.shutdown)
+        # Others may serve on the same cluster, so nothing else of Serve is touched.
+        stack.callback(serve.delete, NAME)
         try:
             serve.run(bind(config, options, model=model, device=device), name=NAME, route_prefix="/")
         except RuntimeError as error:
             raise ModelError(f"{chosen} is not served: {_reason(error)}") from error
+        _check_answer(options)
         return Replicas(server.url_of(options, options.port, token), chosen, stack.pop_all())
 
 
@@ -143,6 +147,22 @@ def application(args: Mapping[str, Any]) -> serve.Application:
         raise ConfigError(f"serving: {error}") from error
     config = places.settle(Config.from_dict(given))
     return bind(config, options, model=args.get("model", ""), device=args.get("device", "cpu"))
+
+
+def _check_answer(options: ServingConfig) -> None:
+    """Make sure that Serve listens where it was told to: one that ran before keeps its own address.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    url = f"{server.url_of(options, options.port, here=True)}api/health"
+    try:
+        urllib.request.urlopen(url, timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ConfigError(
+            f"the editor does not answer at {options.host} port {options.port} ({error}): Ray Serve ran on this "
+            "cluster before, at another address; give that one as --host and --port, or end it with `serve shutdown`"
+        ) from error
 
 
 def _reason(error: Exception) -> str:

@@ -94,6 +94,8 @@ def start(config: Config, options: ServingConfig, *, model: str = "", device: st
             )
         )
         thread = threading.Thread(target=server.run, args=([listening],), name="scfegan-server", daemon=True)
+        if not options.is_local:
+            logger.warning("pictures and the token go over the network as they are; put TLS in front of it")
         thread.start()
         while not server.started:
             if not thread.is_alive():
@@ -121,12 +123,18 @@ def token_of(options: ServingConfig) -> str:
     return token
 
 
-def url_of(options: ServingConfig, port: int, token: str) -> str:
-    """Return what is to be opened in a browser."""
-    name = socket.gethostname() if options.host in _EVERYWHERE else options.host
+def url_of(options: ServingConfig, port: int, token: str = "", *, here: bool = False) -> str:
+    """Return what is to be opened in a browser.
+
+    Args:
+        options: where it listens.
+        port: that it was given.
+        token: that is wanted.
+        here: by this machine itself.
+    """
+    everywhere = "127.0.0.1" if here else socket.gethostname()
+    name = everywhere if options.host in _EVERYWHERE else options.host
     host = f"[{name}]" if ":" in name else name
-    if not options.is_local:
-        logger.warning("pictures and the token go over the network as they are; put TLS in front of it")
     return f"http://{host}:{port}/" + (f"?token={quote(token, safe='')}" if token else "")
 
 

@@ -26,6 +26,7 @@ from scfegan_ray.models.generator import Generator
 from scfegan_ray.serving import api
 from scfegan_ray.serving.current import CurrentModel, ServedModel
 from scfegan_ray.serving.editor import FaceEditor
+from scfegan_ray.serving.loading import LoadedModel
 from scfegan_ray.serving.options import ServingConfig
 
 SIZE_PX = 64
@@ -70,8 +71,9 @@ def url() -> Iterator[str]:
     config = presets.preset("quickstart")
     assert config.data.size_px == SIZE_PX
     torch.manual_seed(0)
-    editor = FaceEditor(Generator(config.model), config)
-    served = ServedModel("models:/tiny/1", "tiny-1", "CC0-1.0", editor, editor)
+    loaded = LoadedModel("models:/tiny/1", "tiny-1", Generator(config.model), config)
+    editor = FaceEditor(loaded.generator, config)
+    served = ServedModel(loaded, "CC0-1.0", editor, editor)
     current = cast(CurrentModel, SimpleNamespace(model=served))
     with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listening:
         patch.setattr(api._Tools, "find", _find)

@@ -20,7 +20,7 @@ from scfegan_ray.serving.options import ServingConfig
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a model of 32 px."""
-    return write_model(TINY, tmp_path_factory.mktemp("model"))
+    return write_model(TINY, tmp_path_factory.mktemp("modèle 模型"))
 
 
 @pytest.fixture(scope="session")

@@ -122,7 +122,7 @@ def test_photograph_crop_edit_and_export(serving: Editing, model_folder: Path) -
     assert np.array_equal(pixels_of(crop.content), opened.crop(where, 32))
 
     edited = serving.post("edits", {"crop": crop.content}, {"face": FACE})
-    assert edited.headers["X-Model-Uri"] == str(model_folder)
+    assert urllib.parse.unquote(edited.headers["X-Model-Uri"]) == str(model_folder)  # whose name is no ASCII
     editor = FaceEditor.from_uri(model_folder)
     maps = edits.rasterize(edits.parse_face(json.dumps(FACE)), 32)
     editor.set_image(opened.crop(where, 32))

@@ -19,7 +19,7 @@ from scfegan_ray import tracking
 from scfegan_ray.config import Config, StorageConfig
 from scfegan_ray.errors import ModelError, ScFeganError, StorageError
 from scfegan_ray.models import editing
-from scfegan_ray.serving import current
+from scfegan_ray.serving import current, runtimes
 from scfegan_ray.serving.options import ServingConfig
 
 
@@ -71,7 +71,7 @@ def test_a_new_champion_takes_over_and_a_failing_one_never_does(
 ) -> None:
     first, second = (str(write_model(TINY, tmp_path / name, seed)) for seed, name in enumerate(("first", "second")))
     named(first)
-    model = current.CurrentModel(config, "", ServingConfig(poll_seconds=0.05))
+    model = current.CurrentModel(config, "", ServingConfig(poll_seconds=0.05, runtime="torch", precision="float32"))
     assert model.model.uri == first
 
     broken = write_model(TINY, tmp_path / "broken")
@@ -98,17 +98,42 @@ def test_a_new_champion_takes_over_and_a_failing_one_never_does(
     with caplog.at_level(logging.INFO, "scfegan_ray"):
         model.follow()
         until = time.monotonic() + 10
-        while model.model.uri != second:
+        while "is served from now on" not in caplog.text:
             assert time.monotonic() < until
             time.sleep(0.01)
         model.stop()
-    assert "is served from now on" in caplog.text
+    assert model.model.uri == second
 
 
 def test_a_certain_version_is_not_followed(config: Config, tmp_path: Path) -> None:
     folder = write_model(TINY, tmp_path / "model")
     model = current.CurrentModel(config, str(folder), ServingConfig(poll_seconds=0.01))
     model.follow()
-    assert model._thread is None
-    model.stop()
-    assert model.model.editor.config.data.size_px == TINY.data.size_px
+    model._thread.join(60)
+    assert not model._thread.is_alive()
+    assert model.model.size_px == TINY.data.size_px
+
+
+def test_edits_become_faster_while_it_serves_already(config: Config, tmp_path: Path) -> None:
+    folder = write_model(TINY, tmp_path / "model")
+    model = current.CurrentModel(config, str(folder), ServingConfig(runtime="openvino", precision="float32"))
+    exact = model.model.editor
+    assert exact is model.model.exact
+    model.follow()
+    model._thread.join(120)
+    assert model.model.editor is not exact
+    assert model.model.exact is exact
+
+
+def test_what_cannot_be_made_faster_edits_on(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = current.load(config, str(write_model(TINY, tmp_path / "model")))
+
+    def compiled(*_: object) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(runtimes, "compiled", compiled)
+    assert current.quickened(served, ServingConfig()) is served
+    assert "edits go on in torch, float32" in caplog.text
+    assert "no such operator" in caplog.text

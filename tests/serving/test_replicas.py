@@ -58,3 +58,8 @@ def test_all_nodes_need_one_port_and_a_token() -> None:
         replicas.start(
             None, ServingConfig(host="0.0.0.0"), model="", device="cpu", session=session,  # type: ignore[arg-type]
         )  # fmt: skip
+
+
+def test_serve_that_listens_elsewhere_is_said() -> None:
+    with pytest.raises(ConfigError, match="does not answer at 127.0.0.1 port 9 .* `serve shutdown`"):
+        replicas._check_answer(ServingConfig(port=9))
