@@ -387,6 +387,7 @@ TIMED_FRAMES = """
     });
     window.timeFrames = async (places) => {
         const stage = document.getElementById("stage"), times = [];
+        window.spent = 0;
         for (let at = 0; at < places.length; at += 4) {
             await new Promise(ask);
             const start = performance.now();
