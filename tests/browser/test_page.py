@@ -281,6 +281,7 @@ def test_fingers_on_a_phone(opened: Windows, face: dict[str, Any]) -> None:
     touch("touchMove", window.point(0.5, 0.7))
     touch("touchEnd")
     assert window.count("color") > 0
+    page.wait_for_timeout(400)  # right after a stroke Chromium may take a tap for the end of that gesture
     page.locator("#rail [data-act=run]").tap()
     window.says("Done in")
     page.locator("#top [data-act=undo]").tap()
