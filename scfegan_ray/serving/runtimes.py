@@ -11,7 +11,8 @@ import math
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module, util
 from typing import Any, Literal
@@ -60,6 +61,45 @@ class Choice:
     def takes_any_size(self) -> bool:
         """Whether what `compiled` returns edits images of other sizes, too."""
         return self.runtime == "torch"
+
+
+class _Gate:
+    """Keeps torch's edits and torch's tracing apart: what traces takes part in every call of a module in the process."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._num_computing = 0
+        self._is_tracing = False
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute, beside others that do, once nothing is traced."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_tracing)
+            self._num_computing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_computing -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def tracing(self) -> Iterator[None]:
+        """Trace, once nothing else is computed or traced."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_tracing)
+            self._is_tracing = True  # so that none begins anew
+            self._changed.wait_for(lambda: not self._num_computing)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_tracing = False
+                self._changed.notify_all()
+
+
+_GATE = _Gate()
 
 
 def choose(device: torch.device, runtime: RuntimeName = "auto", precision: PrecisionName = "auto") -> Choice:
@@ -135,7 +175,7 @@ def _torch(model: EditingModel, device: torch.device, dtype: torch.dtype) -> Edi
         model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def edit(*maps: Tensor) -> Tensor:
-        with torch.no_grad(), autocast(dtype, device):
+        with _GATE.computing(), torch.no_grad(), autocast(dtype, device):
             filled: Tensor = model(*maps)
         return filled
 
@@ -247,7 +287,7 @@ def _converted(module: nn.Module, arguments: tuple[Tensor, ...]) -> Any:
     """Return a module as OpenVINO's, for arguments of these shapes."""
     decoder = _imported("openvino.frontend.pytorch.fx_decoder").TorchFXPythonDecoder
     kept = _imported("openvino.frontend.pytorch.torchdynamo.export_decompositions").ops_to_not_decompose
-    with torch.no_grad(), shifted_sums(), warnings.catch_warnings():
+    with _GATE.tracing(), torch.no_grad(), shifted_sums(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch, of its own classes
         program = torch.export.export(module.eval(), arguments)
         steps = torch.export.default_decompositions()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -196,3 +197,17 @@ print([name for name in sys.modules if "telemetry" in name and name.startswith("
 """
     assert run_code(code, tmp_path, {"HOME": str(tmp_path)}) == "[]"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_torch_edits_while_another_model_is_converted(tiny: Config) -> None:
+    exact, fast = editors(tiny, runtime="openvino")
+    for editor in (exact, fast):
+        editor.set_image(IMAGE)
+    expected, edits = exact.edit(MASK, LINES, PAINT), 0
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        converted = pool.submit(fast.edit, MASK, LINES, PAINT)
+        while not converted.done():
+            assert np.array_equal(exact.edit(MASK, LINES, PAINT), expected)
+            edits += 1
+    assert edits > 3
+    assert np.abs(converted.result().astype(int) - expected).max() <= 1
