@@ -64,7 +64,7 @@ class Choice:
 
 
 class _Gate:
-    """Keeps torch's edits and torch's tracing apart: what traces takes part in every call of a module in the process."""
+    """Keeps edits of torch and its tracing apart: what traces takes part in every call of a module in the process."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
