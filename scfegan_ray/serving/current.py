@@ -155,8 +155,10 @@ class CurrentModel:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no longer."""
+        """Look no longer; a compiler that is at work is waited for, as a process must not end amid it."""
         self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def refresh(self) -> None:
         """Ask the registry once, and take a new champion over if it works."""
