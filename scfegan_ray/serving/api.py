@@ -24,6 +24,7 @@ import asyncio
 import base64
 import json
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -45,6 +46,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 
+from scfegan_ray import storage
 from scfegan_ray.data import align, decoding
 from scfegan_ray.errors import DataError, ModelError, ScFeganError
 from scfegan_ray.serving import edits, replay
@@ -262,7 +264,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ScFeganError)
     def refused(request: Request, error: ScFeganError) -> JSONResponse:
-        return answer(422 if isinstance(error, DataError) else 500, str(error))
+        return answer(422 if isinstance(error, DataError) else 500, storage.without_secrets(str(error)))
 
     @app.exception_handler(QueueFullError)
     def busy(request: Request, error: QueueFullError) -> JSONResponse:
@@ -418,15 +420,17 @@ class _Tools:
 
     def __init__(self) -> None:
         self._finder: align.FaceFinder | None = None
+        self._finding = threading.Lock()  # OpenCV's networks keep what they compute in themselves
         self._guides: dict[str, GuideMaker] = {}
 
     def find(self, pixels: NDArray[np.uint8]) -> tuple[list[align.Face], str]:
         """Return the faces of a photograph, and why there are none."""
         own = align.own_square(pixels.shape[1], pixels.shape[0])
         try:
-            if self._finder is None:
-                self._finder = align.FaceFinder()
-            faces = self._finder.find(pixels)
+            with self._finding:
+                if self._finder is None:
+                    self._finder = align.FaceFinder()
+                faces = self._finder.find(pixels)
         except ModelError as error:
             return [], f"faces cannot be looked for: {error}"
         faces = [

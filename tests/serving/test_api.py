@@ -104,6 +104,23 @@ def test_photograph_is_looked_at(
         ]  # fmt: skip
 
 
+def test_one_face_finder_looks_at_one_photograph_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Finder:
+        busy = False
+
+        def find(self, image: NDArray[np.uint8]) -> list[align.Face]:
+            assert not self.busy
+            self.busy = True
+            time.sleep(0.05)
+            self.busy = False
+            return []
+
+    monkeypatch.setattr(align, "FaceFinder", Finder)
+    tools = api._Tools()
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(tools.find, [PORTRAIT] * 8))
+
+
 @pytest.mark.usefixtures("no_faces")
 def test_photograph_crop_edit_and_export(serving: Editing, model_folder: Path) -> None:
     photograph = png(np.tile(PORTRAIT, (1, 2, 1)))
