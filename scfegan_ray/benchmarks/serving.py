@@ -76,13 +76,17 @@ def run(config: Config, options: ServingConfig) -> dict[str, Any]:
                 "start_seconds": round(started, 2),
                 "first_edit_seconds": round(time.monotonic() - began, 2),
             }
-            result |= _one_client(generator, client, size_px)
-            result["clients"] = _many_clients(generator, running.url, size_px)
-            result["sessions"] = _sessions(client)
+            logger.info("%s", result)
+            for measure in (
+                lambda: _one_client(generator, client, size_px),
+                lambda: {"clients": _many_clients(generator, running.url, size_px)},
+                lambda: {"sessions": _sessions(client)},
+            ):
+                part = measure()
+                logger.info("%s", part)
+                result |= part
         finally:
             running.close()
-    for name, value in result.items():
-        logger.info("%s: %s", name, value)
     return result
 
 

@@ -112,6 +112,8 @@ def quickened(served: ServedModel, options: ServingConfig, device: str = "cpu") 
             runtime=options.runtime,
             precision=options.precision,
         )
+        if editor.choice == served.exact.choice:
+            return served
         _try(editor)
     except Exception as error:  # whatever a compiler makes of a model, torch edits with it
         logger.error("edits go on in torch, float32, as %s cannot be made faster: %s", served.uri, error)

@@ -34,6 +34,10 @@ class FaceEditor:
             themselves ready at the first edit of each size, which takes seconds.
         precision: "float32", "bfloat16", or "auto" for bfloat16 only where the hardware computes it natively.
 
+    Attributes:
+        config: of the training.
+        choice: what computes, settled.
+
     Raises:
         ConfigError: it is a GPU, and torch sees none; or runtime or precision cannot be had here.
     """
@@ -50,7 +54,7 @@ class FaceEditor:
         self.config = config
         self._device = torch.device(device)
         check_available(self._device, 'give device="cpu"')
-        self._choice = runtimes.choose(self._device, runtime, precision)
+        self.choice = runtimes.choose(self._device, runtime, precision)
         generator.silence_untrained_taps(config.data.size_px)
         self._model = editing.EditingModel(generator).requires_grad_(False).eval().to(self._device)
         self._image: NDArray[np.uint8] | None = None
@@ -140,10 +144,10 @@ class FaceEditor:
 
     def _edit_of(self, size: tuple[int, int]) -> runtimes.Edit:
         """Return what edits images of this height and width; one is kept, as it may hold a copy of the weights."""
-        key = None if self._choice.takes_any_size else size
+        key = None if self.choice.takes_any_size else size
         ready = self._ready
         if ready is None or ready[0] != key:
-            ready = key, runtimes.compiled(self._model, size, self._device, self._choice)
+            ready = key, runtimes.compiled(self._model, size, self._device, self.choice)
             self._ready = ready
         return ready[1]
 
