@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import math
 import threading
@@ -169,7 +170,7 @@ class Lane:
         self._clients[client] += 1
         loop = asyncio.get_running_loop()
         job = self._executor.submit(self._timed, work)
-        job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave, client))
+        job.add_done_callback(lambda _: _call(loop, self._leave, client))
         done: asyncio.Future[Any] = asyncio.wrap_future(job)
         gone: asyncio.Future[Any] = asyncio.ensure_future(_until_gone(request))
         try:
@@ -198,6 +199,11 @@ class Lane:
         self._clients[client] -= 1
         if not self._clients[client]:
             del self._clients[client]
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[[str], None], client: str) -> None:
+    with contextlib.suppress(RuntimeError):  # the server has ended meanwhile
+        loop.call_soon_threadsafe(function, client)
 
 
 async def _until_gone(request: Request) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import contextlib
 import io
 import json
 import socket
@@ -435,3 +436,29 @@ def test_a_port_in_use_is_said(serving: Editing, model_folder: Path) -> None:
 def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         ServingConfig(**wrong)
+
+
+def test_a_server_that_is_ended_amid_an_edit_says_nothing(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(Config(), storage=StorageConfig(path=str(tmp_path)))
+    running = server.start(config, ServingConfig(port=0, runtime="torch"), model=str(model_folder))
+    slow, original = Slow(), FaceEditor.edit
+
+    def edit(self: FaceEditor, *maps: Any, **more: Any) -> NDArray[np.uint8]:
+        slow.work()
+        return original(self, *maps, **more)
+
+    monkeypatch.setattr(FaceEditor, "edit", edit)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(
+            requests.post, f"{running.url}api/edits", files={"crop": CROP}, data={"face": json.dumps(FACE)}, timeout=60
+        )
+        while not slow.began:
+            time.sleep(0.01)
+        running.close()  # after five seconds it waits no longer
+        slow.ends.set()
+        with contextlib.suppress(requests.RequestException):
+            asked.result()
+    time.sleep(0.2)
+    assert "Event loop is closed" not in caplog.text
