@@ -65,7 +65,9 @@ def _find(_: object, pixels: NDArray[np.uint8]) -> tuple[list[align.Face], str]:
     return [align.Face(square, 1.0) for square in squares], ""
 
 
-@pytest.fixture(scope="session")
+# Of one module each, so that neither the stand-in nor Playwright's event loop, which lives in the main thread, is there
+# in the tests of others: a signal amid that loop ends the process.
+@pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """Serve the editor."""
     config = presets.preset("quickstart")
@@ -88,9 +90,9 @@ def url() -> Iterator[str]:
         thread.join()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Start Chromium once: the system's, or Playwright's own."""
+    """Start Chromium: the system's, or Playwright's own."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
     with sync_api.sync_playwright() as playwright:
         found = shutil.which("chromium")
