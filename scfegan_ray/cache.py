@@ -16,7 +16,7 @@ import contextlib
 import fcntl
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from scfegan_ray import locks, storage
@@ -68,6 +68,37 @@ def new_file(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def kept(path: Path, is_intact: Callable[[bytes], bool], fetch: Callable[[], bytes]) -> bytes:
+    """Return the content of a file that is fetched where it is not there, or damaged.
+
+    Args:
+        path: of the file.
+        is_intact: tells whether a content is the right one.
+        fetch: brings it; many processes of a machine may want it together, one fetches and the others find the file.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    content = _read_if(is_intact, path)
+    if content is not None:
+        return content
+    with making(path):
+        content = _read_if(is_intact, path)
+        if content is None:
+            content = fetch()
+            with new_file(path) as partial:
+                partial.write_bytes(content)
+    return content
+
+
+def _read_if(is_intact: Callable[[bytes], bool], path: Path) -> bytes | None:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    return content if is_intact(content) else None
 
 
 def hold(path: Path) -> int:

