@@ -263,13 +263,12 @@ def _by_layer(strokes: Sequence[Stroke]) -> Iterator[tuple[str, list[Stroke]]]:
     yield from waiting.items()
 
 
-@dataclass(frozen=True, slots=True)
-class _Discs:
-    """Round ends: (number,) int64 each, in fine steps."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shapes:
+    """What a brush is made of: (number,) int64 each, in fine steps; and the rows of pixels that each may cover."""
 
     x: NDArray[np.int64]
     y: NDArray[np.int64]
-    radius: NDArray[np.int64]
     first: NDArray[np.int64]
     rows_each: NDArray[np.int64]
 
@@ -278,27 +277,30 @@ class _Discs:
         return int(self.rows_each.sum())
 
     def spans(self, at: NDArray[np.int64], row: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return first and last pixel of shapes in rows."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Discs(_Shapes):
+    """Round ends."""
+
+    radius: NDArray[np.int64]
+
+    def spans(self, at: NDArray[np.int64], row: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return first and last pixel of discs in rows."""
         away = row * _FINE + _HALF - self.y[at]
         half = np.sqrt(self.radius[at] ** 2 - away**2).astype(np.int64)  # exact: below 2 ** 52
         return -(-(self.x[at] - half - _HALF) // _FINE), (self.x[at] + half - _HALF) // _FINE
 
 
-@dataclass(frozen=True, slots=True)
-class _Bars:
-    """What lies between two ends, as wide as the mean of both: (number,) int64 each, in fine steps."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bars(_Shapes):
+    """What lies between two ends, as wide as the mean of both."""
 
-    x: NDArray[np.int64]
-    y: NDArray[np.int64]
     dx: NDArray[np.int64]
     dy: NDArray[np.int64]
     reach: NDArray[np.int64]
-    first: NDArray[np.int64]
-    rows_each: NDArray[np.int64]
-
-    @property
-    def rows(self) -> int:
-        return int(self.rows_each.sum())
 
     def spans(self, at: NDArray[np.int64], row: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return first and last pixel of bars in rows: 0 <= along <= length ** 2, and |across| <= reach."""
@@ -345,19 +347,20 @@ def _brush(points: NDArray[np.int64], width: int, size_px: int) -> tuple[_Discs,
     x, y = _fine(points[:, :2], size_px).T
     # At least one pixel wide, so that no line has gaps.
     radius = np.maximum(width * size_px * _HALF * points[:, 2] // (UNITS * MAX_PRESSURE), _HALF)
-    discs = _Discs(x, y, radius, *_row_range(y - radius, y + radius, size_px))
+    first, rows_each = _row_range(y - radius, y + radius, size_px)
+    discs = _Discs(x=x, y=y, first=first, rows_each=rows_each, radius=radius)
     dx, dy, mean = np.diff(x), np.diff(y), (radius[1:] + radius[:-1]) >> 1
     squares = (int(r) * int(r) * int(s) for r, s in zip(mean, dx * dx + dy * dy, strict=True))
     reach = np.fromiter(map(math.isqrt, squares), np.int64, len(mean))
     low, high = np.minimum(y[1:], y[:-1]) - mean, np.maximum(y[1:], y[:-1]) + mean
     first, rows_each = _row_range(low, high, size_px)
     rows_each[(dx == 0) & (dy == 0)] = 0
-    return discs, _Bars(x[:-1], y[:-1], dx, dy, reach, first, rows_each)
+    return discs, _Bars(x=x[:-1], y=y[:-1], first=first, rows_each=rows_each, dx=dx, dy=dy, reach=reach)
 
 
-def _batches(strokes: Iterable[Stroke], size_px: int) -> Iterator[list[_Discs | _Bars]]:
+def _batches(strokes: Iterable[Stroke], size_px: int) -> Iterator[list[_Shapes]]:
     """Yield the shapes of brushes, several at once, but not more than memory is to be taken for."""
-    shapes: list[_Discs | _Bars] = []
+    shapes: list[_Shapes] = []
     rows = 0
     for stroke in strokes:
         for start in range(0, len(stroke.points), _POINTS_AT_ONCE):
@@ -370,7 +373,7 @@ def _batches(strokes: Iterable[Stroke], size_px: int) -> Iterator[list[_Discs | 
     yield shapes
 
 
-def _cover(shapes: Sequence[_Discs | _Bars], target: NDArray[np.uint8], value: Sequence[int]) -> None:
+def _cover(shapes: Sequence[_Shapes], target: NDArray[np.uint8], value: Sequence[int]) -> None:
     """Mark what shapes cover together."""
     size_px = target.shape[0]
     pieces = []
@@ -501,7 +504,7 @@ def _face(given: object, where: str, budget: _Budget) -> FaceEdit:
 
 def _square(given: object, where: str) -> Square:
     found = _object(given, f"{where}: the square", "x", "y", "side", "angle")
-    numbers = [found.get(name, default) for name, default in (("x", 0.5), ("y", 0.5), ("side", 1.0), ("angle", 0.0))]
+    numbers = [found.get(name, default) for name, default in dataclasses.asdict(Square()).items()]
     if not all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers):
         raise DataError(f"{where}: the square's x, y, side and angle are not four numbers")
     x, y, side, angle = map(float, numbers)
@@ -539,12 +542,12 @@ def _stroke(given: object, where: str, budget: _Budget) -> Stroke:
             colors = np.array([_color(one, where) for one in palette], np.uint8).reshape(-1, 3)
             if len(runs) and runs[:, 0].max() > len(colors):
                 raise DataError(f"{where}: its runs name more colors than it has")
-    painted = layer == "color" and not erase and kind in ("line", "polygon", "bucket", "clear")
+    painted = layer == "color" and not erase and kind in ("line", "polygon", "bucket")
     return Stroke(
         layer=layer,
         kind=kind,
         erase=erase or kind == "clear",
-        value=_color(found.get("color"), where) if painted and kind != "clear" else (1, 1, 1),
+        value=_color(found.get("color"), where) if painted else (1, 1, 1),
         width=_integer(found.get("width"), f"{where}: width", 1, UNITS) if kind == "line" else 0,
         points=points,
         size=size,

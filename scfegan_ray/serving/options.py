@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Literal
 
+from scfegan_ray.config import check_not_negative, check_positive
 from scfegan_ray.errors import ConfigError
 
 
@@ -35,7 +36,6 @@ class ServingConfig:
     """auto: bfloat16 where the hardware computes it natively."""
     poll_seconds: float = 30.0
     """How often the registry is asked for a new champion."""
-
     replicas: int = 0
     """Copies that Ray Serve runs on a cluster, each with a model of its own. 0: this process alone, without Ray."""
     cpus_per_replica: float = 1.0
@@ -58,10 +58,8 @@ class ServingConfig:
             "poll_seconds",
             "cpus_per_replica",
         ):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if self.replicas < 0:
-            raise ConfigError(f"replicas is {self.replicas}; give 0 or more")
+            check_positive(name, getattr(self, name))
+        check_not_negative("replicas", self.replicas)
 
     @property
     def is_local(self) -> bool:
