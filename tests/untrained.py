@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from scfegan_ray.config import Config
 from scfegan_ray.models import editing
@@ -19,6 +17,5 @@ def write_model(config: Config, folder: Path, seed: int = 0) -> Path:
     artifacts.mkdir(parents=True)
     (folder / "MLmodel").write_text("")
     torch.manual_seed(seed)
-    save_file(Generator(config.model).state_dict(), artifacts / editing.WEIGHTS)
-    (artifacts / editing.CONFIG).write_text(json.dumps(config.to_dict()))
+    editing.write_weights(Generator(config.model), config, artifacts)
     return folder

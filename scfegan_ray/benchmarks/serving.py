@@ -18,7 +18,6 @@ import numpy as np
 import requests
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from scfegan_ray import faces
 from scfegan_ray.config import Config
@@ -204,8 +203,7 @@ def _write(generator: Generator, config: Config, folder: Path) -> None:
     (folder / "MLmodel").write_text("")
     artifacts = folder / "artifacts"
     artifacts.mkdir()
-    save_file(generator.state_dict(), artifacts / editing.WEIGHTS)
-    (artifacts / editing.CONFIG).write_text(json.dumps(config.to_dict()))
+    editing.write_weights(generator, config, artifacts)
 
 
 def _png(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:

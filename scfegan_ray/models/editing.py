@@ -90,6 +90,17 @@ def write(generator: Generator, config: Config, folder: Path) -> None:
         folder: an existing one.
     """
     torch.export.save(export(generator, config.data.size_px), folder / PROGRAM)
+    write_weights(generator, config, folder)
+
+
+def write_weights(generator: Generator, config: Config, folder: Path) -> None:
+    """Write the files of a version that `read` wants, without the program.
+
+    Args:
+        generator: on the CPU.
+        config: of its training.
+        folder: an existing one.
+    """
     save_file({name: tensor.contiguous() for name, tensor in generator.state_dict().items()}, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config.to_dict(), indent=2))
 

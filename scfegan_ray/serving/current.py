@@ -18,8 +18,6 @@ from scfegan_ray.serving.options import ServingConfig
 
 logger = logging.getLogger(__name__)
 
-LICENSE_TAG = "data_license"
-
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -89,11 +87,9 @@ def load(config: Config, uri: str, device: str = "cpu") -> ServedModel:
     loaded = loading.load_generator(uri, tracking_uri=tracking.tracking_uri(config))
     if not all(bool(torch.isfinite(weights).all()) for weights in loaded.generator.state_dict().values()):
         raise ModelError(f"the weights of {loaded.uri} are not finite")
-    is_version = loaded.uri.startswith("models:")
-    tag = registry.tags_of(config, loaded.uri).get(LICENSE_TAG, "") if is_version else loaded.config.data.license
     exact = FaceEditor(loaded.generator, loaded.config, device)
     _try(exact)
-    return ServedModel(loaded, tag or "", exact, exact)
+    return ServedModel(loaded, loading.license_of(loaded, config), exact, exact)
 
 
 def quickened(served: ServedModel, options: ServingConfig, device: str = "cpu") -> ServedModel:

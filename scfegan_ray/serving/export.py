@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scfegan_ray import places, registry, storage, tracking
+from scfegan_ray import places, storage, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.errors import ConfigError, ModelError
 from scfegan_ray.models.editing import EditingModel
@@ -78,12 +78,11 @@ def export(
     divisor = 2**found.config.model.num_downsamples
     if size <= 0 or size % divisor:
         raise ConfigError(f"--size-px is {size}; this model needs sides divisible by {divisor}")
-    tags = registry.tags_of(config, found.uri) if found.uri.startswith("models:") else {}
     facts = {
         "model_uri": found.uri,
         "size_px": str(size),
         "noise_probability": repr(found.config.masks.noise_probability),
-        "license": tags.get("data_license") or found.config.data.license or "unknown",
+        "license": loading.license_of(found, config) or "unknown",
         "format_version": str(FORMAT_VERSION),
     }
     model = EditingModel(found.generator).eval()

@@ -66,6 +66,20 @@ def load_generator(uri: str | os.PathLike[str], *, tracking_uri: str | None = No
     return LoadedModel(place, "-".join(parts[-2:]), generator, config)
 
 
+def license_of(loaded: LoadedModel, config: Config) -> str:
+    """Return the license of what a model learnt from; empty where nobody said.
+
+    Args:
+        loaded: the model.
+        config: names the registry, whose tag of a version comes before what its training's config says.
+
+    Raises:
+        StorageError: the registry cannot be used.
+    """
+    tags = registry.tags_of(config, loaded.uri) if loaded.uri.startswith("models:") else {}
+    return tags.get("data_license") or loaded.config.data.license or ""
+
+
 def name_of(uri: str) -> str:
     """Return the name in tables of a version, `models:/NAME/VERSION`, or of another model in MLflow."""
     return "-".join(uri.partition(":")[2].strip("/").split("/"))
