@@ -45,6 +45,9 @@ _BITS_IN_USE = (8, 10, 12, 14, 16)
 _BITS_PER_SAMPLE = 258
 # Number of the TIFF tag.
 
+_ORIENTATION = 0x0112
+# Number of the EXIF tag.
+
 _DESCRIPTIVE_TAGS = frozenset((0x010E, 0x010F, 0x0110, 0x0112, 0x0131, 0x0132, 0x013B, 0x8298, 0x8769, 0x8825))
 # Description, maker, model, orientation, software, date, artist, copyright, camera, place; the others lay out the file.
 
@@ -284,6 +287,8 @@ def _keep_exif(image: Image.Image) -> None:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
+        if image.getexif().get(_ORIENTATION, 1) == 1:
+            return image  # which Pillow would copy
         return ImageOps.exif_transpose(image)
     except Exception:  # unreadable EXIF says nothing about orientation; the picture itself was decoded
         return image
