@@ -62,8 +62,7 @@ def load_generator(uri: str | os.PathLike[str], *, tracking_uri: str | None = No
     place, read = _find(text)
     with storage.local_copy(place) as folder:
         generator, config = read(folder)
-    parts = [re.sub(rf"^{PREFIX}0*(?=\d)", "", part) for part in place.split("/")[-3:] if part != "checkpoints"]
-    return LoadedModel(place, "-".join(parts[-2:]), generator, config)
+    return LoadedModel(place, name_of(place), generator, config)
 
 
 def license_of(loaded: LoadedModel, config: Config) -> str:
@@ -81,8 +80,11 @@ def license_of(loaded: LoadedModel, config: Config) -> str:
 
 
 def name_of(uri: str) -> str:
-    """Return the name in tables of a version, `models:/NAME/VERSION`, or of another model in MLflow."""
-    return "-".join(uri.partition(":")[2].strip("/").split("/"))
+    """Return the name in tables of a model: of MLflow, or of the absolute URI of a folder; see `LoadedModel`."""
+    if uri.startswith(_IN_REGISTRY):
+        return "-".join(uri.partition(":")[2].strip("/").split("/"))
+    parts = [re.sub(rf"^{PREFIX}0*(?=\d)", "", part) for part in uri.split("/")[-3:] if part != "checkpoints"]
+    return "-".join(parts[-2:])
 
 
 def _find(uri: str) -> tuple[str, Callable[[Path], tuple[Generator, Config]]]:

@@ -74,7 +74,7 @@ def write(config: Config, folder: str, *, model: str = "") -> dict[str, Any]:
     there = {file.name for file in Path(place).iterdir()} if Path(place).is_dir() else set()
     if not there <= _WRITTEN or (there and _LAST not in there) or Path(place).is_file():
         raise ConfigError(f"--static {folder} holds something else; give a new folder")
-    uri = current.choose(config, model)
+    uri, limits = current.choose(config, model), ServingConfig()
     runtime = _runtime()
     with storage.new_folder(place, last=_LAST) as scratch:
         made = export.export(config, uri, str(scratch / "model.onnx"))
@@ -84,8 +84,8 @@ def write(config: Config, folder: str, *, model: str = "") -> dict[str, Any]:
             "size_px": int(facts["size_px"]),
             "noise_probability": float(facts["noise_probability"]),
             "limits": {
-                "upload_bytes": ServingConfig().max_upload_mb << 20,
-                "megapixels": ServingConfig().max_megapixels,
+                "upload_bytes": limits.max_upload_mb << 20,
+                "megapixels": limits.max_megapixels,
                 "edit_bytes": edits.MAX_BYTES,
             },
         }

@@ -35,6 +35,7 @@ def test_folder_holds_the_page_and_the_model(config: Config, model_folder: Path,
     assert {file.name for file in folder.iterdir()} == {"index.html", "page", "model.onnx", "model.json", "onnxruntime"}
     facts = json.loads((folder / "model.json").read_text())
     assert (facts["size_px"], facts["model_uri"]) == (32, str(model_folder))
+    assert facts["name"].endswith(model_folder.name)
     index = (folder / "index.html").read_text()
     assert '<html data-backend="static"' in index
     assert "Content-Security-Policy" in index
