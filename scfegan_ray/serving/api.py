@@ -44,6 +44,7 @@ from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from numpy.typing import NDArray
 from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 
@@ -182,10 +183,6 @@ class Lane:
             return result
         finally:
             gone.cancel()
-
-    def close(self) -> None:
-        """Begin nothing more."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _timed(self, work: Callable[[], ResultT]) -> ResultT:
         began = time.monotonic()
@@ -359,7 +356,7 @@ def _routes(current: CurrentModel, options: ServingConfig) -> APIRouter:
     @router.post("/edits", response_class=Response, responses={200: {"content": {"image/png": {}}}})
     async def edit(request: Request, crop: Crop, face: FaceText) -> Response:
         """Fill the hole of a square."""
-        data, drawn, served = await crop.read(), edits.parse_face(face), current.model
+        data, drawn, served = await crop.read(), await run_in_threadpool(edits.parse_face, face), current.model
         picture = _square_of(data, served)
         filled = await model_lane.run(request, lambda: replay.fill(served.editor, picture, drawn).picture)
         return _filled(filled, served)
@@ -369,7 +366,7 @@ def _routes(current: CurrentModel, options: ServingConfig) -> APIRouter:
         request: Request, crop: Crop, face: FaceText, seeds: Annotated[str, Form(description="[1, 2, 3]")]
     ) -> VariantsAnswer:
         """Fill the hole of a square several times, with other noise each."""
-        data, drawn, served = await crop.read(), edits.parse_face(face), current.model
+        data, drawn, served = await crop.read(), await run_in_threadpool(edits.parse_face, face), current.model
         picture, chosen = _square_of(data, served), _seeds(seeds)
 
         def work() -> list[NDArray[np.uint8]]:
@@ -405,11 +402,13 @@ def _routes(current: CurrentModel, options: ServingConfig) -> APIRouter:
         format: Annotated[Literal["png", "jpeg"], Form()] = "png",
     ) -> Response:
         """Carry out a document on a photograph, and keep all else that it holds."""
-        data, document, served = await photograph.read(), edits.parse_edit(edit), current.model
-        opened = await picture_lane.run(request, lambda: decoded(data))
-        crops = await picture_lane.run(
-            request, lambda: [opened.crop(face.square, served.size_px) for face in document.faces]
-        )
+        data, document, served = await photograph.read(), await run_in_threadpool(edits.parse_edit, edit), current.model
+
+        def cut() -> tuple[Photograph, list[NDArray[np.uint8]]]:
+            whole = decoded(data)
+            return whole, [whole.crop(face.square, served.size_px) for face in document.faces]
+
+        opened, crops = await picture_lane.run(request, cut)
         fillings: list[Filling] = []
         for face, picture in zip(document.faces, crops, strict=True):  # others may have their turn in between
             fillings.append(await model_lane.run(request, lambda f=face, p=picture: replay.fill(served.exact, p, f)))  # type: ignore[misc]
@@ -431,7 +430,8 @@ class _Tools:
 
     def find(self, pixels: NDArray[np.uint8]) -> tuple[list[align.Face], str]:
         """Return the faces of a photograph, and why there are none."""
-        own = align.own_square(pixels.shape[1], pixels.shape[0])
+        height, width = pixels.shape[:2]
+        own = align.own_square(width, height)
         try:
             with self._finding:
                 if self._finder is None:
@@ -439,11 +439,10 @@ class _Tools:
                 faces = self._finder.find(pixels)
         except ModelError as error:
             return [], f"faces cannot be looked for: {error}"
-        faces = [
-            replace(face, square=own) if face.square.distance(own) <= align.ALIGNED_TOLERANCE else face
-            for face in faces
-        ]
-        if not faces and pixels.shape[0] == pixels.shape[1]:
+        if align.is_aligned(faces, width, height):
+            filling = min(faces, key=lambda face: face.square.distance(own))
+            faces = [replace(face, square=own) if face is filling else face for face in faces]
+        if not faces and width == height:
             return [align.Face(own, 0.0)], ""  # cut out around its face, if one that the detector does not know
         return faces, "" if faces else "no face was found; drag the square onto one"
 
@@ -461,10 +460,11 @@ def _answered(square: edits.Square) -> SquareAnswer:
 def _square_of(data: bytes, served: ServedModel) -> NDArray[np.uint8]:
     """Return a picture that must have the model's size: (S, S, 3) uint8."""
     size_px = served.size_px
-    image = decoding.open_photograph(data, max_megapixels=size_px * size_px / 1e6)
-    if image.size != (size_px, size_px):
-        raise DataError(f"a picture of {image.width}x{image.height} pixels; {served.uri} edits {size_px}x{size_px}")
-    return decoding.to_rgb(image)
+    picture = decoding.decode_whole(data, max_megapixels=size_px * size_px / 1e6)
+    height, width = picture.shape[:2]
+    if (width, height) != (size_px, size_px):
+        raise DataError(f"a picture of {width}x{height} pixels; {served.uri} edits {size_px}x{size_px}")
+    return picture
 
 
 def _seeds(text: str) -> list[int]:

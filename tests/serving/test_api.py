@@ -327,21 +327,25 @@ class Slow:
     def __init__(self) -> None:
         self.ends, self.began = threading.Event(), 0
 
-    def work(self) -> str:
+    def work(self) -> None:
         self.began += 1
         assert self.ends.wait(20)
-        return "done"
 
 
-def test_queue_is_bounded_and_in_order(serving: Editing, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = Slow()
-    original = FaceEditor.edit
+def slow_edits(monkeypatch: pytest.MonkeyPatch) -> Slow:
+    """Let each edit wait until it is told to end."""
+    slow, original = Slow(), FaceEditor.edit
 
     def edit(self: FaceEditor, *maps: Any, **more: Any) -> NDArray[np.uint8]:
         slow.work()
         return original(self, *maps, **more)
 
     monkeypatch.setattr(FaceEditor, "edit", edit)
+    return slow
+
+
+def test_queue_is_bounded_and_in_order(serving: Editing, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = slow_edits(monkeypatch)
 
     def ask() -> requests.Response:
         return requests.post(
@@ -363,14 +367,7 @@ def test_queue_is_bounded_and_in_order(serving: Editing, monkeypatch: pytest.Mon
 
 
 def test_who_has_gone_is_not_worked_for(serving: Editing, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = Slow()
-    original = FaceEditor.edit
-
-    def edit(self: FaceEditor, *maps: Any, **more: Any) -> NDArray[np.uint8]:
-        slow.work()
-        return original(self, *maps, **more)
-
-    monkeypatch.setattr(FaceEditor, "edit", edit)
+    slow = slow_edits(monkeypatch)
 
     def ask(timeout: float) -> requests.Response:
         return requests.post(
@@ -443,13 +440,7 @@ def test_a_server_that_is_ended_amid_an_edit_says_nothing(
 ) -> None:
     config = replace(Config(), storage=StorageConfig(path=str(tmp_path)))
     running = server.start(config, ServingConfig(port=0, runtime="torch"), model=str(model_folder))
-    slow, original = Slow(), FaceEditor.edit
-
-    def edit(self: FaceEditor, *maps: Any, **more: Any) -> NDArray[np.uint8]:
-        slow.work()
-        return original(self, *maps, **more)
-
-    monkeypatch.setattr(FaceEditor, "edit", edit)
+    slow = slow_edits(monkeypatch)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         asked = pool.submit(
             requests.post, f"{running.url}api/edits", files={"crop": CROP}, data={"face": json.dumps(FACE)}, timeout=60
