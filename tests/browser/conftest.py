@@ -137,8 +137,16 @@ class Opened:
         """Push the button of an action."""
         self.page.locator(f"[data-act={name}]:visible").first.click()
 
-    def says(self, text: str) -> None:
+    def says(self, text: str) -> str:
+        """Wait until the status has a text; return all that it says then."""
         self.page.locator("#status", has_text=text).wait_for()
+        said: str = self.page.locator("#status").inner_text()
+        return said
+
+    def status_kind(self) -> str:
+        """Return what the status is: an error, waiting, or neither."""
+        kind: str = self.page.locator("#status").get_attribute("data-kind") or ""
+        return kind
 
     def layer(self, name: str) -> NDArray[np.uint8]:
         """Return the pixels of a layer, once they are drawn: (S, S, 4) uint8."""
