@@ -165,6 +165,17 @@ class Opened:
         """Return how many pixels of a layer are marked."""
         return int((self.layer(name)[..., 3] > 0).sum())
 
+    def wait_for_marks(self, name: str) -> None:
+        """Wait until an empty layer has marked pixels."""
+        self.page.wait_for_function(
+            """(name) => {
+                const canvas = document.getElementById(`layer-${name}`);
+                const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+                return data.some((value, at) => at % 4 === 3 && value > 0);
+            }""",
+            arg=name,
+        )
+
     def saved(self, act: str) -> bytes:
         """Save something; return the file."""
         self.page.locator("#save-button").click()

@@ -103,7 +103,7 @@ def test_each_kind_of_stroke_undo_redo_complete_and_save(opened: Windows, face: 
     assert window.count("mask") == 0
     page.set_input_files("#file", str(file))
     page.locator("[data-answer=yes]").click()
-    page.wait_for_function("() => !document.querySelector('#stage').classList.contains('loading')")
+    window.wait_for_marks("mask")  # the document is read before the stage is told to load
     assert window.count("mask") == maps.mask.sum()
     press("Control+z")  # of a stroke that came with the document
     assert window.count("color") == filled
