@@ -316,6 +316,61 @@ def test_pen_presses_and_fingers_beside_it_only_move_the_view(opened: Windows, f
     assert window.page.locator("#world").bounding_box()["x"] > place["x"] + 30
 
 
+def test_the_other_end_of_a_pen_erases(opened: Windows, face: dict[str, Any]) -> None:
+    window = opened(init_script="Element.prototype.setPointerCapture = () => {};")  # which wants a real pen
+    window.open(face)
+    window.draw((0.3, 0.5), (0.6, 0.5))
+    marked = window.count("mask")
+    x, y = window.point(0.45, 0.5)
+    given = {"pointerId": 2, "pointerType": "pen", "bubbles": True, "clientX": x, "clientY": y, "pressure": 1}
+    for kind, button, buttons in (("pointerdown", 5, 32), ("pointerup", 5, 0)):
+        window.page.dispatch_event("#stage", kind, {**given, "button": button, "buttons": buttons})
+    assert 0 < window.count("mask") < marked
+    document = json.loads(window.saved("save-edit"))
+    assert [one.get("erase", False) for one in document["faces"][0]["strokes"]] == [False, True]
+
+
+def test_files_are_dropped_and_pictures_pasted(opened: Windows, face: dict[str, Any], tmp_path: Path) -> None:
+    window = opened()
+    page = window.page
+    file = tmp_path / "a face.png"
+    file.write_bytes(face["buffer"])
+    devtools = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
+
+    def drag(*kinds: str) -> None:
+        for kind in kinds:
+            devtools.send("Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 300, "data": data})
+
+    drag("dragEnter", "dragOver")
+    page.wait_for_selector("#drop.shown")
+    drag("drop")
+    page.wait_for_selector("#drop:not(.shown)", state="attached")
+    page.wait_for_selector("#stage:not(.loading)")
+    assert json.loads(window.saved("save-edit"))["photograph"]["name"] == "a face.png"
+
+    window.draw(*MOUTH)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    window.page.locator("#save-button").click()
+    window.act("copy")
+    window.says("Copied")
+    page.keyboard.press("Control+v")
+    page.locator("[data-answer=yes]").click()  # what was drawn is not saved
+    page.wait_for_selector("body[data-place=face] #stage:not(.loading)")
+    pasted = json.loads(window.saved("save-edit"))
+    assert pasted["photograph"] == {"name": "image.png", "width": 128, "height": 128}
+    assert pasted["faces"][0]["strokes"] == []
+
+
+def test_the_whole_screen_is_taken_and_given_back(opened: Windows, face: dict[str, Any]) -> None:
+    window = opened()
+    window.open(face)
+    for wanted in ("true", "false"):
+        window.page.locator("[popovertarget=settings-menu]").click()
+        window.act("full")
+        window.page.wait_for_function(f"() => Boolean(document.fullscreenElement) === {wanted}")
+
+
 def test_reload_restores(opened: Windows, pair: dict[str, Any], url: str) -> None:
     window = opened()
     window.open(pair, "overview")
