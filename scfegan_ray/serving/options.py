@@ -29,9 +29,9 @@ class ServingConfig:
     """Requests of one client (address) that may wait."""
     upload_seconds: float = 60.0
     """Time for a request to arrive."""
-    runtime: Literal["auto", "torch", "openvino"] = "torch"
-    """What computes what is seen while one draws; auto: OpenVINO on CPUs where it is installed, which is faster. What
-    is saved is always computed by torch in float32."""
+    runtime: Literal["auto", "torch", "openvino"] = "auto"
+    """What computes what is seen while one draws; auto: OpenVINO on CPUs where it is installed. What is saved is always
+    computed by torch in float32."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where the hardware computes it natively."""
     poll_seconds: float = 30.0

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module, util
 from typing import Any, Literal
 
@@ -256,8 +257,26 @@ class _OpenVino:
         return np.ascontiguousarray(features[:, :, *inner])
 
     def _compiled(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> Any:
-        program = _imported("openvino").Core().compile_model(_converted(module, arguments), "CPU", self._settings)
-        return program.create_infer_request()
+        return _core().compile_model(_converted(module, arguments), "CPU", self._settings).create_infer_request()
+
+
+_CORE_LOCK = threading.Lock()
+
+
+def _core() -> Any:
+    """Return OpenVINO's core, one for the life of the process.
+
+    Its CPU plugin gives the thread that makes it another stack for signals (for AMX), and takes that away when it goes.
+    Of two that go in the order in which they came, the second restores the stack that the first has unmapped (openvino
+    2026.4), and as Python's handlers run there, the next signal that is caught ends the process.
+    """
+    with _CORE_LOCK:
+        return _only_core()
+
+
+@cache
+def _only_core() -> Any:
+    return _imported("openvino").Core()
 
 
 def _window(hole: NDArray[np.bool_], step: int, margin: int) -> tuple[slice, slice]:

@@ -114,6 +114,17 @@ def test_a_certain_version_is_not_followed(config: Config, tmp_path: Path) -> No
     assert model.model.size_px == TINY.data.size_px
 
 
+def test_edits_become_faster_while_it_serves_already(config: Config, tmp_path: Path) -> None:
+    folder = write_model(TINY, tmp_path / "model")
+    model = current.CurrentModel(config, str(folder), ServingConfig(runtime="openvino", precision="float32"))
+    exact = model.model.editor
+    assert exact is model.model.exact
+    model.follow()
+    model._thread.join(120)
+    assert model.model.editor is not exact
+    assert model.model.exact is exact
+
+
 def test_what_cannot_be_made_faster_edits_on(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
