@@ -11,6 +11,7 @@ memory once they were answered: a request carries its photograph, or the square 
 | `POST /api/guides` | `crop` | its lines and colors as strokes |
 | `POST /api/edits` | `crop`, `face` | PNG: the square, filled |
 | `POST /api/variants` | `crop`, `face`, `seeds` | several of them |
+| `POST /api/batches` | `crops`, `faces`: each as often as the other | the squares, filled |
 | `POST /api/maps` | `crop`, `mask`, `sketch`, `color`, `seed` | PNG: the square, filled |
 | `POST /api/exports` | `photograph`, `edit`, `format` | the photograph, edited |
 
@@ -28,9 +29,10 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from importlib import resources
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import quote
@@ -53,16 +55,17 @@ from scfegan_ray.data import align, decoding
 from scfegan_ray.errors import DataError, ModelError, ScFeganError
 from scfegan_ray.serving import edits, replay
 from scfegan_ray.serving.current import CurrentModel, ServedModel
+from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.serving.guard import Guard
 from scfegan_ray.serving.guides import GuideMaker
 from scfegan_ray.serving.options import ServingConfig
 from scfegan_ray.serving.photograph import Filling, Photograph
 
-MAX_VARIANTS = 8
+MAX_PICTURES = 8
+"""In one answer."""
 PREVIEW_SIDE_PX = 1600
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg"}
 
-_MAX_FIELDS = 8
 _JPEG_QUALITY = 90
 _PNG_COMPRESSION = 1
 
@@ -119,8 +122,8 @@ class GuidesAnswer(BaseModel):
     strokes: list[dict[str, Any]]
 
 
-class VariantsAnswer(BaseModel):
-    """PNG files, as base64, in the order of the seeds."""
+class PicturesAnswer(BaseModel):
+    """PNG files, as base64, in the order in which they were asked for."""
 
     pictures: list[str]
     model_uri: str
@@ -212,7 +215,7 @@ class _FormRequest(Request):
     """A request whose text fields may be as long as an edit's document."""
 
     def form(self, **_: Any) -> Any:
-        return super().form(max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS, max_part_size=edits.MAX_BYTES)
+        return super().form(max_files=MAX_PICTURES, max_fields=MAX_PICTURES, max_part_size=edits.MAX_BYTES)
 
 
 class _FormRoute(APIRoute):
@@ -298,6 +301,16 @@ def _routes(current: CurrentModel, options: ServingConfig) -> APIRouter:
     def decoded(data: bytes) -> Photograph:
         return Photograph.decode(data, max_megapixels=options.max_megapixels)
 
+    async def fill(
+        request: Request, editor: FaceEditor, asked: Iterable[tuple[NDArray[np.uint8], edits.FaceEdit]]
+    ) -> list[Filling]:
+        """Fill the holes of squares, one after the other: requests of others may have their turn in between."""
+        return [await model_lane.run(request, partial(replay.fill, editor, *one)) for one in asked]
+
+    def answered(fillings: list[Filling], served: ServedModel) -> PicturesAnswer:
+        pictures = [base64.b64encode(_png(one.picture)).decode() for one in fillings]
+        return PicturesAnswer(pictures=pictures, model_uri=served.uri)
+
     @router.get("/model")
     def model() -> ModelAnswer:
         """Tell which model edits."""
@@ -357,23 +370,31 @@ def _routes(current: CurrentModel, options: ServingConfig) -> APIRouter:
     async def edit(request: Request, crop: Crop, face: FaceText) -> Response:
         """Fill the hole of a square."""
         data, drawn, served = await crop.read(), await run_in_threadpool(edits.parse_face, face), current.model
-        picture = _square_of(data, served)
-        filled = await model_lane.run(request, lambda: replay.fill(served.editor, picture, drawn).picture)
-        return _filled(filled, served)
+        [filling] = await fill(request, served.editor, [(_square_of(data, served), drawn)])
+        return _filled(filling.picture, served)
 
     @router.post("/variants")
     async def variants(
         request: Request, crop: Crop, face: FaceText, seeds: Annotated[str, Form(description="[1, 2, 3]")]
-    ) -> VariantsAnswer:
+    ) -> PicturesAnswer:
         """Fill the hole of a square several times, with other noise each."""
         data, drawn, served = await crop.read(), await run_in_threadpool(edits.parse_face, face), current.model
-        picture, chosen = _square_of(data, served), _seeds(seeds)
+        picture, variants = _square_of(data, served), [edits.with_seed(drawn, seed) for seed in _seeds(seeds)]
+        return answered(await fill(request, served.editor, [(picture, one) for one in variants]), served)
 
-        def work() -> list[NDArray[np.uint8]]:
-            return [replay.fill(served.editor, picture, edits.with_seed(drawn, seed)).picture for seed in chosen]
-
-        pictures = await model_lane.run(request, work)
-        return VariantsAnswer(pictures=[base64.b64encode(_png(one)).decode() for one in pictures], model_uri=served.uri)
+    @router.post("/batches")
+    async def batches(
+        request: Request,
+        crops: Annotated[list[UploadFile], File(description="squares at the model's size, PNG")],
+        faces: Annotated[list[str], Form(description="of each square, as in /api/edits")],
+    ) -> PicturesAnswer:
+        """Fill the holes of several squares."""
+        if len(crops) != len(faces):
+            raise DataError(f"{len(crops)} crops and {len(faces)} faces; give one face for each crop")
+        served = current.model
+        pictures = [_square_of(await crop.read(), served) for crop in crops]
+        drawn = [await run_in_threadpool(edits.parse_face, face) for face in faces]
+        return answered(await fill(request, served.editor, zip(pictures, drawn, strict=True)), served)
 
     @router.post("/maps", response_class=Response, responses={200: {"content": {"image/png": {}}}})
     async def maps(
@@ -409,9 +430,7 @@ def _routes(current: CurrentModel, options: ServingConfig) -> APIRouter:
             return whole, [whole.crop(face.square, served.size_px) for face in document.faces]
 
         opened, crops = await picture_lane.run(request, cut)
-        fillings: list[Filling] = []
-        for face, picture in zip(document.faces, crops, strict=True):  # others may have their turn in between
-            fillings.append(await model_lane.run(request, lambda f=face, p=picture: replay.fill(served.exact, p, f)))  # type: ignore[misc]
+        fillings = await fill(request, served.exact, zip(crops, document.faces, strict=True))
         content = await picture_lane.run(request, lambda: opened.encode(fillings, format))
         end = "jpg" if format == "jpeg" else format
         headers = {"Content-Disposition": f'attachment; filename="edited.{end}"', **_model_header(served)}
@@ -472,8 +491,8 @@ def _seeds(text: str) -> list[int]:
         seeds = json.loads(text)
     except (ValueError, RecursionError):
         seeds = None
-    if not isinstance(seeds, list) or not 0 < len(seeds) <= MAX_VARIANTS:
-        raise DataError(f"seeds is no JSON list of 1 to {MAX_VARIANTS} integers")
+    if not isinstance(seeds, list) or not 0 < len(seeds) <= MAX_PICTURES:
+        raise DataError(f"seeds is no JSON list of 1 to {MAX_PICTURES} integers")
     return seeds
 
 

@@ -26,7 +26,7 @@ from scfegan_ray import faces
 from scfegan_ray.config import Config, StorageConfig
 from scfegan_ray.data import align
 from scfegan_ray.errors import ConfigError, ModelError
-from scfegan_ray.serving import api, edits, server
+from scfegan_ray.serving import api, edits, replay, server
 from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.serving.options import ServingConfig
 from scfegan_ray.serving.photograph import Photograph
@@ -167,6 +167,28 @@ def test_variants_differ_by_seed(serving: Editing) -> None:
     assert not np.array_equal(first, second)
 
 
+def ask_for_batch(serving: Editing, crops: int, faces: list[dict[str, Any]]) -> requests.Response:
+    """Send so many crops, each a bit brighter than the last."""
+    files = [("crops", png(pixels_of(CROP) // 2 + 10 * at)) for at in range(crops)]
+    data = [("faces", json.dumps(face)) for face in faces]
+    return requests.post(f"{serving.url}api/batches", files=files, data=data, timeout=60)
+
+
+def test_batch_is_as_edits_one_by_one(serving: Editing) -> None:
+    asked = [FACE, {**FACE, "seed": 9}, FACE]
+    answer = ask_for_batch(serving, 3, asked)
+    pictures = [base64.b64decode(one) for one in answer.json()["pictures"]]
+    assert len(set(pictures)) == 3
+    for at, (picture, face) in enumerate(zip(pictures, asked, strict=True)):
+        crop = png(pixels_of(CROP) // 2 + 10 * at)
+        assert picture == serving.post("edits", {"crop": crop}, {"face": face}).content
+    for num_crops, num_faces in ((2, 1), (1, 2), (9, 9)):
+        refused = ask_for_batch(serving, num_crops, [FACE] * num_faces)
+        assert refused.status_code in (400, 422)
+        assert "\n" not in refused.json()["error"]
+    assert ask_for_batch(serving, 2, [FACE]).json()["error"] == "2 crops and 1 faces; give one face for each crop"
+
+
 def test_maps_are_taken_as_strokes_are(serving: Editing) -> None:
     maps = edits.rasterize(edits.parse_face(json.dumps(FACE)), 32)
     files = {"crop": CROP, "mask": png(maps.mask * 255), "sketch": png(maps.sketch * 255), "color": png(maps.color)}
@@ -183,7 +205,7 @@ def test_guides_are_strokes(serving: Editing) -> None:
 
 def test_api_is_documented(serving: Editing) -> None:
     described = serving.session.get(f"{serving.url}api/openapi.json").json()
-    paths = {"model", "photographs", "crops", "guides", "edits", "variants", "maps", "exports"}
+    paths = {"model", "photographs", "crops", "guides", "edits", "variants", "batches", "maps", "exports"}
     assert set(described["paths"]) == {f"/api/{name}" for name in paths}
 
 
@@ -364,6 +386,32 @@ def test_queue_is_bounded_and_in_order(serving: Editing, monkeypatch: pytest.Mon
         assert all(one.result().ok for one in waiting)
     assert slow.began == 8
     assert ask().ok
+
+
+def test_who_wants_one_picture_does_not_wait_for_several_of_others(
+    serving: Editing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, seeds, fill = slow_edits(monkeypatch), [], replay.fill
+
+    def noted(editor: FaceEditor, crop: NDArray[np.uint8], face: edits.FaceEdit) -> Any:
+        seeds.append(face.seed)
+        return fill(editor, crop, face)
+
+    monkeypatch.setattr(replay, "fill", noted)
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        asked = [
+            pool.submit(serving.post, "variants", {"crop": CROP}, {"face": FACE, "seeds": [1, 2, 3]}),
+            pool.submit(ask_for_batch, serving, 3, [{**FACE, "seed": seed} for seed in (4, 5, 6)]),
+        ]
+        while slow.began < 1:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        asked.append(pool.submit(serving.post, "edits", {"crop": CROP}, {"face": {**FACE, "seed": 9}}))
+        time.sleep(0.5)
+        slow.ends.set()
+        assert all(one.result().ok for one in asked)
+    assert sorted(seeds) == [1, 2, 3, 4, 5, 6, 9]
+    assert seeds.index(9) == 2
 
 
 def test_who_has_gone_is_not_worked_for(serving: Editing, monkeypatch: pytest.MonkeyPatch) -> None:
