@@ -233,6 +233,16 @@ def smooth_fill(colors: Tensor, known: Tensor, num_levels: int) -> Tensor:
     return filled
 
 
+@torch.no_grad()
+def _draw_normal(tensor: Tensor, variance: float) -> None:
+    """Draw values from torch's global generator in place, normal around 0.
+
+    Tensors on "meta" have none; torch would import its compiler to draw them nonetheless, which takes seconds.
+    """
+    if not tensor.is_meta:
+        tensor.normal_(0.0, math.sqrt(variance))
+
+
 class GatedConv2d(nn.Module):
     """Convolve twice, once for features and once for a gate, and return features times sigmoid(gate).
 
@@ -275,9 +285,8 @@ class GatedConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(2 * out_channels))
         fan_in = in_channels * kernel_size**2
         gain = 2 / (1 + LEAK**2) if activate else 1.0
-        with torch.no_grad():
-            self.weight[:out_channels].normal_(0.0, math.sqrt(gain / fan_in))
-            self.weight[out_channels:].normal_(0.0, math.sqrt(1.0 / fan_in))
+        _draw_normal(self.weight[:out_channels], gain / fan_in)
+        _draw_normal(self.weight[out_channels:], 1.0 / fan_in)
 
     def forward(self, x: Tensor, weights: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Return the gated features.
@@ -323,8 +332,7 @@ class GatedDeconv2d(nn.Module):
         self.weight = nn.Parameter(torch.empty(in_channels, out_channels, self._KERNEL_SIZE, self._KERNEL_SIZE))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         fan_in = in_channels * (self._KERNEL_SIZE / self._STRIDE) ** 2
-        with torch.no_grad():
-            self.weight.normal_(0.0, math.sqrt(4 * 2 / (1 + LEAK**2) / fan_in))
+        _draw_normal(self.weight, 4 * 2 / (1 + LEAK**2) / fan_in)
 
     def forward(self, x: Tensor, weights: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Return z * sigmoid(z), which is SiLU, for z = leaky_relu(transpose convolution).

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from running import run_code
 from torch.export import Dim
 
 from scfegan_ray import images
@@ -27,6 +28,18 @@ def test_output_is_an_image_of_the_same_size(num_downsamples, base_channels, siz
     assert generated.dtype == torch.float32
     assert generated.abs().max() < 1
     assert generated.std() > 0.01
+
+
+def test_a_network_without_memory_is_made_without_torchs_compiler(tmp_path):
+    code = """
+import sys, torch
+from scfegan_ray.config import ModelConfig
+from scfegan_ray.models.generator import Generator
+with torch.device("meta"):
+    Generator(ModelConfig())
+print("torch._dynamo" in sys.modules)
+"""
+    assert run_code(code, tmp_path) == "False", "its import takes seconds"
 
 
 def test_the_default_is_the_released_network():
