@@ -240,14 +240,18 @@ def parts(uri: str) -> tuple[str, str]:
     return name, version
 
 
-def download_model(uri: str, tracking_uri: str | None = None, *, into: Path | None = None) -> Path:
-    """Bring a registered model's folder to this machine; nothing in it is executed.
+def download_weights(uri: str, tracking_uri: str | None, into: Path) -> Path:
+    """Bring the files of a registered model that `editing.read` reads to this machine; nothing in them is executed.
+
+    The exported program, as large as the weights, stays where it is, unless there is nothing else.
 
     Args:
         uri: `models:/NAME/VERSION`, `models:/NAME@ALIAS` or `runs:/ID/PATH`.
         tracking_uri: registry to ask; default `MLFLOW_TRACKING_URI`.
-        into: existing folder for a copy. Default: where the files are, if that is on this machine; else a new
-            temporary folder.
+        into: existing folder.
+
+    Returns:
+        The folder that holds them.
 
     Raises:
         ModelError: there is no such model, or its files or the registry's are not where they were.
@@ -255,7 +259,13 @@ def download_model(uri: str, tracking_uri: str | None = None, *, into: Path | No
     with _asking(uri, tracking_uri) as registry:
         if uri.startswith("models:"):
             _check_files_exist(uri, registry, ModelsArtifactRepository.get_underlying_uri(uri))
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=None if into is None else str(into)))
+        stored = f"{uri}/artifacts"
+        names = {Path(one.path).name for one in mlflow.artifacts.list_artifacts(artifact_uri=stored)}
+        folder = into
+        for name in names & {editing.CONFIG, editing.WEIGHTS if editing.WEIGHTS in names else editing.PROGRAM}:
+            file = mlflow.artifacts.download_artifacts(artifact_uri=f"{stored}/{name}", dst_path=str(into))
+            folder = Path(file).parent
+        return folder
 
 
 def without_alias(uri: str, tracking_uri: str | None = None) -> str:

@@ -88,7 +88,7 @@ def load(config: Config, uri: str, device: str = "cpu") -> ServedModel:
     if not all(bool(torch.isfinite(weights).all()) for weights in loaded.generator.state_dict().values()):
         raise ModelError(f"the weights of {loaded.uri} are not finite")
     exact = FaceEditor(loaded.generator, loaded.config, device)
-    _try(exact)
+    _try(exact, 2**loaded.config.model.num_downsamples)  # the smallest there is, as people wait
     return ServedModel(loaded, loading.license_of(loaded, config), exact, exact)
 
 
@@ -101,6 +101,9 @@ def quickened(served: ServedModel, options: ServingConfig, device: str = "cpu") 
         device: where to compute.
     """
     try:
+        choice = runtimes.choose(torch.device(device), options.runtime, options.precision)
+        if choice == served.exact.choice:
+            return served
         editor = FaceEditor(
             served.loaded.generator,
             served.loaded.config,
@@ -108,17 +111,14 @@ def quickened(served: ServedModel, options: ServingConfig, device: str = "cpu") 
             runtime=options.runtime,
             precision=options.precision,
         )
-        if editor.choice == served.exact.choice:
-            return served
-        _try(editor)
+        _try(editor, editor.config.data.size_px)
     except Exception as error:  # whatever a compiler makes of a model, torch edits with it
         logger.error("edits go on in torch, float32, as %s cannot be made faster: %s", served.uri, error)
         return served
     return replace(served, editor=editor)
 
 
-def _try(editor: FaceEditor) -> None:
-    size_px = editor.config.data.size_px
+def _try(editor: FaceEditor, size_px: int) -> None:
     gray = np.full((size_px, size_px, 3), 128, np.uint8)
     hole = np.zeros((size_px, size_px), np.uint8)
     hole[size_px // 4 : size_px // 2, size_px // 4 : size_px // 2] = 1

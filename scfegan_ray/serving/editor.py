@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -17,6 +18,8 @@ from scfegan_ray.models import editing
 from scfegan_ray.models.generator import Generator
 from scfegan_ray.precision import check_available
 from scfegan_ray.serving import loading, runtimes
+
+logger = logging.getLogger(__name__)
 
 _OPAQUE_MODES = ("1", "L", "P", "RGB")
 """Of PIL images that say without a doubt which pixels of a map are marked."""
@@ -55,6 +58,7 @@ class FaceEditor:
         self._device = torch.device(device)
         check_available(self._device, 'give device="cpu"')
         self.choice = runtimes.choose(self._device, runtime, precision)
+        logger.info("edits run in %s, on %s", self.choice, self._device)
         generator.silence_untrained_taps(config.data.size_px)
         self._model = editing.EditingModel(generator).requires_grad_(False).eval().to(self._device)
         self._image: NDArray[np.uint8] | None = None

@@ -57,7 +57,7 @@ def load_generator(uri: str | os.PathLike[str], *, tracking_uri: str | None = No
     if text.startswith(_IN_REGISTRY):
         text = registry.without_alias(text, tracking_uri)
         with tempfile.TemporaryDirectory(prefix="scfegan-") as scratch:
-            generator, config = _read_model(registry.download_model(text, tracking_uri, into=Path(scratch)))
+            generator, config = editing.read(registry.download_weights(text, tracking_uri, Path(scratch)))
         return LoadedModel(text, name_of(text), generator, config)
     place, read = _find(text)
     with storage.local_copy(place) as folder:

@@ -58,6 +58,9 @@ class Choice:
     runtime: Literal["torch", "openvino"]
     dtype: torch.dtype
 
+    def __str__(self) -> str:
+        return f"{self.runtime}, {name_of(self.dtype)}"
+
     @property
     def takes_any_size(self) -> bool:
         """Whether what `compiled` returns edits images of other sizes, too."""
@@ -104,7 +107,7 @@ _GATE = _Gate()
 
 
 def choose(device: torch.device, runtime: RuntimeName = "auto", precision: PrecisionName = "auto") -> Choice:
-    """Settle what computes; one line of the log says it.
+    """Settle what computes.
 
     Args:
         device: where.
@@ -131,8 +134,8 @@ def choose(device: torch.device, runtime: RuntimeName = "auto", precision: Preci
         raise ConfigError(f'this {what} does not compute bfloat16; give precision="float32" or "auto"')
     is_chosen = runtime == "openvino" or (runtime == "auto" and is_on_cpu and is_there)
     choice = Choice("openvino" if is_chosen else "torch", resolve_precision(precision, device))
-    faster = f"; OpenVINO would be faster: {INSTALL}" if runtime == "auto" and is_on_cpu and not is_there else ""
-    logger.info("edits run in %s, %s, on %s%s", choice.runtime, name_of(choice.dtype), device, faster)
+    if runtime == "auto" and is_on_cpu and not is_there:
+        logger.info("OpenVINO would edit faster on this CPU: %s", INSTALL)
     return choice
 
 

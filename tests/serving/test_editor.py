@@ -14,6 +14,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 from PIL import Image
 from tiny import TINY, maps_of
 
@@ -21,7 +22,7 @@ from scfegan_ray import storage, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.errors import CheckpointError, DataError, ModelError
 from scfegan_ray.models import editing
-from scfegan_ray.registry import download_model, register
+from scfegan_ray.registry import download_weights, parts, register
 from scfegan_ray.serving import loading
 from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.training import checkpoint
@@ -261,11 +262,26 @@ def version(tracked: Config) -> tuple[str, str, np.ndarray]:
     return uri, tracking.tracking_uri(tracked), edit(FaceEditor(generator, tracked))
 
 
+def folder_of(uri: str, registry: str) -> Path:
+    """Return where the store has the files of a version."""
+    stored = MlflowClient(registry).get_model_version_download_uri(*parts(uri))
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=stored))
+
+
+def test_the_program_of_a_version_is_not_downloaded(version: tuple[str, str, np.ndarray], tmp_path: Path) -> None:
+    uri, registry, _ = version
+    folder = download_weights(uri, registry, tmp_path)
+    assert {path.name for path in folder.iterdir()} == {editing.WEIGHTS, editing.CONFIG}
+    (folder_of(uri, registry) / "artifacts" / editing.WEIGHTS).unlink()
+    with pytest.raises(ModelError, match="registered by version 0.1.0"):
+        FaceEditor.from_uri(uri, tracking_uri=registry)
+
+
 def test_version_and_its_downloaded_folder_can_be_edited_with(
     version: tuple[str, str, np.ndarray], tmp_path: Path
 ) -> None:
     uri, registry, expected = version
-    stored = download_model(uri, registry)
+    stored = folder_of(uri, registry)
     before = sorted(path.name for path in stored.rglob("*"))
     assert np.array_equal(edit(FaceEditor.from_uri(uri, tracking_uri=registry)), expected)
     assert sorted(path.name for path in stored.rglob("*")) == before, "the store is only read"
@@ -324,7 +340,7 @@ def test_hostile_version_runs_no_code(
     version: tuple[str, str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri, registry, expected = version
-    folder, trace = download_model(uri, registry), tmp_path / "ran"
+    folder, trace = folder_of(uri, registry), tmp_path / "ran"
     payload, code = pickle.dumps(Payload(trace)), f"open({str(trace)!r}, 'w').close()\n"
     arm(folder / "artifacts" / editing.PROGRAM, payload)
     for name in ("python_model.pkl", "artifacts/config.pkl", "artifacts/generator.pt", "artifacts/model.pth"):
