@@ -12,7 +12,7 @@ import torch
 from scfegan_ray import registry, tracking
 from scfegan_ray.config import Config
 from scfegan_ray.errors import ModelError, ScFeganError
-from scfegan_ray.serving import loading, runtimes
+from scfegan_ray.serving import conversion, loading, runtimes
 from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.serving.options import ServingConfig
 
@@ -112,6 +112,8 @@ def quickened(served: ServedModel, options: ServingConfig, device: str = "cpu") 
             precision=options.precision,
         )
         _try(editor, editor.config.data.size_px)
+    except conversion.StoppedError:
+        return served
     except Exception as error:  # whatever a compiler makes of a model, torch edits with it
         logger.error("edits go on in torch, float32, as %s cannot be made faster: %s", served.uri, error)
         return served
@@ -153,7 +155,7 @@ class CurrentModel:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no longer; a compiler that is at work is waited for, as a process must not end amid it."""
+        """Look no longer. A compiler that is at work in this process is waited for, which must not end amid that."""
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -176,6 +178,10 @@ class CurrentModel:
             logger.info("%s is served from now on", uri)
 
     def _work(self) -> None:
+        with conversion.given_up_when(self._stopped):
+            self._quicken_and_look()
+
+    def _quicken_and_look(self) -> None:
         self.model = quickened(self.model, self._options, self._device)
         if not self._asked or "@" in self._asked:
             while not self._stopped.wait(self._options.poll_seconds):

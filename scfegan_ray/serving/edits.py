@@ -37,9 +37,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from scfegan_ray.errors import DataError
 
@@ -411,7 +411,7 @@ def _mark(stroke: Stroke, layers: Mapping[str, NDArray[np.uint8]], size_px: int)
     alike = (here == here[y, x]).all(axis=2)
     if stroke.layer == "color":
         alike &= (layers["mask"][..., 0] == 1) & (layers["sketch"][..., 0] == 0)
-    parts, _ = ndimage.label(alike)
+    _, parts = cv2.connectedComponents(alike.astype(np.uint8), connectivity=4)
     marked: NDArray[np.bool_] = alike & (parts == parts[y, x])
     return marked
 

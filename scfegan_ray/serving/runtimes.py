@@ -8,27 +8,25 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import sys
+import tempfile
 import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module, util
+from importlib import util
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from scfegan_ray import images
 from scfegan_ray.errors import ConfigError
 from scfegan_ray.models.editing import EditingModel
 from scfegan_ray.models.generator import margin_px
-from scfegan_ray.models.layers import shifted_sums
 from scfegan_ray.precision import autocast, has_bfloat16, name_of, resolve_precision
+from scfegan_ray.serving import conversion
 
 logger = logging.getLogger(__name__)
 
@@ -59,51 +57,13 @@ class Choice:
     dtype: torch.dtype
 
     def __str__(self) -> str:
+        """Name both."""
         return f"{self.runtime}, {name_of(self.dtype)}"
 
     @property
     def takes_any_size(self) -> bool:
         """Whether what `compiled` returns edits images of other sizes, too."""
         return self.runtime == "torch"
-
-
-class _Gate:
-    """Keeps edits of torch and its tracing apart: what traces takes part in every call of a module in the process."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._num_computing = 0
-        self._is_tracing = False
-
-    @contextmanager
-    def computing(self) -> Iterator[None]:
-        """Compute, beside others that do, once nothing is traced."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._is_tracing)
-            self._num_computing += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._num_computing -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def tracing(self) -> Iterator[None]:
-        """Trace, once nothing else is computed or traced."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._is_tracing)
-            self._is_tracing = True  # so that none begins anew
-            self._changed.wait_for(lambda: not self._num_computing)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._is_tracing = False
-                self._changed.notify_all()
-
-
-_GATE = _Gate()
 
 
 def choose(device: torch.device, runtime: RuntimeName = "auto", precision: PrecisionName = "auto") -> Choice:
@@ -179,46 +139,20 @@ def _torch(model: EditingModel, device: torch.device, dtype: torch.dtype) -> Edi
         model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def edit(*maps: Tensor) -> Tensor:
-        with _GATE.computing(), torch.no_grad(), autocast(dtype, device):
+        with torch.no_grad(), autocast(dtype, device):
             filled: Tensor = model(*maps)
         return filled
 
     return edit
 
 
-class _Beginning(nn.Module):
-    """Of an edit in two parts: all that needs the whole image."""
-
-    def __init__(self, model: EditingModel, num_left: int) -> None:
-        super().__init__()
-        self.model, self.num_left = model, num_left
-
-    def forward(self, image: Tensor, mask: Tensor, sketch: Tensor, color: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-        x, skips, fill = self.model.generator.begin(self.model.packed(image, mask, sketch, color, noise), self.num_left)
-        return x, *skips, *(() if fill is None else (fill,))
-
-
-class _End(nn.Module):
-    """Of an edit in two parts: the last stages, for a part of the image."""
-
-    def __init__(self, model: EditingModel, num_left: int) -> None:
-        super().__init__()
-        self.model, self.num_left = model, num_left
-
-    def forward(self, *features: Tensor) -> Tensor:
-        x, skips, fills = features[0], list(features[1 : 1 + self.num_left]), features[1 + self.num_left :]
-        return images.to_uint8(self.model.generator.finish(x, skips, fills[0] if fills else None))
-
-
 class _OpenVino:
     """An edit by OpenVINO, whose last stages, half of the work, are done for the hole and its surroundings alone.
 
-    Such a window is one of a few sizes, as each is compiled for itself, at the first edit that wants it; their weights
-    are few.
+    Such a window is one of a few sizes, as each is compiled for itself, at the first edit that wants it.
     """
 
     def __init__(self, model: EditingModel, size_px: tuple[int, int], dtype: torch.dtype) -> None:
-        self._model = model
         self._size = size_px
         self._settings = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -227,11 +161,12 @@ class _OpenVino:
             "ENABLE_CPU_PINNING": False,  # threads share the cores with whatever else runs here
         }
         self._num_left = min(_STAGES_OF_THE_HOLE, model.generator.config.num_downsamples)
-        plane = torch.zeros(1, *size_px, 1, dtype=torch.uint8)
-        image = plane.repeat(1, 1, 1, 3)
-        maps = (image, plane, plane.clone(), image.clone(), plane.clone())
-        self._begin = self._compiled(_Beginning(model, self._num_left), maps)
-        self._ends: dict[tuple[int, int], Any] = {}
+        ends = _windows(size_px, 2**self._num_left)
+        with tempfile.TemporaryDirectory(prefix="scfegan-") as scratch:
+            conversion.convert(model, size_px, self._num_left, ends, Path(scratch))
+            self._begin = self._compiled(_core().read_model(Path(scratch, conversion.BEGINNING)))
+            self._ends = {end: _core().read_model(Path(scratch, conversion.end_of(*end))) for end in ends}
+        self._ready: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()  # a request does one thing at a time
 
     def __call__(self, *maps: Tensor) -> Tensor:
@@ -245,10 +180,9 @@ class _OpenVino:
             self._begin.infer([one.numpy() for one in maps])
             features = [self._part(tensor.data, rows, columns) for tensor in self._begin.output_tensors]
             shape = rows.stop - rows.start, columns.stop - columns.start
-            if shape not in self._ends:
-                given = tuple(torch.from_numpy(one) for one in features)
-                self._ends[shape] = self._compiled(_End(self._model, self._num_left), given)
-            filled = torch.from_numpy(self._ends[shape].infer(features)[0])
+            if shape not in self._ready:
+                self._ready[shape] = self._compiled(self._ends[shape])
+            filled = torch.from_numpy(self._ready[shape].infer(features)[0])
             part = result[:, rows, columns]
             part.copy_(torch.where(mask[:, rows, columns].ne(0), filled, part))
         return result
@@ -259,8 +193,8 @@ class _OpenVino:
         inner = (slice(one.start // step, one.stop // step) for one in (rows, columns))
         return np.ascontiguousarray(features[:, :, *inner])
 
-    def _compiled(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> Any:
-        return _core().compile_model(_converted(module, arguments), "CPU", self._settings).create_infer_request()
+    def _compiled(self, model: Any) -> Any:
+        return _core().compile_model(model, "CPU", self._settings).create_infer_request()
 
 
 _CORE_LOCK = threading.Lock()
@@ -279,59 +213,33 @@ def _core() -> Any:
 
 @cache
 def _only_core() -> Any:
-    return _imported("openvino").Core()
+    return conversion.imported("openvino").Core()
+
+
+def _windows(size_px: tuple[int, int], step: int) -> list[tuple[int, int]]:
+    """Return heights and widths of windows, the smallest first."""
+    height, width = (size // step for size in size_px)
+    sides = ((math.ceil(share * height) * step, math.ceil(share * width) * step) for share in _WINDOWS)
+    return list(dict.fromkeys(sides))
 
 
 def _window(hole: NDArray[np.bool_], step: int, margin: int) -> tuple[slice, slice]:
-    """Return rows and columns around a hole, of one of a few sizes.
+    """Return rows and columns around a hole, as many as one of `_windows` has.
 
     Args:
         hole: (H, W), some of it true; sides are divisible by `step`.
         step: that begins and ends are multiples of.
         margin: pixels around the hole that must be within, where the image has them.
     """
-    spans = []
+    begins, ends = [], []
     for axis, size in enumerate(hole.shape):
         marked = np.flatnonzero(hole.any(axis=1 - axis))
-        begin = max(int(marked[0]) - margin, 0) // step
-        end = -(-min(int(marked[-1]) + 1 + margin, size) // step)
-        spans.append((begin, end, size // step))
-    share = next(share for share in _WINDOWS if all(e - b <= math.ceil(share * most) for b, e, most in spans))
-    slices = []
-    for begin, _, most in spans:
-        side = math.ceil(share * most)
-        first = min(begin, most - side)
-        slices.append(slice(first * step, (first + side) * step))
-    return slices[0], slices[1]
-
-
-def _converted(module: nn.Module, arguments: tuple[Tensor, ...]) -> Any:
-    """Return a module as OpenVINO's, for arguments of these shapes."""
-    decoder = _imported("openvino.frontend.pytorch.fx_decoder").TorchFXPythonDecoder
-    kept = _imported("openvino.frontend.pytorch.torchdynamo.export_decompositions").ops_to_not_decompose
-    with _GATE.tracing(), torch.no_grad(), shifted_sums(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch, of its own classes
-        program = torch.export.export(module.eval(), arguments)
-        steps = torch.export.default_decompositions()
-        for operator in kept():
-            steps.pop(operator, None)  # type: ignore[no-untyped-call]
-        reader = decoder(program.run_decompositions(steps).module(), dynamic_shapes=False)
-    # By the frontend alone: `openvino.convert_model` is for people who watch it, and reports to its makers.
-    frontend = _imported("openvino.frontend").FrontEndManager().load_by_framework("pytorch")
-    return frontend.convert(frontend.load(reader))  # `reader` must live until then
-
-
-def _imported(name: str) -> Any:
-    """Import a module of OpenVINO without its telemetry.
-
-    That would write into the home folder and send a message to its makers at each import; OpenVINO does without where
-    it is not installed.
-    """
-    telemetry = "openvino_telemetry"
-    if telemetry in sys.modules:
-        return import_module(name)
-    sys.modules[telemetry] = None  # type: ignore[assignment]  # what Python takes for "not installed"
-    try:
-        return import_module(name)
-    finally:
-        del sys.modules[telemetry]
+        begins.append(max(int(marked[0]) - margin, 0) // step * step)
+        ends.append(min(-(-(int(marked[-1]) + 1 + margin) // step) * step, size))
+    sizes = (hole.shape[0], hole.shape[1])
+    window = next(
+        one for one in _windows(sizes, step) if all(e - b <= n for b, e, n in zip(begins, ends, one, strict=True))
+    )
+    firsts = (min(begin, size - side) for begin, size, side in zip(begins, sizes, window, strict=True))
+    rows, columns = (slice(first, first + side) for first, side in zip(firsts, window, strict=True))
+    return rows, columns

@@ -107,7 +107,7 @@ def test_a_new_champion_takes_over_and_a_failing_one_never_does(
 
 def test_a_certain_version_is_not_followed(config: Config, tmp_path: Path) -> None:
     folder = write_model(TINY, tmp_path / "model")
-    model = current.CurrentModel(config, str(folder), ServingConfig(poll_seconds=0.01))
+    model = current.CurrentModel(config, str(folder), ServingConfig(poll_seconds=0.01, runtime="torch"))
     model.follow()
     model._thread.join(60)
     assert not model._thread.is_alive()
