@@ -71,4 +71,6 @@ def _choices(device: torch.device) -> list[runtimes.Choice]:
     found = [runtimes.Choice("torch", dtype) for dtype in dtypes]
     if device.type == "cpu" and util.find_spec("openvino") is not None:
         found += [runtimes.Choice("openvino", dtype) for dtype in dtypes]
+        if util.find_spec("nncf") is not None:
+            found.append(runtimes.Choice("openvino", torch.int8))
     return found

@@ -19,10 +19,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scfegan_ray import images
+from scfegan_ray import faces, images
 from scfegan_ray.errors import ModelError
 from scfegan_ray.models.editing import EditingModel
 from scfegan_ray.models.layers import shifted_sums
@@ -32,6 +34,7 @@ BEGINNING = "beginning.xml"
 
 _MODEL = "model.pt"
 _NICE = 10
+_SAMPLES = 4
 _LOOK_SECONDS = 0.2
 
 _ending: ContextVar[threading.Event | None] = ContextVar("ending", default=None)
@@ -57,7 +60,13 @@ def given_up_when(ending: threading.Event) -> Iterator[None]:
 
 
 def convert(
-    model: EditingModel, size_px: tuple[int, int], num_left: int, ends: Sequence[tuple[int, int]], into: Path
+    model: EditingModel,
+    size_px: tuple[int, int],
+    num_left: int,
+    ends: Sequence[tuple[int, int]],
+    into: Path,
+    *,
+    quantize: bool = False,
 ) -> None:
     """Write a model in two parts.
 
@@ -67,13 +76,14 @@ def convert(
         num_left: how many stages of the decoder the second part has.
         ends: heights and widths that it is wanted for, of pixels of the image.
         into: existing folder, of this process alone.
+        quantize: let the first part multiply in 8 bits, with ranges that are measured on drawn faces.
 
     Raises:
         ModelError: OpenVINO cannot take it.
         StoppedError: see `given_up_when`.
     """
     torch.save(model, into / _MODEL)
-    settings = {"folder": str(into), "size_px": size_px, "num_left": num_left, "ends": ends}
+    settings = {"folder": str(into), "size_px": size_px, "num_left": num_left, "ends": ends, "quantize": quantize}
     paths = {"PYTHONPATH": os.pathsep.join(os.path.abspath(one) for one in sys.path)}
     # A process group of its own: Ctrl-C speaks to this process, which gives it up.
     log = (into / "log.txt").open("w+", errors="replace")
@@ -144,21 +154,33 @@ def _main() -> None:
     given = json.loads(sys.argv[1])
     folder, num_left = Path(given["folder"]), given["num_left"]
     model = torch.load(folder / _MODEL, weights_only=False)  # of the process that started this one
-    plane = torch.zeros(1, *given["size_px"], 1, dtype=torch.uint8)
-    image = plane.repeat(1, 1, 1, 3)
-    maps = (image, plane, plane.clone(), image.clone(), plane.clone())
+    samples = [_sample(index, *given["size_px"]) for index in range(_SAMPLES if given["quantize"] else 1)]
+    maps = tuple(torch.from_numpy(one) for one in samples[0])
     beginning = _Beginning(model, num_left)
-    _write(beginning, maps, folder / BEGINNING)
+    _write(beginning, maps, folder / BEGINNING, samples if given["quantize"] else [])
     with torch.no_grad():
         features = beginning(*maps)
     for height, width in given["ends"]:
         steps = [given["size_px"][0] // one.shape[2] for one in features]
         parts = (one[:, :, : height // n, : width // n].contiguous() for one, n in zip(features, steps, strict=True))
-        _write(_End(model, num_left), tuple(parts), folder / end_of(height, width))
+        _write(_End(model, num_left), tuple(parts), folder / end_of(height, width), [])
 
 
-def _write(module: nn.Module, arguments: tuple[Tensor, ...], file: Path) -> None:
-    """Write a module for arguments of these shapes, and its weights beside it."""
+def _sample(index: int, height: int, width: int) -> tuple[NDArray[np.uint8], ...]:
+    """Return image, mask, sketch, color and noise of an edit: a part of a drawn face is to be drawn again."""
+    image = faces.draw_face(0, index, max(height, width)).image[None, :height, :width]
+    rng = np.random.default_rng(index)
+    mask = np.zeros((1, height, width, 1), np.uint8)
+    top, left = (int(rng.integers(0, size // 2)) for size in (height, width))
+    mask[:, top : top + height // 2, left : left + width // 2] = 1
+    sketch, noise, painted = (mask * (rng.random(mask.shape) < share) for share in (0.05, 0.15, 0.5))
+    return image, mask, sketch.astype(np.uint8), (image * painted).astype(np.uint8), noise.astype(np.uint8)
+
+
+def _write(
+    module: nn.Module, arguments: tuple[Tensor, ...], file: Path, samples: Sequence[tuple[NDArray[np.uint8], ...]]
+) -> None:
+    """Write a module for arguments of these shapes, quantized by samples of them if there are any."""
     decoder = imported("openvino.frontend.pytorch.fx_decoder").TorchFXPythonDecoder
     kept = imported("openvino.frontend.pytorch.torchdynamo.export_decompositions").ops_to_not_decompose
     with torch.no_grad(), shifted_sums(), warnings.catch_warnings():
@@ -171,6 +193,9 @@ def _write(module: nn.Module, arguments: tuple[Tensor, ...], file: Path) -> None
     # By the frontend alone: `openvino.convert_model` is for people who watch it, and reports to its makers.
     frontend = imported("openvino.frontend").FrontEndManager().load_by_framework("pytorch")
     converted = frontend.convert(frontend.load(reader))  # `reader` must live until then
+    if samples:
+        nncf = imported("nncf")
+        converted = nncf.quantize(converted, nncf.Dataset(samples), subset_size=len(samples))
     imported("openvino").save_model(converted, str(file), compress_to_fp16=False)
 
 

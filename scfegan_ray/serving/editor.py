@@ -35,7 +35,8 @@ class FaceEditor:
         device: where to compute.
         runtime: what computes: "torch", "openvino", or "auto" for what is fastest here. Others than torch make
             themselves ready at the first edit of each size, which takes seconds.
-        precision: "float32", "bfloat16", or "auto" for bfloat16 only where the hardware computes it natively.
+        precision: "float32", "bfloat16", or "auto" for bfloat16 only where the hardware computes it natively; or
+            "int8", by OpenVINO alone.
 
     Attributes:
         config: of the training.

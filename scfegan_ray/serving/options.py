@@ -32,8 +32,8 @@ class ServingConfig:
     runtime: Literal["auto", "torch", "openvino"] = "auto"
     """What computes what is seen while one draws; auto: OpenVINO on CPUs where it is installed. What is saved is always
     computed by torch in float32."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where the hardware computes it natively."""
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """auto: bfloat16 where the hardware computes it natively. int8: by OpenVINO alone, nearly what is saved."""
     poll_seconds: float = 30.0
     """How often the registry is asked for a new champion."""
     replicas: int = 0

@@ -1,4 +1,4 @@
-"""What computes an edit: torch, or OpenVINO where it is installed; in float32, or in bfloat16 where hardware has it.
+"""What computes an edit: torch, or OpenVINO; in float32, in bfloat16 where hardware has it, or mostly in 8 bits.
 
 Every runtime takes and gives what `EditingModel` does, and pixels outside the hole are the image's, bit by bit.
 """
@@ -31,7 +31,7 @@ from scfegan_ray.serving import conversion
 logger = logging.getLogger(__name__)
 
 RuntimeName = Literal["auto", "torch", "openvino"]
-PrecisionName = Literal["auto", "float32", "bfloat16"]
+PrecisionName = Literal["auto", "float32", "bfloat16", "int8"]
 
 Edit = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """Image, mask, sketch, color and noise to a picture, as `EditingModel.forward`, on the device it was made for."""
@@ -42,6 +42,7 @@ _WINDOWS = (0.25, 0.5, 0.625, 0.75, 1.0)
 """Shares of the sides of an image."""
 
 INSTALL = "pip install 'scfegan-ray[openvino]'"
+INSTALL_INT8 = "pip install 'scfegan-ray[int8]'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Choice:
 
     Attributes:
         runtime: that.
-        dtype: torch.float32 or torch.bfloat16.
+        dtype: torch.float32, torch.bfloat16 or torch.int8.
     """
 
     runtime: Literal["torch", "openvino"]
@@ -72,15 +73,16 @@ def choose(device: torch.device, runtime: RuntimeName = "auto", precision: Preci
     Args:
         device: where.
         runtime: "auto" means OpenVINO on CPUs where it is installed, else torch.
-        precision: "auto" means bfloat16 where the hardware computes it natively, else float32.
+        precision: "auto" means bfloat16 where the hardware computes it natively, else float32. int8 is OpenVINO's
+            alone.
 
     Raises:
         ConfigError: OpenVINO is asked for and is not installed, or not on a CPU; or bfloat16, and the hardware would
-            have to emulate it; or a name is unknown.
+            have to emulate it; or int8, without OpenVINO or NNCF; or a name is unknown.
     """
     for name, given, known in (
         ("runtime", runtime, ("auto", "torch", "openvino")),
-        ("precision", precision, ("auto", "float32", "bfloat16")),
+        ("precision", precision, ("auto", "float32", "bfloat16", "int8")),
     ):
         if given not in known:
             raise ConfigError(f"{name} is {given!r}; give one of {', '.join(known)}")
@@ -93,6 +95,14 @@ def choose(device: torch.device, runtime: RuntimeName = "auto", precision: Preci
         what = "processor" if is_on_cpu else "GPU"
         raise ConfigError(f'this {what} does not compute bfloat16; give precision="float32" or "auto"')
     is_chosen = runtime == "openvino" or (runtime == "auto" and is_on_cpu and is_there)
+    if precision == "int8":
+        if not is_chosen:
+            raise ConfigError(
+                f'int8 wants a CPU, and runtime="openvino" or "auto" where it is installed: {INSTALL_INT8}'
+            )
+        if util.find_spec("nncf") is None:
+            raise ConfigError(f"NNCF, which quantizes, is not installed; {INSTALL_INT8}")
+        return Choice("openvino", torch.int8)
     choice = Choice("openvino" if is_chosen else "torch", resolve_precision(precision, device))
     if runtime == "auto" and is_on_cpu and not is_there:
         logger.info("OpenVINO would edit faster on this CPU: %s", INSTALL)
@@ -147,7 +157,7 @@ def _torch(model: EditingModel, device: torch.device, dtype: torch.dtype) -> Edi
 
 
 class _OpenVino:
-    """An edit by OpenVINO, whose last stages, half of the work, are done for the hole and its surroundings alone.
+    """An edit by OpenVINO, whose last stages are done for the hole and its surroundings alone, and never in 8 bits.
 
     Such a window is one of a few sizes, as each is compiled for itself, at the first edit that wants it.
     """
@@ -163,7 +173,7 @@ class _OpenVino:
         self._num_left = min(_STAGES_OF_THE_HOLE, model.generator.config.num_downsamples)
         ends = _windows(size_px, 2**self._num_left)
         with tempfile.TemporaryDirectory(prefix="scfegan-") as scratch:
-            conversion.convert(model, size_px, self._num_left, ends, Path(scratch))
+            conversion.convert(model, size_px, self._num_left, ends, Path(scratch), quantize=dtype == torch.int8)
             self._begin = self._compiled(_core().read_model(Path(scratch, conversion.BEGINNING)))
             self._ends = {end: _core().read_model(Path(scratch, conversion.end_of(*end))) for end in ends}
         self._ready: dict[tuple[int, int], Any] = {}

@@ -61,6 +61,21 @@ def test_openvino_gives_the_picture_that_torch_gives(tiny: Config, network: dict
     assert not np.array_equal(result[MASK != 0], IMAGE[MASK != 0])
 
 
+def test_int8_is_close_and_leaves_what_is_outside_the_hole(tiny: Config) -> None:
+    config = replace(tiny, model=replace(tiny.model, num_downsamples=4))
+    expected, other = editors(config, runtime="auto", precision="int8")
+    image = RNG.integers(0, 256, (64, 96, 3), np.uint8)
+    hole = np.zeros((64, 96), np.uint8)
+    hole[10:50, 20:60] = 1
+    pictures = []
+    for editor in (expected, other):
+        editor.set_image(image)
+        pictures.append(editor.edit(hole, hole, image))
+    found = differences(*pictures)
+    assert 0 < found.max() <= 8 and found[hole != 0].mean() < 1
+    assert np.array_equal(pictures[1][hole == 0], image[hole == 0])
+
+
 def test_holes_of_any_size_and_place_are_filled_alike(tiny: Config) -> None:
     config = replace(tiny, model=replace(tiny.model, num_downsamples=4))
     expected, other = editors(config, runtime="openvino")
@@ -165,8 +180,10 @@ def test_what_cannot_be_had_is_refused_at_once(tiny: Config, monkeypatch: pytest
     generator = TrainingState.build(tiny).ema
     with pytest.raises(ConfigError, match="runtime is 'tensorrt'; give one of auto, torch, openvino"):
         FaceEditor(generator, tiny, runtime="tensorrt")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="precision is 'int8'; give one of auto, float32, bfloat16"):
-        FaceEditor(generator, tiny, precision="int8")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="precision is 'int4'; give one of auto, float32, bfloat16, int8"):
+        FaceEditor(generator, tiny, precision="int4")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"int8 wants a CPU, and runtime=.*pip install 'scfegan-ray\[int8\]'"):
+        FaceEditor(generator, tiny, precision="int8")
     with pytest.raises(ConfigError, match="OpenVINO edits on CPUs, not on cuda"):
         runtimes.choose(torch.device("cuda"), "openvino")
     monkeypatch.setattr("scfegan_ray.serving.runtimes.has_bfloat16", lambda device: False)
