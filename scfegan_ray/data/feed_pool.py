@@ -10,13 +10,13 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import time
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scfegan_ray import children
 from scfegan_ray.allocation import KEEP_MEMORY
 from scfegan_ray.data.examples import TrainingExamples
 from scfegan_ray.data.feed_process import MOST_BYTES, Layout, Trouble, error_of
@@ -66,19 +66,16 @@ class FeedPool:
             "count": share,
             "num_slots": NUM_SLOTS,
         }
-        paths = {"PYTHONPATH": os.pathsep.join(os.path.abspath(one) for one in sys.path)}
+        environment = KEEP_MEMORY | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         try:
             os.ftruncate(handle, NUM_SLOTS * layout.num_bytes)
-            # A process group of its own: Ctrl-C and `timeout` speak to the trainer, whose last batch may be to come.
-            for _ in range(number):
+            for _ in range(number):  # they outlive a Ctrl-C, as the trainer's last batch may be to come
                 self._children.append(
-                    subprocess.Popen(
-                        [sys.executable, "-P", "-m", "scfegan_ray.data.feed_process", json.dumps(settings)],
-                        stdin=subprocess.DEVNULL,
-                        stdout=subprocess.DEVNULL,
-                        env=os.environ | KEEP_MEMORY | paths | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                    children.start(
+                        "scfegan_ray.data.feed_process",
+                        settings,
+                        environment=environment,
                         pass_fds=(handle, theirs.fileno()),
-                        process_group=0,
                     )
                 )
             memory = np.frombuffer(mmap.mmap(handle, 0), np.uint8)

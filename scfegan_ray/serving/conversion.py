@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import threading
 import warnings
@@ -24,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scfegan_ray import faces, images
+from scfegan_ray import children, faces, images
 from scfegan_ray.errors import ModelError
 from scfegan_ray.models.editing import EditingModel
 from scfegan_ray.models.layers import shifted_sums
@@ -84,24 +83,14 @@ def convert(
     """
     torch.save(model, into / _MODEL)
     settings = {"folder": str(into), "size_px": size_px, "num_left": num_left, "ends": ends, "quantize": quantize}
-    paths = {"PYTHONPATH": os.pathsep.join(os.path.abspath(one) for one in sys.path)}
-    # A process group of its own: Ctrl-C speaks to this process, which gives it up.
-    log = (into / "log.txt").open("w+", errors="replace")
-    child = subprocess.Popen(
-        [sys.executable, "-P", "-m", __name__, json.dumps(settings)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=log,
-        env=os.environ | paths,
-        process_group=0,
-    )
-    ending = _ending.get()
-    with log, child:
+    ending = _ending.get() or threading.Event()
+    with (
+        (into / "log.txt").open("w+", errors="replace") as log,
+        children.start(__name__, settings, stderr=log) as child,
+    ):
         try:
             while child.poll() is None:
-                if ending is None:
-                    child.wait()
-                elif ending.wait(_LOOK_SECONDS):
+                if ending.wait(_LOOK_SECONDS):
                     raise StoppedError
         finally:
             child.kill()
@@ -154,10 +143,10 @@ def _main() -> None:
     given = json.loads(sys.argv[1])
     folder, num_left = Path(given["folder"]), given["num_left"]
     model = torch.load(folder / _MODEL, weights_only=False)  # of the process that started this one
-    samples = [_sample(index, *given["size_px"]) for index in range(_SAMPLES if given["quantize"] else 1)]
-    maps = tuple(torch.from_numpy(one) for one in samples[0])
+    samples = [_sample(index, *given["size_px"]) for index in range(_SAMPLES)] if given["quantize"] else []
+    maps = tuple(torch.from_numpy(one) for one in _sample(0, *given["size_px"]))
     beginning = _Beginning(model, num_left)
-    _write(beginning, maps, folder / BEGINNING, samples if given["quantize"] else [])
+    _write(beginning, maps, folder / BEGINNING, samples)
     with torch.no_grad():
         features = beginning(*maps)
     for height, width in given["ends"]:

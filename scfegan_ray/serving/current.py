@@ -179,10 +179,7 @@ class CurrentModel:
 
     def _work(self) -> None:
         with conversion.given_up_when(self._stopped):
-            self._quicken_and_look()
-
-    def _quicken_and_look(self) -> None:
-        self.model = quickened(self.model, self._options, self._device)
-        if not self._asked or "@" in self._asked:
-            while not self._stopped.wait(self._options.poll_seconds):
-                self.refresh()
+            self.model = quickened(self.model, self._options, self._device)
+            if not self._asked or "@" in self._asked:
+                while not self._stopped.wait(self._options.poll_seconds):
+                    self.refresh()

@@ -365,10 +365,13 @@ def test_files_are_dropped_and_pictures_pasted(opened: Windows, face: dict[str, 
 def test_the_whole_screen_is_taken_and_given_back(opened: Windows, face: dict[str, Any]) -> None:
     window = opened()
     window.open(face)
-    for wanted in ("true", "false"):
+    taken = "() => document.fullscreenElement === document.documentElement"
+    for wanted in (True, False):
+        assert window.page.evaluate(taken) is not wanted
         window.page.locator("[popovertarget=settings-menu]").click()
         window.act("full")
-        window.page.wait_for_function(f"() => Boolean(document.fullscreenElement) === {wanted}")
+        window.page.wait_for_function(f"({taken})() === {str(wanted).lower()}")
+        assert window.page.evaluate(taken) is wanted
 
 
 def test_reload_restores(opened: Windows, pair: dict[str, Any], url: str) -> None:
