@@ -61,9 +61,10 @@ def job(arguments: Arguments) -> dict[str, Any] | cli.Service:
             device=arguments.device,
             session=cli.ray_session,
         )
-    from scfegan_ray.serving import server
+    with cli.uncollected():  # a person waits
+        from scfegan_ray.serving import server
 
-    return server.start(arguments.config, arguments.serving, model=arguments.model, device=arguments.device)
+        return server.start(arguments.config, arguments.serving, model=arguments.model, device=arguments.device)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -425,6 +426,20 @@ def _refusal(address: str | None, error: Exception) -> ConfigError:
         f"cannot join the Ray cluster at {address} ({reason}); use its versions of Python and Ray on one of its nodes, "
         "or unset RAY_ADDRESS for a Ray of the job's own"
     )
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Look for no garbage within the context: in modules that are imported there is none, and it takes a second.
+
+    What is there at the end is never looked at again.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def named(config: Config, run_name: str) -> Config:

@@ -263,6 +263,21 @@ def _by_layer(strokes: Sequence[Stroke]) -> Iterator[tuple[str, list[Stroke]]]:
     yield from waiting.items()
 
 
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """Points of brushes one after the other.
+
+    Attributes:
+        points: (number, 3) int64: x, y, pressure.
+        widths: (number,) int64, at pressure 255.
+        joined: (number - 1,) bool: the brush goes on from a point to the next one.
+    """
+
+    points: NDArray[np.int64]
+    widths: NDArray[np.int64]
+    joined: NDArray[np.bool_]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shapes:
     """What a brush is made of: (number,) int64 each, in fine steps; and the rows of pixels that each may cover."""
@@ -343,33 +358,52 @@ def _row_range(
     return first, np.maximum(last - first + 1, 0)
 
 
-def _brush(points: NDArray[np.int64], width: int, size_px: int) -> tuple[_Discs, _Bars]:
-    x, y = _fine(points[:, :2], size_px).T
+def _brush(path: _Path, size_px: int) -> tuple[_Discs, _Bars]:
+    x, y = _fine(path.points[:, :2], size_px).T
     # At least one pixel wide, so that no line has gaps.
-    radius = np.maximum(width * size_px * _HALF * points[:, 2] // (UNITS * MAX_PRESSURE), _HALF)
+    radius = np.maximum(path.widths * size_px * _HALF * path.points[:, 2] // (UNITS * MAX_PRESSURE), _HALF)
     first, rows_each = _row_range(y - radius, y + radius, size_px)
     discs = _Discs(x=x, y=y, first=first, rows_each=rows_each, radius=radius)
     dx, dy, mean = np.diff(x), np.diff(y), (radius[1:] + radius[:-1]) >> 1
-    squares = (int(r) * int(r) * int(s) for r, s in zip(mean, dx * dx + dy * dy, strict=True))
-    reach = np.fromiter(map(math.isqrt, squares), np.int64, len(mean))
+    reach = _integer_root(mean * mean * (dx * dx + dy * dy))  # of at most 2 ** 62.2
     low, high = np.minimum(y[1:], y[:-1]) - mean, np.maximum(y[1:], y[:-1]) + mean
     first, rows_each = _row_range(low, high, size_px)
-    rows_each[(dx == 0) & (dy == 0)] = 0
+    rows_each[~path.joined | ((dx == 0) & (dy == 0))] = 0
     return discs, _Bars(x=x[:-1], y=y[:-1], first=first, rows_each=rows_each, dx=dx, dy=dy, reach=reach)
+
+
+def _integer_root(squares: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the largest integers whose squares are no larger; the computer's root of large ones is rounded."""
+    root = np.sqrt(squares).astype(np.int64)
+    root -= root * root > squares
+    root += (root + 1) ** 2 <= squares
+    return root
+
+
+def _paths(strokes: Iterable[Stroke]) -> Iterator[_Path]:
+    """Yield the points of brushes, of all strokes in a row, some at a time."""
+    several = list(strokes)
+    lengths = [len(one.points) for one in several]
+    points = np.concatenate([one.points for one in several])
+    widths = np.repeat([one.width for one in several], lengths)
+    joined = np.ones(len(points), np.bool_)
+    joined[np.cumsum(lengths) - 1] = False
+    for start in range(0, len(points), _POINTS_AT_ONCE):
+        end = start + _POINTS_AT_ONCE
+        yield _Path(points[start : end + 1], widths[start : end + 1], joined[start : min(end, len(points) - 1)])
 
 
 def _batches(strokes: Iterable[Stroke], size_px: int) -> Iterator[list[_Shapes]]:
     """Yield the shapes of brushes, several at once, but not more than memory is to be taken for."""
     shapes: list[_Shapes] = []
     rows = 0
-    for stroke in strokes:
-        for start in range(0, len(stroke.points), _POINTS_AT_ONCE):
-            for shape in _brush(stroke.points[start : start + _POINTS_AT_ONCE + 1], stroke.width, size_px):
-                if rows and rows + shape.rows > _ROWS_AT_ONCE:
-                    yield shapes
-                    shapes, rows = [], 0
-                shapes.append(shape)
-                rows += shape.rows
+    for path in _paths(strokes):
+        for shape in _brush(path, size_px):
+            if rows and rows + shape.rows > _ROWS_AT_ONCE:
+                yield shapes
+                shapes, rows = [], 0
+            shapes.append(shape)
+            rows += shape.rows
     yield shapes
 
 

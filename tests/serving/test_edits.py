@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -92,6 +93,24 @@ def test_many_brushes_at_once_are_each_of_them(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(edits, "_POINTS_AT_ONCE", 3)
     monkeypatch.setattr(edits, "_ROWS_AT_ONCE", 50)
     assert np.array_equal(draw(*strokes).color, whole)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_brushes_of_one_value_are_not_joined(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    strokes = [
+        line(np.c_[rng.integers(0, UNITS, (number, 2)), rng.integers(1, 256, number)], int(width))
+        for number, width in zip((1, 4, 2, 7, 1), rng.integers(1, 4000, 5), strict=True)
+    ]
+    alone = [draw(stroke, size_px=64).mask for stroke in strokes]
+    monkeypatch.setattr(edits, "_POINTS_AT_ONCE", at_once)
+    assert np.array_equal(draw(*strokes, size_px=64).mask, np.maximum.reduce(alone))
+
+
+def test_integer_root_is_exact() -> None:
+    root = np.random.default_rng(3).integers(0, 2_277_000_000, 10_000)
+    for squares in (root**2, root**2 + 2 * root, np.maximum(root**2 - 1, 0)):
+        assert edits._integer_root(squares).tolist() == [math.isqrt(one) for one in squares.tolist()]
 
 
 def test_polygon_is_what_its_path_winds_around() -> None:
