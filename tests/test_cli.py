@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.server
 import importlib
 import json
@@ -135,6 +136,13 @@ def test_dry_run_prints_the_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run_job("", cli.Arguments, _never, ["small_256", "--dry-run", "--seed", "5"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert (values["seed"], values["data"]["size_px"]) == (5, 256)
+
+
+def test_garbage_is_collected_again_after_a_start() -> None:
+    with pytest.raises(ConfigError), cli.uncollected():
+        assert not gc.isenabled()
+        raise ConfigError("the port is taken")
+    assert gc.isenabled()
 
 
 def test_result_is_the_last_line_and_the_only_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -159,7 +159,12 @@ def _of_data(config: Config, cluster: ClusterConfig, counted: Counted) -> dict[s
             _HED_FLOPS * (side / 256) ** 2 / _GPU_FLOPS_PER_SECOND * 1000 / cluster.gpu_speed,
             *("ms", "assumed", "HED on a GPU, at the FLOP/s of an update of paper_512 on an H200"),
         )
+    if config.data.align == "none":
+        finding = Figure(0.0, "ms", "counted", "data.align is none")
+    else:
+        finding = Figure(65.0, "ms", "measured", "jobs/README.md, prepare_data: --measure-faces, one core of an EPYC")
     return found | {
+        "prepare: find faces": finding,
         "prepare: share that Ray's pipeline reaches": _sized(
             _PIPELINE_SHARE, size, "", f"{_XEON}, median of five runs"
         ),

@@ -146,12 +146,10 @@ def _main() -> None:
     samples = [_sample(index, *given["size_px"]) for index in range(_SAMPLES)] if given["quantize"] else []
     maps = tuple(torch.from_numpy(one) for one in _sample(0, *given["size_px"]))
     beginning = _Beginning(model, num_left)
-    _write(beginning, maps, folder / BEGINNING, samples)
-    with torch.no_grad():
-        features = beginning(*maps)
+    features = _write(beginning, maps, folder / BEGINNING, samples)
     for height, width in given["ends"]:
-        steps = [given["size_px"][0] // one.shape[2] for one in features]
-        parts = (one[:, :, : height // n, : width // n].contiguous() for one, n in zip(features, steps, strict=True))
+        steps = [given["size_px"][0] // one[2] for one in features]
+        parts = (torch.zeros(*one[:2], height // n, width // n) for one, n in zip(features, steps, strict=True))
         _write(_End(model, num_left), tuple(parts), folder / end_of(height, width), [])
 
 
@@ -168,8 +166,12 @@ def _sample(index: int, height: int, width: int) -> tuple[NDArray[np.uint8], ...
 
 def _write(
     module: nn.Module, arguments: tuple[Tensor, ...], file: Path, samples: Sequence[tuple[NDArray[np.uint8], ...]]
-) -> None:
-    """Write a module for arguments of these shapes, quantized by samples of them if there are any."""
+) -> list[torch.Size]:
+    """Write a module for arguments of these shapes, quantized by samples of them if there are any.
+
+    Returns:
+        Shapes of what it gives.
+    """
     decoder = imported("openvino.frontend.pytorch.fx_decoder").TorchFXPythonDecoder
     kept = imported("openvino.frontend.pytorch.torchdynamo.export_decompositions").ops_to_not_decompose
     with torch.no_grad(), shifted_sums(), warnings.catch_warnings():
@@ -186,6 +188,7 @@ def _write(
         nncf = imported("nncf")
         converted = nncf.quantize(converted, nncf.Dataset(samples), subset_size=len(samples))
     imported("openvino").save_model(converted, str(file), compress_to_fp16=False)
+    return [one.meta["val"].shape for one in program.graph.output_node().args[0]]
 
 
 if __name__ == "__main__":

@@ -33,6 +33,13 @@ def test_measured_stages_are_those_of_the_page() -> None:
             assert (one.value, one.unit, one.basis) == (float(value), "ms", "measured")
 
 
+def test_faces_are_found_where_the_config_says_so() -> None:
+    assert of(PAPER)["prepare: find faces"].value == 0.0
+    aligned = of(replace(PAPER, data=replace(PAPER.data, align="celeba_hq")))["prepare: find faces"]
+    assert f"a photograph takes {aligned.value:.0f} ms on one core" in (ROOT / "jobs" / "README.md").read_text()
+    assert aligned.basis == "measured"
+
+
 def test_measured_updates_are_those_of_the_page() -> None:
     table = (ROOT / "cluster" / "README.md").read_text()
     assert "| `paper_512`, 8 images at 512 px | 0.565 s | 0.397 s (0.70) | | 0.082 s (0.15) |" in table

@@ -30,6 +30,7 @@ CONFIG = Config(
 CLUSTER = ClusterConfig(workers_per_node=4, cpus_per_worker=10)
 COUNTED = Counted(flops=1e12, calls=1000, gradient_bytes=1e9, checkpoint_bytes=2e9, example_bytes=1_000_000)
 ROUND = {
+    "prepare: find faces": 0.0,
     "prepare: read, decode, resize, label": 10.0,
     "prepare: sketch": 100.0,
     "prepare: color": 50.0,
@@ -175,6 +176,12 @@ def test_edges_take_longest_on_cpus_and_color_where_gpus_find_them() -> None:
     assert plan.bottleneck == "color"
     plan = simulation.prepare(on_gpus, CLUSTER, known(), 576_000, Shape(4, 1))
     assert (plan.bottleneck, plan.hours) == ("edges", pytest.approx(4.0 + 0.1))
+
+
+def test_faces_that_are_to_be_found_take_their_part() -> None:
+    values = known({"prepare: find faces": 150.0})
+    plan = simulation.prepare(CONFIG, CLUSTER, values, 576_000, Shape(4, 1))
+    assert (plan.hours, plan.bottleneck) == (pytest.approx(1.75 + 0.1), "find faces")
 
 
 def test_cpu_nodes_prepare_before_workers_are_paid_for() -> None:
