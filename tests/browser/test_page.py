@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -374,8 +375,19 @@ def test_the_whole_screen_is_taken_and_given_back(opened: Windows, face: dict[st
         assert window.page.evaluate(taken) is wanted
 
 
-def test_reload_restores(opened: Windows, pair: dict[str, Any], url: str) -> None:
-    window = opened()
+# As WebKit's do in a private window.
+REFUSE_BLOBS = """
+const put = IDBObjectStore.prototype.put;
+IDBObjectStore.prototype.put = function (value, key) {
+  if (Object.values(value).some((one) => one instanceof Blob)) this.transaction.abort();
+  return put.call(this, value, key);
+};
+"""
+
+
+@pytest.mark.parametrize("script", ["", REFUSE_BLOBS], ids=["any", "no blobs"])
+def test_reload_restores(script: str, opened: Windows, pair: dict[str, Any], url: str) -> None:
+    window = opened(script)
     window.open(pair, "overview")
     window.page.locator("#photograph .square").nth(1).click()
     window.page.wait_for_selector("#stage:not(.loading)")
@@ -389,6 +401,20 @@ def test_reload_restores(opened: Windows, pair: dict[str, Any], url: str) -> Non
     window.says("last time")
     window.page.keyboard.press("Control+Enter")
     window.says("Done in")
+
+
+def test_a_stroke_whose_end_nobody_told_holds_up_no_other(opened: Windows, face: dict[str, Any]) -> None:
+    window = opened()
+    window.open(face)
+    window.page.evaluate(
+        """addEventListener("pointerup", (event) => event.stopPropagation(), { capture: true, once: true })"""
+    )
+    window.draw((0.3, 0.3), (0.4, 0.3))  # what a menu of the system may do to it
+    first = window.count("mask")
+    window.draw((0.6, 0.6), (0.7, 0.6))
+    assert window.count("mask") > first > 0
+    window.page.keyboard.press("Control+z")
+    assert window.count("mask") == first
 
 
 def test_live_preview_waits_for_a_busy_server_and_drops_what_is_outdated(opened: Windows, face: dict[str, Any]) -> None:

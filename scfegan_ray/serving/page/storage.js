@@ -5,13 +5,18 @@
 /** @typedef {{edit: string, face: number}} Work */
 
 const DATABASE = "scfegan-editor";
+const VERSION = 2;
 const STORE = "work";
 
 /** @returns {Promise<IDBDatabase>} */
 function connect() {
   return new Promise((resolve, reject) => {
-    const request = indexedDB.open(DATABASE, 1);
-    request.onupgradeneeded = () => request.result.createObjectStore(STORE);
+    const request = indexedDB.open(DATABASE, VERSION);
+    request.onupgradeneeded = () => {
+      const database = request.result;
+      if (database.objectStoreNames.contains(STORE)) database.deleteObjectStore(STORE); // of an older page
+      database.createObjectStore(STORE);
+    };
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);
   });
@@ -37,16 +42,18 @@ async function inStore(mode, act) {
 }
 
 /** @param {Work} work @param {Photograph | null} photograph null where it is kept already */
-export function keep(work, photograph) {
+export async function keep(work, photograph) {
+  // As bytes: WebKit keeps no Blob in a private window.
+  const bytes = photograph && { ...photograph, photograph: await photograph.photograph.arrayBuffer() };
   return inStore("readwrite", (store) => {
-    return [store.put(work, "work"), ...(photograph ? [store.put(photograph, "photograph")] : [])];
+    return [store.put(work, "work"), ...(bytes ? [store.put(bytes, "photograph")] : [])];
   });
 }
 
 /** @returns {Promise<(Work & Photograph) | null>} */
 export async function kept() {
   const [work, photograph] = await inStore("readonly", (store) => [store.get("work"), store.get("photograph")]);
-  return work && photograph ? { ...work, ...photograph } : null;
+  return work && photograph ? { ...work, ...photograph, photograph: new Blob([photograph.photograph]) } : null;
 }
 
 /** @param {string} name @param {string} fallback a small setting */
