@@ -385,6 +385,29 @@ IDBObjectStore.prototype.put = function (value, key) {
 """
 
 
+SLOW_FILES = """
+const read = Blob.prototype.arrayBuffer;
+Blob.prototype.arrayBuffer = async function () {
+  await new Promise((done) => setTimeout(done, 2000));
+  return read.call(this);
+};
+"""
+
+
+def test_the_newest_work_is_kept_while_a_large_photograph_still_is(opened: Windows, face: dict[str, Any]) -> None:
+    window = opened(SLOW_FILES)
+    window.open(face)
+    window.draw((0.3, 0.3), (0.4, 0.3))
+    window.page.wait_for_timeout(1000)
+    window.draw((0.6, 0.6), (0.7, 0.6))
+    marked = window.count("mask")
+    window.page.wait_for_timeout(4000)
+    window.goto(window.page.url)
+    window.page.wait_for_selector("#stage:not(.loading)")
+    window.wait_for_marks("mask")
+    assert window.count("mask") == marked
+
+
 @pytest.mark.parametrize("script", ["", REFUSE_BLOBS], ids=["any", "no blobs"])
 def test_reload_restores(script: str, opened: Windows, pair: dict[str, Any], url: str) -> None:
     window = opened(script)

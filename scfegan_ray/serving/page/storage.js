@@ -41,11 +41,20 @@ async function inStore(mode, act) {
   }
 }
 
-/** @param {Work} work @param {Photograph | null} photograph null where it is kept already */
-export async function keep(work, photograph) {
+/** The last that is kept, or was: one waits for the other, so that the newest stays. */
+let keeping = Promise.resolve();
+
+/** @param {Work} work @param {Photograph | null} photograph null where it is kept already @returns {Promise<void>} */
+export function keep(work, photograph) {
+  keeping = keeping.catch(() => undefined).then(() => write(work, photograph));
+  return keeping;
+}
+
+/** @param {Work} work @param {Photograph | null} photograph */
+async function write(work, photograph) {
   // As bytes: WebKit keeps no Blob in a private window.
   const bytes = photograph && { ...photograph, photograph: await photograph.photograph.arrayBuffer() };
-  return inStore("readwrite", (store) => {
+  await inStore("readwrite", (store) => {
     return [store.put(work, "work"), ...(bytes ? [store.put(bytes, "photograph")] : [])];
   });
 }
