@@ -388,20 +388,25 @@ IDBObjectStore.prototype.put = function (value, key) {
 SLOW_FILES = """
 const read = Blob.prototype.arrayBuffer;
 Blob.prototype.arrayBuffer = async function () {
-  await new Promise((done) => setTimeout(done, 2000));
+  await new Promise((done) => { window.goOn = done; });
   return read.call(this);
 };
 """
 
 
-def test_the_newest_work_is_kept_while_a_large_photograph_still_is(opened: Windows, face: dict[str, Any]) -> None:
+@pytest.mark.parametrize("waits_ms", [0, 1000])
+def test_the_newest_work_is_kept_while_a_large_photograph_still_is(
+    waits_ms: int, opened: Windows, face: dict[str, Any]
+) -> None:
     window = opened(SLOW_FILES)
     window.open(face)
     window.draw((0.3, 0.3), (0.4, 0.3))
-    window.page.wait_for_timeout(1000)
+    window.page.wait_for_function("() => Boolean(window.goOn)")
     window.draw((0.6, 0.6), (0.7, 0.6))
     marked = window.count("mask")
-    window.page.wait_for_timeout(4000)
+    window.page.wait_for_timeout(waits_ms)
+    window.page.evaluate("() => window.goOn()")
+    window.page.wait_for_selector("body[data-kept=yes]")
     window.goto(window.page.url)
     window.page.wait_for_selector("#stage:not(.loading)")
     window.wait_for_marks("mask")

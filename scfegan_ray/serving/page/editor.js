@@ -37,7 +37,8 @@ export class Editor extends EventTarget {
     /** @type {Edit | null} a document that waits for its photograph */
     this.waiting = null;
     this.timer = 0;
-    this.unsaved = false;
+    // Counts changes, so that what is kept can be told from what is there now.
+    this.version = this.keptVersion = 0;
     // Something was drawn that no file holds.
     this.isPrecious = false;
     this.isPhotographKept = false;
@@ -193,7 +194,7 @@ export class Editor extends EventTarget {
 
   /** Keep the work soon. */
   changed() {
-    this.unsaved = true;
+    this.version += 1;
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.keep(), KEEP_AFTER_MS);
     this.tell("changed");
@@ -201,8 +202,9 @@ export class Editor extends EventTarget {
 
   async keep() {
     clearTimeout(this.timer);
-    if (!this.photograph || !this.opened || !this.unsaved) return;
-    this.unsaved = false;
+    if (!this.photograph || !this.opened || this.keptVersion === this.version) return;
+    const { version } = this;
+    this.keptVersion = version;
     const { photograph, name, opened, active: face } = this;
     const edit = JSON.stringify(makeEdit("", { name, width: opened.width, height: opened.height },
       this.faces.map((one) => this.factsOf(one))));
@@ -210,7 +212,7 @@ export class Editor extends EventTarget {
       const isKept = this.isPhotographKept;
       this.isPhotographKept = true;
       await keep({ edit, face }, isKept ? null : { photograph, name, opened });
-      this.tell("kept", true);
+      if (version === this.version) this.tell("kept", true);
     } catch {
       this.isPhotographKept = false;
       this.tell("kept", false);
