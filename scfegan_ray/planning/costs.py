@@ -52,7 +52,7 @@ class Counted:
     example_bytes: int
 
 
-STAGES = ("read, decode, resize, label", "sketch", "color", "encode", "write")
+STAGES = ("read, decode, resize, label", "find faces", "sketch", "color", "encode", "write")
 """Of preparation, in order; `sketch` finds the edges."""
 
 _XEON = "cluster/README.md, Preparation: one core of a Xeon with AMX"
@@ -152,7 +152,7 @@ def gpus_find_edges(config: Config, cluster: ClusterConfig) -> bool:
 
 def _of_data(config: Config, cluster: ClusterConfig, counted: Counted) -> dict[str, Figure]:
     size = config.data.size_px
-    found = {f"prepare: {name}": _sized(_STAGE_MS[name], size, "ms", _XEON) for name in STAGES}
+    found = {f"prepare: {name}": _sized(points, size, "ms", _XEON) for name, points in _STAGE_MS.items()}
     if gpus_find_edges(config, cluster):
         side = working_size_px(config.data.sketch, size)
         found["prepare: sketch"] = Figure(

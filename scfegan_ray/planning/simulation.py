@@ -111,7 +111,7 @@ def prepare(
     """
     uses_gpus = gpus_find_edges(config, cluster)
     cpus, hourly = _preparing(config, cluster, figures, shape, uses_gpus)
-    stages = {name: figures[f"prepare: {name}"].value / 1000 for name in ("find faces", *STAGES)}
+    stages = {name: figures[f"prepare: {name}"].value / 1000 for name in STAGES}
     share = figures["prepare: share that Ray's pipeline reaches"].value
     on_cpus = {name: seconds for name, seconds in stages.items() if not (uses_gpus and name == "sketch")}
     shards = math.ceil(photographs / config.data.shard_images)

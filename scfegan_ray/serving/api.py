@@ -307,17 +307,6 @@ def _routes(current: CurrentModel, options: ServingConfig) -> APIRouter:
         """Fill the holes of squares, one after the other: requests of others may have their turn in between."""
         return [await model_lane.run(request, partial(replay.fill, editor, *one)) for one in asked]
 
-    # Of the milliseconds that a picture takes to be decoded or encoded, other requests wait for none.
-    async def square_of(data: bytes, served: ServedModel) -> NDArray[np.uint8]:
-        return await run_in_threadpool(_square_of, data, served)
-
-    async def filled(picture: NDArray[np.uint8], served: ServedModel) -> Response:
-        return Response(await run_in_threadpool(_png, picture), media_type="image/png", headers=_model_header(served))
-
-    async def answered(fillings: list[Filling], served: ServedModel) -> PicturesAnswer:
-        encoded = [await run_in_threadpool(_png, one.picture) for one in fillings]
-        return PicturesAnswer(pictures=[base64.b64encode(one).decode() for one in encoded], model_uri=served.uri)
-
     @router.get("/model")
     def model() -> ModelAnswer:
         """Tell which model edits."""
@@ -377,8 +366,9 @@ def _routes(current: CurrentModel, options: ServingConfig) -> APIRouter:
     async def edit(request: Request, crop: Crop, face: FaceText) -> Response:
         """Fill the hole of a square."""
         data, drawn, served = await crop.read(), await run_in_threadpool(edits.parse_face, face), current.model
-        [filling] = await fill(request, served.editor, [(await square_of(data, served), drawn)])
-        return await filled(filling.picture, served)
+        picture = await run_in_threadpool(_square_of, data, served)
+        [filling] = await fill(request, served.editor, [(picture, drawn)])
+        return await run_in_threadpool(_filled, filling.picture, served)
 
     @router.post("/variants")
     async def variants(
@@ -386,8 +376,10 @@ def _routes(current: CurrentModel, options: ServingConfig) -> APIRouter:
     ) -> PicturesAnswer:
         """Fill the hole of a square several times, with other noise each."""
         data, drawn, served = await crop.read(), await run_in_threadpool(edits.parse_face, face), current.model
-        picture, variants = await square_of(data, served), [edits.with_seed(drawn, seed) for seed in _seeds(seeds)]
-        return await answered(await fill(request, served.editor, [(picture, one) for one in variants]), served)
+        picture = await run_in_threadpool(_square_of, data, served)
+        variants = [edits.with_seed(drawn, seed) for seed in _seeds(seeds)]
+        fillings = await fill(request, served.editor, [(picture, one) for one in variants])
+        return await run_in_threadpool(_pictured, fillings, served)
 
     @router.post("/batches")
     async def batches(
@@ -399,9 +391,10 @@ def _routes(current: CurrentModel, options: ServingConfig) -> APIRouter:
         if len(crops) != len(faces):
             raise DataError(f"{len(crops)} crops and {len(faces)} faces; give one face for each crop")
         served = current.model
-        pictures = [await square_of(await crop.read(), served) for crop in crops]
+        pictures = [await run_in_threadpool(_square_of, await crop.read(), served) for crop in crops]
         drawn = [await run_in_threadpool(edits.parse_face, face) for face in faces]
-        return await answered(await fill(request, served.editor, zip(pictures, drawn, strict=True)), served)
+        fillings = await fill(request, served.editor, zip(pictures, drawn, strict=True))
+        return await run_in_threadpool(_pictured, fillings, served)
 
     @router.post("/maps", response_class=Response, responses={200: {"content": {"image/png": {}}}})
     async def maps(
@@ -414,14 +407,15 @@ def _routes(current: CurrentModel, options: ServingConfig) -> APIRouter:
     ) -> Response:
         """Fill the hole of a square as maps say that were drawn elsewhere."""
         served = current.model
-        files = (crop, mask, sketch, color)
-        picture, hole, lines, paint = [await square_of(await file.read(), served) for file in files]
+        picture, hole, lines, paint = [
+            await run_in_threadpool(_square_of, await file.read(), served) for file in (crop, mask, sketch, color)
+        ]
 
         def work() -> NDArray[np.uint8]:
             served.editor.set_image(picture)
             return served.editor.edit(hole.any(axis=2), lines.any(axis=2), paint, seed)
 
-        return await filled(await model_lane.run(request, work), served)
+        return await run_in_threadpool(_filled, await model_lane.run(request, work), served)
 
     @router.post("/exports", response_class=Response, responses={200: {"content": dict.fromkeys(MEDIA_TYPES.values())}})
     async def exports(
@@ -502,6 +496,15 @@ def _seeds(text: str) -> list[int]:
     if not isinstance(seeds, list) or not 0 < len(seeds) <= MAX_PICTURES:
         raise DataError(f"seeds is no JSON list of 1 to {MAX_PICTURES} integers")
     return seeds
+
+
+def _filled(picture: NDArray[np.uint8], served: ServedModel) -> Response:
+    return Response(_png(picture), media_type="image/png", headers=_model_header(served))
+
+
+def _pictured(fillings: list[Filling], served: ServedModel) -> PicturesAnswer:
+    pictures = [base64.b64encode(_png(one.picture)).decode() for one in fillings]
+    return PicturesAnswer(pictures=pictures, model_uri=served.uri)
 
 
 def _model_header(served: ServedModel) -> dict[str, str]:

@@ -225,11 +225,11 @@ export class Tools {
       this._moveView(event, finger);
       return;
     }
-    // A menu of the system may have kept to itself that the button was let go.
-    if (this.busy?.pointer === event.pointerId && !event.buttons) this._finish();
     if (this.busy && this.busy.pointer === event.pointerId) {
       const { what } = this.busy;
-      if (what === "split") {
+      if (!event.buttons) {
+        this._finish(); // a menu of the system may have kept to itself that the button was let go
+      } else if (what === "split") {
         this._split(event);
       } else if (what !== "pan") {
         const parts = event.getCoalescedEvents?.() ?? [];
