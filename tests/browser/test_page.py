@@ -393,12 +393,26 @@ Blob.prototype.arrayBuffer = async function () {
 };
 """
 
+# Where the first reading fails, as writing does on a disk that is full for the moment.
+FAILING_FILES = """
+const read = Blob.prototype.arrayBuffer;
+Blob.prototype.arrayBuffer = async function () {
+  await new Promise((done) => { window.goOn = done; });
+  Blob.prototype.arrayBuffer = read;
+  throw new Error("no space");
+};
+"""
 
-@pytest.mark.parametrize("waits_ms", [0, 1000])
+
+@pytest.mark.parametrize(
+    ("script", "waits_ms"),
+    [(SLOW_FILES, 0), (SLOW_FILES, 1000), (FAILING_FILES, 0), (FAILING_FILES, 1000)],
+    ids=["slow", "slow, two saves", "fails", "fails, two saves"],
+)
 def test_the_newest_work_is_kept_while_a_large_photograph_still_is(
-    waits_ms: int, opened: Windows, face: dict[str, Any]
+    script: str, waits_ms: int, opened: Windows, face: dict[str, Any]
 ) -> None:
-    window = opened(SLOW_FILES)
+    window = opened(script)
     window.open(face)
     window.draw((0.3, 0.3), (0.4, 0.3))
     window.page.wait_for_function("() => Boolean(window.goOn)")
@@ -411,6 +425,28 @@ def test_the_newest_work_is_kept_while_a_large_photograph_still_is(
     window.page.wait_for_selector("#stage:not(.loading)")
     window.wait_for_marks("mask")
     assert window.count("mask") == marked
+
+
+def test_two_windows_never_mix_what_they_keep(
+    opened: Windows, face: dict[str, Any], pair: dict[str, Any], url: str
+) -> None:
+    first = opened()
+    first.open(face)
+    first.draw(*MOUTH)
+    first.page.wait_for_selector("body[data-kept=yes]")
+    second = type(first)(first.page.context.new_page())
+    second.goto(url)
+    second.says("last time")
+    second.open(pair, "overview")
+    second.page.wait_for_selector("body[data-kept=yes]")
+    first.draw((0.3, 0.3), (0.4, 0.3))
+    first.page.wait_for_selector("body[data-kept=yes]")
+    marked = first.count("mask")
+    second.goto(url)
+    second.page.wait_for_selector("#stage:not(.loading)")
+    second.wait_for_marks("mask")
+    assert second.count("mask") == marked
+    assert json.loads(second.saved("save-edit"))["photograph"] == {"name": "face.png", "width": 128, "height": 128}
 
 
 @pytest.mark.parametrize("script", ["", REFUSE_BLOBS], ids=["any", "no blobs"])

@@ -28,6 +28,8 @@ export class Editor extends EventTarget {
     this.model = null;
     /** @type {Blob | null} */
     this.photograph = null;
+    // Tells this photograph from others that were opened, also in other windows.
+    this.id = "";
     this.name = "";
     /** @type {import("./backend.js").Opened | null} */
     this.opened = null;
@@ -41,7 +43,7 @@ export class Editor extends EventTarget {
     this.version = this.keptVersion = 0;
     // Something was drawn that no file holds.
     this.isPrecious = false;
-    this.isPhotographKept = false;
+    this.isKeeping = false;
   }
 
   get face() {
@@ -93,7 +95,7 @@ export class Editor extends EventTarget {
     const { limits } = this.modelNow;
     if (photograph.size > limits.upload_bytes) throw new TooLarge(limits.upload_bytes);
     const opened = await this.backend.open(photograph);
-    this._take(photograph, name, opened);
+    this._take(`${Date.now()} ${Math.random()}`, photograph, name, opened);
     const { waiting } = this;
     this.waiting = null;
     if (waiting) await this.load(waiting);
@@ -103,13 +105,13 @@ export class Editor extends EventTarget {
     return width === opened.width && height === opened.height;
   }
 
-  /** @param {Blob} photograph @param {string} name @param {import("./backend.js").Opened} opened */
-  _take(photograph, name, opened) {
+  /** @param {string} id @param {Blob} photograph @param {string} name @param {import("./backend.js").Opened} opened */
+  _take(id, photograph, name, opened) {
+    this.id = id;
     this.photograph = photograph;
     this.name = name;
     this.opened = opened;
     this.isPrecious = false;
-    this.isPhotographKept = false;
     this.faces = opened.faces.map(({ square, problem }) => blankFace(square, problem));
     this.active = -1;
     this.tell("photograph");
@@ -202,29 +204,24 @@ export class Editor extends EventTarget {
 
   async keep() {
     clearTimeout(this.timer);
-    if (!this.photograph || !this.opened || this.keptVersion === this.version) return;
-    const { version } = this;
-    this.keptVersion = version;
-    const { photograph, name, opened, active: face } = this;
-    const edit = JSON.stringify(makeEdit("", { name, width: opened.width, height: opened.height },
-      this.faces.map((one) => this.factsOf(one))));
-    try {
-      const isKept = this.isPhotographKept;
-      this.isPhotographKept = true;
-      await keep({ edit, face }, isKept ? null : { photograph, name, opened });
-      if (version === this.version) this.tell("kept", true);
-    } catch {
-      this.isPhotographKept = false;
-      this.tell("kept", false);
+    if (this.isKeeping) return; // which goes on with the newest
+    this.isKeeping = true;
+    while (this.photograph && this.opened && this.keptVersion !== this.version) {
+      const { version, id, photograph, name, opened, active: face } = this;
+      this.keptVersion = version;
+      const edit = JSON.stringify(makeEdit("", { name, width: opened.width, height: opened.height },
+        this.faces.map((one) => this.factsOf(one))));
+      const well = await keep({ edit, face }, { id, photograph, name, opened }).then(() => true, () => false);
+      if (version === this.version) this.tell("kept", well);
     }
+    this.isKeeping = false;
   }
 
   /** Go on with what the browser kept. @returns {Promise<boolean>} */
   async restore() {
     const work = await kept().catch(() => null);
     if (!work) return false;
-    this._take(work.photograph, work.name, { ...work.opened, faces: [] });
-    this.isPhotographKept = true;
+    this._take(work.id, work.photograph, work.name, { ...work.opened, faces: [] });
     const { faces } = JSON.parse(work.edit);
     if (faces.length) this._put(parseEdit(work.edit));
     await this.show(Math.min(work.face, this.faces.length - 1));

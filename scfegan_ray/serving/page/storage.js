@@ -1,7 +1,7 @@
 // @ts-check
 // What the browser keeps, so that work survives a reload: the photograph and the document.
 
-/** @typedef {{photograph: Blob, name: string, opened: import("./backend.js").Opened}} Photograph */
+/** @typedef {{id: string, photograph: Blob, name: string, opened: import("./backend.js").Opened}} Photograph */
 /** @typedef {{edit: string, face: number}} Work */
 
 const DATABASE = "scfegan-editor";
@@ -41,21 +41,23 @@ async function inStore(mode, act) {
   }
 }
 
-/** The last that is kept, or was: one waits for the other, so that the newest stays. */
-let keeping = Promise.resolve();
-
-/** @param {Work} work @param {Photograph | null} photograph null where it is kept already @returns {Promise<void>} */
-export function keep(work, photograph) {
-  keeping = keeping.catch(() => undefined).then(() => write(work, photograph));
-  return keeping;
-}
-
-/** @param {Work} work @param {Photograph | null} photograph */
-async function write(work, photograph) {
+/**
+ * Keep a photograph and what was drawn on it, in place of the last ones; not twice at a time.
+ * @param {Work} work
+ * @param {Photograph} photograph
+ */
+export async function keep(work, photograph) {
+  const [id] = await inStore("readwrite", (store) => {
+    const request = store.get("id");
+    // A page in another window may have kept its own photograph since.
+    request.onsuccess = () => request.result === photograph.id && store.put(work, "work");
+    return [request];
+  });
+  if (id === photograph.id) return;
   // As bytes: WebKit keeps no Blob in a private window.
-  const bytes = photograph && { ...photograph, photograph: await photograph.photograph.arrayBuffer() };
+  const bytes = { ...photograph, photograph: await photograph.photograph.arrayBuffer() };
   await inStore("readwrite", (store) => {
-    return [store.put(work, "work"), ...(bytes ? [store.put(bytes, "photograph")] : [])];
+    return [store.put(photograph.id, "id"), store.put(bytes, "photograph"), store.put(work, "work")];
   });
 }
 
