@@ -364,6 +364,9 @@ def load_faces(
 ) -> tuple[list[tuple[str, Face]], list[tuple[str, str]]]:
     """Read one photograph, and cut out its faces as CelebA-HQ was; one that is aligned already is taken as it is.
 
+    Their eyes are left to the alignment: where the finder sees them is hardly nearer to the labels' (2.7 px at 512 px
+    against 3.1, medians of 196 faces of CelebAMask-HQ).
+
     Args:
         source: of the photograph.
         key: of the photograph.
