@@ -43,6 +43,7 @@ class Server:
     model_uri: str
     _server: uvicorn.Server
     _thread: threading.Thread
+    _ended: threading.Event
     _current: CurrentModel
 
     @property
@@ -52,8 +53,10 @@ class Server:
 
     def wait(self) -> None:
         """Serve until Ctrl-C or SIGTERM."""
+        # Not by joining: in Python 3.11 a thread counts as ended once Ctrl-C breaks a join off, and whoever believes
+        # that ends Python under a loop that still runs (cpython bpo-45274).
         with contextlib.suppress(KeyboardInterrupt):
-            self._thread.join()
+            self._ended.wait()
         self.close()
 
     def close(self) -> None:
@@ -93,7 +96,15 @@ def start(config: Config, options: ServingConfig, *, model: str = "", device: st
                 timeout_graceful_shutdown=_GOODBYE_SECONDS,
             )
         )
-        thread = threading.Thread(target=server.run, args=([listening],), name="scfegan-server", daemon=True)
+        ended = threading.Event()
+
+        def serve() -> None:
+            try:
+                server.run([listening])
+            finally:
+                ended.set()
+
+        thread = threading.Thread(target=serve, name="scfegan-server", daemon=True)
         if not options.is_local:
             logger.warning("pictures and the token go over the network as they are; put TLS in front of it")
         thread.start()
@@ -105,7 +116,8 @@ def start(config: Config, options: ServingConfig, *, model: str = "", device: st
         listening.close()
         raise
     current.follow()
-    return Server(url_of(options, listening.getsockname()[1], token), current.model.uri, server, thread, current)
+    url = url_of(options, listening.getsockname()[1], token)
+    return Server(url, current.model.uri, server, thread, ended, current)
 
 
 def token_of(options: ServingConfig) -> str:
