@@ -488,10 +488,9 @@ def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 def test_ctrl_c_is_waited_for_until_the_loop_has_ended(model_folder: Path, tmp_path: Path) -> None:
     config = replace(Config(), storage=StorageConfig(path=str(tmp_path)))
     running = server.start(config, ServingConfig(port=0, runtime="torch"), model=str(model_folder))
-    [thread] = [one for one in threading.enumerate() if one.name == "scfegan-server"]
     threading.Timer(0.5, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
     running.wait()
-    assert thread.ident not in sys._current_frames()
+    assert running._thread.ident not in sys._current_frames()
 
 
 def test_a_server_that_is_ended_amid_an_edit_says_nothing(
