@@ -162,7 +162,7 @@ def test_evaluation_has_the_same_digits_by_one_process_and_by_two(
     assert (answer["model_uri"], answer["alias"], answer["promoted"]) == (
         "models:/scfegan-generator/1", "champion", False,
     )  # fmt: skip
-    # What it is worse in depends on the precision that this machine trains in.
+    # In what it is worse was not the same on two kinds of processor.
     assert re.search(r"\w+ (does not beat|is worse than) painted_color's", answer["reason"])
     assert answer["report"] == two["report"]
     assert "starting Ray" not in done.stderr
