@@ -179,11 +179,11 @@ class Lane:
         try:
             await asyncio.wait([done, gone], return_when=asyncio.FIRST_COMPLETED)
             if not done.done():
-                done.cancel()
                 raise _GoneError
             result: ResultT = done.result()
             return result
         finally:
+            done.cancel()  # whatever has not begun
             gone.cancel()
 
     def _timed(self, work: Callable[[], ResultT]) -> ResultT:

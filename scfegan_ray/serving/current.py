@@ -15,6 +15,7 @@ from scfegan_ray.errors import ModelError, ScFeganError
 from scfegan_ray.serving import conversion, loading, runtimes
 from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.serving.options import ServingConfig
+from scfegan_ray.serving.threads import LastingThread
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ class CurrentModel:
         self._config, self._asked, self._options, self._device = config, asked, options, device
         self._refused = ""
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="scfegan-model", daemon=True)
+        self._thread = LastingThread(self._work, "scfegan-model")
         if options.runtime != "auto" or options.precision != "auto":
             runtimes.choose(torch.device(device), options.runtime, options.precision)  # or say why not
         self.model = load(config, choose(config, asked), device)
@@ -157,8 +158,7 @@ class CurrentModel:
     def stop(self) -> None:
         """Look no longer. A compiler that is at work in this process is waited for, which must not end amid that."""
         self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.outlast()
 
     def refresh(self) -> None:
         """Ask the registry once, and take a new champion over if it works."""

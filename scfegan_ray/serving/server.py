@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 import secrets
 import socket
-import threading
 import time
 from dataclasses import dataclass
 from urllib.parse import quote
 
 import uvicorn
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scfegan_ray.config import Config
 from scfegan_ray.errors import ConfigError, StorageError
 from scfegan_ray.serving import api
 from scfegan_ray.serving.current import CurrentModel
 from scfegan_ray.serving.options import ServingConfig
+from scfegan_ray.serving.threads import LastingThread
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +45,7 @@ class Server:
     url: str
     model_uri: str
     _server: uvicorn.Server
-    _thread: threading.Thread
-    _ended: threading.Event
+    _thread: LastingThread
     _current: CurrentModel
 
     @property
@@ -53,17 +55,18 @@ class Server:
 
     def wait(self) -> None:
         """Serve until Ctrl-C or SIGTERM."""
-        # Not by joining: in Python 3.11 a thread counts as ended once Ctrl-C breaks a join off, and whoever believes
-        # that ends Python under a loop that still runs (cpython bpo-45274).
         with contextlib.suppress(KeyboardInterrupt):
-            self._ended.wait()
+            self._thread.wait()
         self.close()
 
     def close(self) -> None:
-        """Answer what was asked, and end."""
+        """Answer what was asked, and end; one more Ctrl-C leaves the answers out."""
         self._server.should_exit = True
-        self._thread.join()
+        self._thread.outlast(self._give_up)
         self._current.stop()
+
+    def _give_up(self) -> None:
+        self._server.force_exit = True
 
 
 def start(config: Config, options: ServingConfig, *, model: str = "", device: str = "cpu") -> Server:
@@ -86,7 +89,7 @@ def start(config: Config, options: ServingConfig, *, model: str = "", device: st
         token = token_of(options) if TOKEN_VARIABLE in os.environ or options.is_local else secrets.token_urlsafe(24)
         server = uvicorn.Server(
             uvicorn.Config(
-                api.create_app(current, options, token=token),
+                _ending(api.create_app(current, options, token=token)),
                 log_level="warning",
                 access_log=False,
                 server_header=False,
@@ -96,15 +99,7 @@ def start(config: Config, options: ServingConfig, *, model: str = "", device: st
                 timeout_graceful_shutdown=_GOODBYE_SECONDS,
             )
         )
-        ended = threading.Event()
-
-        def serve() -> None:
-            try:
-                server.run([listening])
-            finally:
-                ended.set()
-
-        thread = threading.Thread(target=serve, name="scfegan-server", daemon=True)
+        thread = LastingThread(lambda: server.run([listening]), "scfegan-server")
         if not options.is_local:
             logger.warning("pictures and the token go over the network as they are; put TLS in front of it")
         thread.start()
@@ -117,7 +112,7 @@ def start(config: Config, options: ServingConfig, *, model: str = "", device: st
         raise
     current.follow()
     url = url_of(options, listening.getsockname()[1], token)
-    return Server(url, current.model.uri, server, thread, ended, current)
+    return Server(url, current.model.uri, server, thread, current)
 
 
 def token_of(options: ServingConfig) -> str:
@@ -148,6 +143,26 @@ def url_of(options: ServingConfig, port: int, token: str = "", *, here: bool = F
     name = everywhere if options.host in _EVERYWHERE else options.host
     host = f"[{name}]" if ":" in name else name
     return f"http://{host}:{port}/" + (f"?token={quote(token, safe='')}" if token else "")
+
+
+def _ending(app: ASGIApp) -> ASGIApp:
+    """Let a request that the end of the server breaks off be answered as others are, instead of by a traceback."""
+
+    async def ending(scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def sent(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await app(scope, receive, sent)
+        except asyncio.CancelledError:
+            if not has_begun:
+                await JSONResponse({"error": "the editor has ended; start it again"}, 503)(scope, receive, send)
+
+    return ending
 
 
 def _listen(options: ServingConfig) -> socket.socket:

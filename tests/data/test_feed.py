@@ -158,7 +158,10 @@ def test_process_killed_while_idle_is_named(dataset: PreparedDataset, num_killed
     with feeding(dataset, 2) as feed:
         batches = feed.batches(0)
         next(batches)
-        kill(feed.process_ids[:num_killed])
+        killed = feed.process_ids[:num_killed]
+        kill(killed)
+        for one in killed:
+            os.waitid(os.P_PID, one, os.WEXITED | os.WNOWAIT)  # they may end in another order
         with pytest.raises(FeedError, match=f"process {feed.process_ids[0]}, .* lower train.loader_processes"):
             for _ in range(1000):
                 next(batches)

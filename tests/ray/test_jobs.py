@@ -162,8 +162,9 @@ def test_evaluation_has_the_same_digits_by_one_process_and_by_two(
     assert (answer["model_uri"], answer["alias"], answer["promoted"]) == (
         "models:/scfegan-generator/1", "champion", False,
     )  # fmt: skip
-    # In what it is worse was not the same on two kinds of processor.
-    assert re.search(r"\w+ (does not beat|is worse than) painted_color's", answer["reason"])
+    # Far from the border by AVX2 and by AVX-512, whose rounding tips sketch_f1: +0.0131 (-0.0016 to +0.028) by AVX2.
+    assert "seam is worse than painted_color's: " in answer["reason"]
+    assert "hole_psnr is worse than painted_color_ns's: " in answer["reason"]
     assert answer["report"] == two["report"]
     assert "starting Ray" not in done.stderr
     assert client.get_registered_model("scfegan-generator").aliases == {}

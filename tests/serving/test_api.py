@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
-import contextlib
 import io
 import json
 import signal
@@ -485,19 +484,18 @@ def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
         ServingConfig(**wrong)
 
 
-def test_ctrl_c_is_waited_for_until_the_loop_has_ended(model_folder: Path, tmp_path: Path) -> None:
-    config = replace(Config(), storage=StorageConfig(path=str(tmp_path)))
-    running = server.start(config, ServingConfig(port=0, runtime="torch"), model=str(model_folder))
-    threading.Timer(0.5, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
-    running.wait()
-    assert running._thread.ident not in sys._current_frames()
-
-
-def test_a_server_that_is_ended_amid_an_edit_says_nothing(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("interrupted_after", "most_seconds"), [([0.3], 30.0), ([0.3, 0.8], 4.0)])
+def test_ctrl_c_amid_an_edit_is_waited_for_until_the_loop_has_ended(
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    interrupted_after: list[float],
+    most_seconds: float,
 ) -> None:
     config = replace(Config(), storage=StorageConfig(path=str(tmp_path)))
-    running = server.start(config, ServingConfig(port=0, runtime="torch"), model=str(model_folder))
+    running = server.start(config, ServingConfig(port=0, runtime="torch", precision="float32"), model=str(model_folder))
     slow = slow_edits(monkeypatch)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         asked = pool.submit(
@@ -505,9 +503,14 @@ def test_a_server_that_is_ended_amid_an_edit_says_nothing(
         )
         while not slow.began:
             time.sleep(0.01)
-        running.close()  # after five seconds it waits no longer
+        for seconds in interrupted_after:
+            threading.Timer(seconds, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
+        began = time.monotonic()
+        running.wait()  # five seconds for the answer, unless Ctrl-C comes once more
+        assert time.monotonic() - began < most_seconds
+        assert running._thread.ident not in sys._current_frames()
         slow.ends.set()
-        with contextlib.suppress(requests.RequestException):
-            asked.result()
+        assert asked.result().json() == {"error": "the editor has ended; start it again"}
     time.sleep(0.2)
     assert "Event loop is closed" not in caplog.text
+    assert "Traceback" not in capfd.readouterr().err

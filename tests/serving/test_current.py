@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -112,6 +114,26 @@ def test_a_certain_version_is_not_followed(config: Config, tmp_path: Path) -> No
     model._thread.join(60)
     assert not model._thread.is_alive()
     assert model.model.size_px == TINY.data.size_px
+
+
+def test_ctrl_c_does_not_end_it_amid_the_work_of_a_compiler(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_ended = []
+
+    def quickened(served: current.ServedModel, *_: object) -> current.ServedModel:
+        time.sleep(0.6)
+        has_ended.append(True)
+        return served
+
+    monkeypatch.setattr(current, "quickened", quickened)
+    model = current.CurrentModel(config, str(write_model(TINY, tmp_path / "model")), ServingConfig())
+    model.stop()  # there is nothing to wait for yet
+    model.follow()
+    for seconds in (0.1, 0.3):
+        threading.Timer(seconds, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
+    model.stop()
+    assert has_ended
 
 
 def test_edits_become_faster_while_it_serves_already(config: Config, tmp_path: Path) -> None:
