@@ -102,17 +102,23 @@ def start(config: Config, options: ServingConfig, *, model: str = "", device: st
         thread = LastingThread(lambda: server.run([listening]), "scfegan-server")
         if not options.is_local:
             logger.warning("pictures and the token go over the network as they are; put TLS in front of it")
+        url = url_of(options, listening.getsockname()[1], token)
+        running = Server(url, current.model.uri, server, thread, current)
+    except BaseException:
+        listening.close()
+        raise
+    try:
         thread.start()
         while not server.started:
             if not thread.is_alive():
                 raise StorageError("the server ended as it began; its log says why")
             time.sleep(0.01)
+        current.follow()
     except BaseException:
+        running.close()
         listening.close()
         raise
-    current.follow()
-    url = url_of(options, listening.getsockname()[1], token)
-    return Server(url, current.model.uri, server, thread, current)
+    return running
 
 
 def token_of(options: ServingConfig) -> str:

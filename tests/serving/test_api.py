@@ -28,6 +28,7 @@ from scfegan_ray.config import Config, StorageConfig
 from scfegan_ray.data import align
 from scfegan_ray.errors import ConfigError, ModelError
 from scfegan_ray.serving import api, edits, replay, server
+from scfegan_ray.serving.current import CurrentModel
 from scfegan_ray.serving.editor import FaceEditor
 from scfegan_ray.serving.options import ServingConfig
 from scfegan_ray.serving.photograph import Photograph
@@ -514,3 +515,21 @@ def test_ctrl_c_amid_an_edit_is_waited_for_until_the_loop_has_ended(
     time.sleep(0.2)
     assert "Event loop is closed" not in caplog.text
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_ctrl_c_as_it_starts_leaves_no_server(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def follow(self: CurrentModel) -> None:
+        raise KeyboardInterrupt
+
+    def servers() -> set[int | None]:
+        return {one.ident for one in threading.enumerate() if one.name == "scfegan-server"}
+
+    monkeypatch.setattr(CurrentModel, "follow", follow)
+    before = servers()
+    config = replace(Config(), storage=StorageConfig(path=str(tmp_path)))
+    with pytest.raises(KeyboardInterrupt):
+        server.start(config, ServingConfig(port=0), model=str(model_folder))
+    time.sleep(0.1)  # the thread has done its work, and is about to be gone
+    assert servers() == before
