@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
+import mlflow
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.utils import validation
 from numpy.typing import NDArray
 
@@ -307,8 +310,18 @@ def check_usable(config: Config) -> None:
 
 
 def open_client(config: Config) -> MlflowClient:
-    """Return a client whose database is there: two processes that both make a SQLite file's tables spoil them."""
+    """Return a client whose database is there: two processes that both make a SQLite file's tables spoil them.
+
+    Raises:
+        StorageError: MLflow can open no database from where it is installed.
+    """
     uri = tracking_uri(config)
+    if "%" in mlflow.__file__ and urlsplit(uri).scheme.partition("+")[0] in DATABASE_ENGINES:
+        # Alembic, which looks after MLflow's tables, takes the % in its own path for a placeholder.
+        raise StorageError(
+            f"MLflow cannot open {uri} from a Python environment whose path holds a %, {sys.prefix}; "
+            "make the environment in another folder, or give the address of an MLflow server to --tracking.uri"
+        )
     file = places.sqlite_path(uri)
     if file is None:
         return MlflowClient(uri)

@@ -422,6 +422,12 @@ def test_unusable_database_is_one_line(config: Config) -> None:
         tracking.start_run(broken, "tiny", tags={})
 
 
+def test_environment_that_mlflow_cannot_use_is_one_line(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow, "__file__", "/50% done/lib/python3.11/site-packages/mlflow/__init__.py")
+    with pytest.raises(StorageError, match="holds a %.*make the environment in another folder"):
+        tracking.start_run(config, "tiny", tags={})
+
+
 def test_children_are_ended_by_their_parent(config: Config) -> None:
     parent = tracking.start_run(config, "search", tags={})
     names = ("stopped", "broken", "done")
