@@ -93,24 +93,23 @@ def load(config: Config, uri: str, device: str = "cpu") -> ServedModel:
     return ServedModel(loaded, loading.license_of(loaded, config), exact, exact)
 
 
-def quickened(served: ServedModel, options: ServingConfig, device: str = "cpu") -> ServedModel:
+def quickened(served: ServedModel, choice: runtimes.Choice, device: str = "cpu") -> ServedModel:
     """Return a model that edits as its server was told to; that may take seconds to make.
 
     Args:
         served: the model.
-        options: its `runtime` and `precision`.
-        device: where to compute.
+        choice: what is to compute.
+        device: where.
     """
+    if choice == served.exact.choice:
+        return served
     try:
-        choice = runtimes.choose(torch.device(device), options.runtime, options.precision)
-        if choice == served.exact.choice:
-            return served
         editor = FaceEditor(
             served.loaded.generator,
             served.loaded.config,
             device,
-            runtime=options.runtime,
-            precision=options.precision,
+            runtime=choice.runtime,
+            precision=choice.precision,
         )
         _try(editor, editor.config.data.size_px)
     except conversion.StoppedError:
@@ -143,12 +142,11 @@ class CurrentModel:
     """
 
     def __init__(self, config: Config, asked: str, options: ServingConfig, device: str = "cpu") -> None:
-        self._config, self._asked, self._options, self._device = config, asked, options, device
+        self._config, self._asked, self._device, self._poll_seconds = config, asked, device, options.poll_seconds
         self._refused = ""
         self._stopped = threading.Event()
         self._thread = LastingThread(self._work, "scfegan-model")
-        if options.runtime != "auto" or options.precision != "auto":
-            runtimes.choose(torch.device(device), options.runtime, options.precision)  # or say why not
+        self._choice = runtimes.choose(torch.device(device), options.runtime, options.precision)
         self.model = load(config, choose(config, asked), device)
 
     def follow(self) -> None:
@@ -170,7 +168,7 @@ class CurrentModel:
         if uri in (self.model.uri, self._refused):
             return
         try:
-            self.model = quickened(load(self._config, uri, self._device), self._options, self._device)
+            self.model = quickened(load(self._config, uri, self._device), self._choice, self._device)
         except Exception as error:  # whatever is wrong with it, the one that works stays
             self._refused = uri
             logger.error("%s cannot be served, so %s stays: %s", uri, self.model.uri, error)
@@ -179,7 +177,7 @@ class CurrentModel:
 
     def _work(self) -> None:
         with conversion.given_up_when(self._stopped):
-            self.model = quickened(self.model, self._options, self._device)
+            self.model = quickened(self.model, self._choice, self._device)
             if not self._asked or "@" in self._asked:
-                while not self._stopped.wait(self._options.poll_seconds):
+                while not self._stopped.wait(self._poll_seconds):
                     self.refresh()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import util
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -59,7 +59,12 @@ class Choice:
 
     def __str__(self) -> str:
         """Name both."""
-        return f"{self.runtime}, {name_of(self.dtype)}"
+        return f"{self.runtime}, {self.precision}"
+
+    @property
+    def precision(self) -> PrecisionName:
+        """The type's name as the settings spell it."""
+        return cast(PrecisionName, name_of(self.dtype))
 
     @property
     def takes_any_size(self) -> bool:

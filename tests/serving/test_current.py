@@ -147,6 +147,21 @@ def test_edits_become_faster_while_it_serves_already(config: Config, tmp_path: P
     assert model.model.exact is exact
 
 
+def test_what_would_make_edits_faster_is_said_once(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("scfegan_ray.serving.runtimes.util.find_spec", lambda name: None)
+    monkeypatch.setattr("scfegan_ray.precision.has_bfloat16", lambda device: True)
+    monkeypatch.setattr("scfegan_ray.serving.runtimes.has_bfloat16", lambda device: True)
+    folder = write_model(TINY, tmp_path / "model")
+    model = current.CurrentModel(config, str(folder), ServingConfig(precision="bfloat16"))
+    model.follow()
+    model._thread.join(120)
+    assert model.model.editor.choice == runtimes.Choice("torch", torch.bfloat16)
+    assert caplog.text.count(runtimes.INSTALL) == 1
+
+
 def test_what_cannot_be_made_faster_edits_on(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -156,6 +171,6 @@ def test_what_cannot_be_made_faster_edits_on(
         raise RuntimeError("no such operator")
 
     monkeypatch.setattr(runtimes, "compiled", compiled)
-    assert current.quickened(served, ServingConfig(runtime="openvino", precision="float32")) is served
+    assert current.quickened(served, runtimes.Choice("openvino", torch.float32)) is served
     assert "edits go on in torch, float32" in caplog.text
     assert "no such operator" in caplog.text
