@@ -182,20 +182,21 @@ def test_run_waits_for_nodes_and_ends_at_once_where_nobody_trains(
 ) -> None:
     log = tmp_path / "waits.log"
 
-    def begin(already: int) -> subprocess.Popen[str]:
+    def begin(already: int, patience_seconds: int) -> subprocess.Popen[str]:
+        patience = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience_seconds)}
         process = start(
             "train",
             *TINY_ARGUMENTS,
             *("--train.images", "1000000", "--train.cpus-per-worker", "1", "--train.wait-for-nodes"),
             *("--data.prepared", tiny_dataset, "--run-name", "waits"),
             cwd=tmp_path,
-            environment={"RAY_ADDRESS": cluster.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1"},
+            environment={"RAY_ADDRESS": cluster.address} | patience,
             log=log,
         )
         wait_for(lambda: log.read_text().count("run waits, MLflow run") > already, process, log)
         return process
 
-    with begin(0) as process:
+    with begin(0, 1) as process:
         time.sleep(8.0)  # Ray Train would have tried four times, a second each
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
@@ -205,7 +206,8 @@ def test_run_waits_for_nodes_and_ends_at_once_where_nobody_trains(
     assert "2 workers need 2 CPU, the cluster has 1; they will wait for more nodes" in text
     assert "no worker is at work" in text
 
-    with begin(1) as process:
+    # Room comes at once, and two workers may need more than a second to start.
+    with begin(1, 30) as process:
         cluster.add_node(num_cpus=1)
         wait_for(lambda: max(positions(tmp_path / "runs" / "waits" / "checkpoints"), default=0) > 0, process, log)
         process.send_signal(signal.SIGINT)
